@@ -1,0 +1,52 @@
+"""Which step and which evaluation phase a model call belongs to.
+
+Samplers call the model several times per step, at sigmas off the schedule and sometimes at rising sigmas, so evaluations are
+counted; a sigma is never mapped back to a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RISE = 1.01
+"""A sigma more than 1 % above the previous one means the sampler went back: what was cached is older than it looks."""
+
+STAGES = {
+    "heun": 2, "dpm_2": 2, "dpm_2_ancestral": 2, "dpmpp_2s_ancestral": 2, "dpmpp_2s_ancestral_cfg_pp": 2, "dpmpp_sde": 2,
+    "dpmpp_sde_gpu": 2, "seeds_2": 2, "seeds_3": 3, "exp_heun_2_x0": 2, "exp_heun_2_x0_sde": 2, "sa_solver_pece": 2,
+}
+"""Evaluations per step of samplers with a fixed number above one, by ComfyUI's sampler names."""
+
+
+def stages_of(sampler: str) -> int:
+    """Evaluations per step of a sampler name; 1 for unknown and adaptive ones, whose extra evaluations then run in full."""
+    return STAGES.get(sampler.removeprefix("sample_"), 1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of the sampler: its running `index`, the schedule `step` and `phase` it belongs to, its `sigma`,
+    whether sigma is `rising`, and whether the sampler went `beyond` the planned steps."""
+
+    index: int
+    step: int
+    phase: int
+    sigma: float
+    rising: bool
+    beyond: bool
+
+
+class Clock:
+    """Counts evaluations of a run of `steps` steps with `stages` evaluations each."""
+
+    def __init__(self, steps: int, stages: int = 1):
+        self.steps, self.stages = steps, stages
+        self._index, self._sigma = 0, None
+
+    def tick(self, sigma: float) -> Evaluation:
+        """The next evaluation, at noise level `sigma`."""
+        rising = self._sigma is not None and sigma > self._sigma * RISE
+        step, phase = divmod(self._index, self.stages)
+        now = Evaluation(self._index, step, phase, sigma, rising, step >= self.steps)
+        self._index, self._sigma = self._index + 1, sigma
+        return now

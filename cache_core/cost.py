@@ -1,0 +1,101 @@
+"""What a schedule costs: floating point operations and bytes of cache of a FLUX-like transformer.
+
+Counted are the linear layers and the attention of the blocks, which reproduces the FLOPs that papers publish for FLUX.1-dev and
+HunyuanVideo. Embeddings, modulation, norms, the final layer, gathering rows and the sampler's own work are left out, so a speed-up from
+here is an ideal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from .schedule import CacheSchedule
+
+# FLOPs in d^2 per refreshed row of (double, single) blocks when attention is replayed. "published": a single block computes only the MLP
+# columns of its fused first layer; "built": it runs the whole fused layer on those rows, because slicing is unsafe for quantised or patched
+# weights.
+LAYOUTS = {"published": (16, 18), "built": (16, 24)}
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Size of a transformer with double-stream and fused single-stream blocks (MLP ratio 4) at one resolution.
+
+    width: hidden size d. image_tokens, text_tokens: tokens per sample, n in sum. double, single: number of blocks of each sort.
+    All FLOPs are for one sample and one pass; guidance multiplies every kind of step alike. Raises ValueError naming the field.
+    """
+
+    width: int
+    image_tokens: int
+    text_tokens: int
+    double: int
+    single: int
+
+    def __post_init__(self) -> None:
+        for size in fields(self):
+            value, least = getattr(self, size.name), 1 if size.name in ("width", "image_tokens") else 0
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{size.name} must be a whole number of at least {least}.")
+        if self.double + self.single < 1:
+            raise ValueError("double and single must give at least one block in sum.")
+
+    @property
+    def tokens(self) -> int:
+        return self.image_tokens + self.text_tokens
+
+    def flops_full(self) -> int:
+        """FLOPs of an F step: per block and token 24 d^2 for the linear layers and 4 n d for attention."""
+        return (self.double + self.single) * self.tokens * (24 * self.width**2 + 4 * self.tokens * self.width)
+
+    def flops_conservative(self, ratio: float, layout: str = "built", live_attention: bool = False) -> float:
+        """FLOPs of a C step that refreshes the fraction `ratio` (0..1) of all tokens.
+
+        layout: a key of LAYOUTS. With `live_attention` it plays no part: a refreshed row runs the whole block, its attention against kept
+        keys and values.
+        """
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}.")
+        if not 0 <= ratio <= 1:
+            raise ValueError("ratio must be a number from 0 to 1.")
+        if live_attention:
+            return ratio * self.flops_full()
+        double, single = LAYOUTS[layout]
+        return ratio * self.tokens * self.width**2 * (double * self.double + single * self.single)
+
+    def flops_aggressive(self) -> int:
+        """FLOPs of an A step: no block runs."""
+        return 0
+
+
+FLUX_DEV = CostModel(width=3072, image_tokens=4096, text_tokens=512, double=19, single=38)  # FLUX.1-dev at 1024 x 1024
+
+
+def estimated_speedup(schedule: CacheSchedule, cost: CostModel, layout: str = "built", live_attention: bool = False) -> float:
+    """FLOPs of an uncached run over FLOPs of the schedule; 1.0 when every step is full."""
+    spent = schedule.counts()["F"] * cost.flops_full() + schedule.counts()["A"] * cost.flops_aggressive()
+    for kind, ratio in zip(schedule.kinds, schedule.ratios, strict=True):
+        if kind == "C":
+            spent += cost.flops_conservative(ratio, layout, live_attention)
+    return schedule.steps * cost.flops_full() / spent
+
+
+def peak_bytes(schedule: CacheSchedule, cost: CostModel, *, snapshots: int = 1, module_snapshots: int = 1, bytes_per_value: int = 2,
+               branches: int = 1, live_attention: bool = False) -> int:
+    """Bytes of cache held at once, which is what stands after the last history has filled; 0 when nothing is skipped.
+
+    With A steps: `snapshots` final hidden states of n * d values. With C steps: per double block the pre-gate outputs of attention and MLP
+    of both streams (2 n d), per single block its output and the attention before its second linear layer (2 n d), all `module_snapshots`
+    times.
+    live_attention: keys and values of the newest F step (2 n d per block) stand in for the attention outputs.
+    branches: cached streams, such as 2 for cond and uncond, times the batch.
+    """
+    counted = {"snapshots": snapshots, "module_snapshots": module_snapshots, "bytes_per_value": bytes_per_value, "branches": branches}
+    for name, value in counted.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1.")
+    kinds = schedule.counts()
+    tensors = snapshots if kinds["A"] else 0
+    if kinds["C"]:
+        per_block = module_snapshots + 2 if live_attention else 2 * module_snapshots
+        tensors += (cost.double + cost.single) * per_block
+    return tensors * cost.tokens * cost.width * bytes_per_value * branches

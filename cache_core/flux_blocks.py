@@ -1,0 +1,285 @@
+"""FLUX's blocks: what to capture on a full step and how to rebuild them from it on a conservative step.
+
+Attention is inline in these classes and the single block's linears are fused, so re-gating takes a few explicit lines; everything
+that is computed afresh runs through the unmodified block or its own MLP, on gathered rows. Outputs are cached before the
+gate and re-gated with the current step's modulation, as DuCa and TaylorSeer do (algorithm notes: FLUX branches of ToCa).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .history import Batch, put_rows_, take_rows
+from .selectors import count_rows, value_norm
+from .settings import Settings
+from .sites import capture, with_override
+
+
+@dataclass
+class Call:
+    """One model call on its way through the blocks."""
+
+    kind: str
+    """"F", "C" or "A"."""
+    batch: Batch
+    settings: Settings
+    step: int
+    interval: int
+    """Steps since the last full one plus one: the scale of staleness."""
+    ratio: float
+    grid: tuple[int, int] | None
+    """Rows and columns of the image tokens, when known."""
+    modules: bool = False
+    """Whether module outputs are captured (some step of the plan is conservative)."""
+    n_txt: int = 0
+    rows: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def live(self) -> bool:
+        return self.settings.attention == "live"
+
+    def ratio_of(self, stream: str) -> float:
+        if stream == "txt" and self.settings.text_ratio is not None:
+            return self.settings.text_ratio
+        return self.ratio
+
+    def module_value(self, name, owned: bool = False) -> torch.Tensor:
+        return self.batch.value(name, self.settings.module_predictor, owned)
+
+    def record(self, name, tensor: torch.Tensor) -> None:
+        self.batch.record(name, tensor, self.settings.module_predictor.needs)
+
+    def choose(self, name, stream: str, n: int, device, offset: int = 0) -> torch.Tensor | None:
+        """Rows of a stream to refresh at a block, or None for none; `offset` is where the stream starts in the value norms."""
+        k = count_rows(self.ratio_of(stream), n)
+        if not k:
+            return None
+        selector, key = self.settings.selector, (name, stream)
+        generator = torch.Generator().manual_seed(_seed(self.settings.seed, self.step, name, stream))
+        values = self.batch.kept((name, "values"))
+        if values is not None:
+            values = values[:, offset:offset + n]
+        age = self.batch.kept((key, "age")) if selector.staleness else None
+        rows = selector.choose(k, values=values, age=None if age is None else age[:1] if values is None else age,
+                               grid=self.grid if stream == "img" else None, generator=generator, n=n,
+                               interval=self.interval, device=device)
+        if selector.staleness:
+            # Ages carry the batch so that each branch keeps its own part.
+            b = self.batch_size
+            age = torch.ones(b, n, device=device) if age is None else age + 1
+            age.scatter_(1, rows.expand(b, -1), 0.0)
+            self.batch.keep((key, "age"), age)
+        return rows
+
+    batch_size: int = 1
+
+
+def _seed(seed: int, step: int, name: Any, stream: str) -> int:
+    value = (seed & 0xFFFFFFFF) * 1_000_003 + step * 7919 + (0 if stream == "img" else 104_729)
+    for part in name:
+        value = value * 31 + (part if isinstance(part, int) else sum(map(ord, part)))
+    return value % (2**63)
+
+
+def _bound(names, args, kwargs) -> dict:
+    return {**dict(zip(names, args)), **kwargs}
+
+
+def _row_wise_refusal(block, a: dict) -> str | None:
+    """Why this call's rows cannot be computed alone, or None."""
+    if any(a.get(k) is not None for k in ("modulation_dims", "modulation_dims_img", "modulation_dims_txt")):
+        return "the modulation differs between tokens"
+    if a.get("attn_mask") is not None:
+        return "an attention mask is in use"
+    if getattr(block, "flipped_img_txt", False):
+        return "image tokens stand before text tokens"
+    patches = (a.get("transformer_options") or {}).get("patches", {})
+    for name in ("attn1_patch", "attn1_output_patch"):
+        if patches.get(name):
+            return f"another node patches attention ({name})"
+    return None
+
+
+def _gated(x, out, gate):
+    return x + out * gate
+
+
+def _watch_attention(call: Call, name, a: dict) -> dict:
+    """transformer_options that note value norms, and the attention or its keys and values, on a full step."""
+    def watch(attend, q, k, v):
+        if call.settings.selector.score != "random":
+            call.batch.keep((name, "values"), value_norm(v))
+        if call.live:
+            # Kept apart from the model's tensors, because refreshed rows are written into them.
+            call.batch.keep((name, "k"), k.clone())
+            call.batch.keep((name, "v"), v.clone())
+        out = attend(q, k, v)
+        if not call.live and name[0] == "single":
+            call.record((*name, "attn"), out)
+        return out
+
+    return with_override(a.get("transformer_options"), watch)
+
+
+def _live_rows(call: Call, name, rows, a: dict) -> dict:
+    """transformer_options under which gathered rows attend to all keys and values, their own refreshed."""
+    def attend_rows(attend, q, k, v):
+        full = []
+        for part, fresh in (("k", k), ("v", v)):
+            kept = call.batch.kept((name, part))
+            put_rows_(kept, rows, fresh, dim=2)
+            call.batch.keep((name, part), kept)
+            full.append(kept)
+        return attend(q, *full)
+
+    return with_override(a.get("transformer_options"), attend_rows)
+
+
+def _join(first, second, offset):
+    """Rows of the joint sequence from rows of text and of image, either of which may be None."""
+    parts = [p for p in (first, None if second is None else second + offset) if p is not None]
+    if not parts:
+        return None
+    b = max(p.shape[0] for p in parts)
+    return torch.cat([p.expand(b, -1) for p in parts], 1)
+
+
+def _empty_rows(device):
+    return torch.zeros(1, 0, dtype=torch.long, device=device)
+
+
+def _position_rows(pe, rows):
+    """Rotary matrices [B or 1, 1, N, ...] of the chosen rows."""
+    if pe is None:
+        return None
+    if rows.shape[0] == 1 or pe.shape[0] > 1:
+        return take_rows(pe, rows, dim=2)
+    return take_rows(pe.expand(rows.shape[0], *pe.shape[1:]), rows, dim=2)
+
+
+class FluxDouble:
+    """Double-stream block: text and image with their own weights and joint attention; returns (img, txt)."""
+
+    names = ("img", "txt", "vec", "pe", "attn_mask")
+    outputs = {"img_attn": "img_attn.proj", "txt_attn": "txt_attn.proj", "img_mlp": "img_mlp", "txt_mlp": "txt_mlp"}
+
+    @classmethod
+    def skip(cls, a):
+        return a["img"], a["txt"]
+
+    @classmethod
+    def bind(cls, args, kwargs):
+        return _bound(cls.names, args, kwargs)
+
+    @classmethod
+    def modulation(cls, block, vec):
+        if getattr(block, "modulation", True):
+            return block.img_mod(vec), block.txt_mod(vec)
+        return vec
+
+    @classmethod
+    def record(cls, original, block, name, call: Call, a: dict):
+        """Runs the block and captures its pre-gate module outputs."""
+        refusal = _row_wise_refusal(block, a)
+        if refusal is not None:
+            call.batch.refuse(refusal)
+            return original(**a)
+        a["transformer_options"] = _watch_attention(call, name, a)
+        with capture({k: block.get_submodule(path) for k, path in cls.outputs.items()}) as seen:
+            out = original(**a)
+        for key, value in seen.items():
+            call.record((*name, key), value)
+        return out
+
+    @classmethod
+    def conserve(cls, original, block, name, call: Call, a: dict):
+        """Replays the block from its captured outputs, the chosen rows of its MLPs (and attention, if live) computed afresh."""
+        img, txt = a["img"], a["txt"]
+        mods = dict(zip(("img", "txt"), cls.modulation(block, a["vec"])))
+        rows = {"txt": call.choose(name, "txt", txt.shape[1], txt.device),
+                "img": call.choose(name, "img", img.shape[1], img.device, offset=txt.shape[1])}
+        fresh = cls._live(original, block, name, call, a, rows) if call.live else {}
+        out = {}
+        for stream, x in (("img", img), ("txt", txt)):
+            first, second = mods[stream]
+            x = _gated(x, cls._refreshed(call, (*name, f"{stream}_attn"), rows[stream], fresh.get(f"{stream}_attn")), first.gate)
+            part = fresh.get(f"{stream}_mlp")
+            if part is None and rows[stream] is not None:
+                chosen = getattr(block, f"{stream}_norm2")(take_rows(x, rows[stream]))
+                part = getattr(block, f"{stream}_mlp")(torch.addcmul(second.shift, chosen, 1 + second.scale))
+            out[stream] = _gated(x, cls._refreshed(call, (*name, f"{stream}_mlp"), rows[stream], part), second.gate)
+        if txt.dtype == torch.float16:
+            out["txt"] = torch.nan_to_num(out["txt"], nan=0.0, posinf=65504, neginf=-65504)
+        return out["img"], out["txt"]
+
+    @staticmethod
+    def _refreshed(call, site, rows, fresh):
+        """A site's value with fresh rows written in; they become its correction."""
+        if fresh is None:
+            return call.module_value(site)
+        call.batch.correct(site, fresh, call.settings.module_predictor, rows)
+        return put_rows_(call.module_value(site, owned=True), rows, fresh)
+
+    @classmethod
+    def _live(cls, original, block, name, call, a, rows):
+        """Pre-gate outputs of the chosen rows, from the unmodified block on those rows against all keys and values."""
+        img, txt = a["img"], a["txt"]
+        joint = _join(rows["txt"], rows["img"], txt.shape[1])
+        if joint is None:
+            return {}
+        streams = {s: take_rows(x, rows[s] if rows[s] is not None else _empty_rows(x.device)) for s, x in (("img", img), ("txt", txt))}
+        options = _live_rows(call, name, joint, a)
+        with capture({k: block.get_submodule(path) for k, path in cls.outputs.items()}) as seen:
+            original(**{**a, **streams, "pe": _position_rows(a.get("pe"), joint), "transformer_options": options})
+        return {k: v for k, v in seen.items() if v.shape[1]}
+
+
+class FluxSingle:
+    """Single-stream block: parallel attention and MLP over the joint sequence (text first); returns x."""
+
+    names = ("x", "vec", "pe", "attn_mask")
+
+    @classmethod
+    def skip(cls, a):
+        return a["x"]
+
+    @classmethod
+    def bind(cls, args, kwargs):
+        return _bound(cls.names, args, kwargs)
+
+    @classmethod
+    def record(cls, original, block, name, call: Call, a: dict):
+        refusal = _row_wise_refusal(block, a)
+        if refusal is not None:
+            call.batch.refuse(refusal)
+            return original(**a)
+        a["transformer_options"] = _watch_attention(call, name, a)
+        with capture({"out": block.linear2}) as seen:
+            out = original(**a)
+        call.record((*name, "out"), seen["out"])
+        return out
+
+    @classmethod
+    def conserve(cls, original, block, name, call: Call, a: dict):
+        """Replays the fused output; the chosen rows run through the unmodified block with cached or live attention."""
+        x, n_txt = a["x"], call.n_txt
+        rows = _join(call.choose(name, "txt", n_txt, x.device) if n_txt else None,
+                     call.choose(name, "img", x.shape[1] - n_txt, x.device, offset=n_txt), n_txt)
+        fresh = None
+        if rows is not None:
+            if call.live:
+                options = _live_rows(call, name, rows, a)
+            else:
+                cached = take_rows(call.module_value((*name, "attn")), rows)
+                options = with_override(a.get("transformer_options"), lambda attend, q, k, v: cached)
+            with capture({"out": block.linear2}) as seen:
+                original(**{**a, "x": take_rows(x, rows), "pe": _position_rows(a.get("pe"), rows), "transformer_options": options})
+            fresh = seen["out"]
+        gate = (block.modulation(a["vec"])[0] if block.modulation else a["vec"]).gate
+        out = _gated(x, FluxDouble._refreshed(call, (*name, "out"), rows, fresh), gate)
+        if out.dtype == torch.float16:
+            out = torch.nan_to_num(out, nan=0.0, posinf=65504, neginf=-65504)
+        return out

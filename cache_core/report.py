@@ -1,0 +1,327 @@
+"""What a cached run did: one record per evaluation, totals, a table for people, JSON for everything else.
+
+Times come measured from outside. Nothing here turns a count into a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from itertools import groupby
+from operator import index
+from statistics import median
+
+FORMAT = 1
+KINDS = {"F": "full", "C": "conservative", "A": "aggressive"}
+TABLE_ROWS = 48
+MESSAGES_SHOWN = 8
+LOW_STEPS = 10
+"""Below this many steps caching has little to skip."""
+
+REASONS: dict[str, tuple[str, str]] = {
+    "no_snapshot": (
+        "nothing was cached for this conditioning, size and batch",
+        "Keep prompt, size and batch the same during a run, and plan a full step before the first cached one.",
+    ),
+    "rising": (
+        "the sampler went back to a higher noise level, where cached features are out of date",
+        "Choose a sampler that only goes down, such as euler or dpmpp_2m.",
+    ),
+    "beyond": (
+        "the sampler evaluated the model more often than its steps say",
+        "Choose a sampler with a fixed number of evaluations per step, such as euler or dpmpp_2m.",
+    ),
+    "mismatch": ("what was cached did not fit the running model call", "Look at the messages of this report for the cause."),
+    "refused": ("the model could not refresh single tokens here", "Use a schedule without conservative steps, or look at the messages."),
+    "memory": ("the cache would not have fitted into memory", "Lower the resolution or the batch, or use aggressive steps only."),
+}
+"""Why an evaluation did not run as planned, and what helps. A reason outside this table is shown as it is written."""
+
+
+@dataclass
+class StepRecord:
+    """One evaluation of the sampler.
+
+    step: of the schedule. phase: which evaluation within the step, 0 for the first. sigma: noise level.
+    planned, actual: "F", "C" or "A". reason: "planned", or why actual differs: a key of `REASONS` or free text.
+    calls: model calls the host made, of which full_calls computed every block in full. milliseconds: measured wall time.
+    ratio: share of tokens refreshed. cached_bytes: held after the evaluation.
+    forecast_error: relative L1 error of a forecast where the truth was then computed, else None.
+    """
+
+    step: int
+    phase: int
+    sigma: float
+    planned: str
+    actual: str
+    reason: str = "planned"
+    calls: int = 1
+    full_calls: int = 0
+    milliseconds: float = 0.0
+    ratio: float = 0.0
+    cached_bytes: int = 0
+    forecast_error: float | None = None
+
+    def to_dict(self) -> dict:
+        return {f.name: _WRITE[f.type](getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> StepRecord:
+        """ValueError names a field that is missing or of the wrong type."""
+        record = cls(**_read(cls, data, "record"))
+        for name in ("planned", "actual"):
+            if getattr(record, name) not in KINDS:
+                raise ValueError(f"{name} of a record must be F, C or A, not {getattr(record, name)!r}.")
+        return record
+
+
+@dataclass
+class Report:
+    """A whole run.
+
+    method, family, predictor, selector: names; family is empty when the model is not one the cache knows. steps: of the schedule.
+    wall_seconds: of the whole run, measured. messages: sentences for the user. peak_bytes: most bytes cached at once.
+    schedule: the plan as `CacheSchedule.to_dict` gives it.
+    conservative_cost: work of a conservative step as a share of a full one, where known.
+    """
+
+    records: list[StepRecord] = field(default_factory=list)
+    method: str = "custom"
+    family: str = ""
+    predictor: str = ""
+    selector: str = ""
+    steps: int = 0
+    wall_seconds: float = 0.0
+    messages: list[str] = field(default_factory=list)
+    peak_bytes: int = 0
+    schedule: dict = field(default_factory=dict)
+    conservative_cost: float | None = None
+
+    def totals(self) -> dict:
+        """Sums over the records.
+
+        calls, full_calls: model calls made, and those computed in full. full, conservative, aggressive: evaluations by what really ran.
+        skipped: aggressive evaluations without any full call. changed: evaluations that did not run as planned.
+        milliseconds, median_milliseconds: measured; the sum, and the median of each kind that ran.
+        call_speedup: evaluations over their work in full evaluations, None without records. A conservative one counts as
+        `conservative_cost`, and as a full one where that is not known. It says nothing about time.
+        """
+        ran = Counter(r.actual for r in self.records)
+        errors = [r.forecast_error for r in self.records if r.forecast_error is not None]
+        work = sum(self._work(r) for r in self.records)
+        return {
+            "calls": sum(r.calls for r in self.records),
+            "full_calls": sum(r.full_calls for r in self.records),
+            "evaluations": len(self.records),
+            **{name: ran[kind] for kind, name in KINDS.items()},
+            "skipped": sum(r.actual == "A" and r.full_calls == 0 for r in self.records),
+            "changed": sum(r.actual != r.planned for r in self.records),
+            "wall_seconds": self.wall_seconds,
+            "milliseconds": sum(r.milliseconds for r in self.records),
+            "median_milliseconds": {k: median(r.milliseconds for r in self.records if r.actual == k) for k in KINDS if ran[k]},
+            "call_speedup": len(self.records) / work if work else None,
+            "peak_bytes": max([self.peak_bytes, *(r.cached_bytes for r in self.records)]),
+            "worst_forecast_error": _worst(errors),
+        }
+
+    def _work(self, r: StepRecord) -> float:
+        """Work of an evaluation in full evaluations; a call that ran in full counts in full whatever the evaluation was called."""
+        if r.actual == "F":
+            return 1.0
+        in_full = min(1.0, r.full_calls / r.calls) if r.calls else 0.0
+        cheap = 0.0 if r.actual == "A" else 1.0 if self.conservative_cost is None else self.conservative_cost
+        return in_full + (1 - in_full) * cheap
+
+    def why_nothing(self) -> str | None:
+        """One or two sentences with reason and remedy when no evaluation was cheaper than a full one, else None."""
+        if any(r.actual != "F" for r in self.records):
+            return None
+        return "Nothing was skipped: " + self._cause()
+
+    def _cause(self) -> str:
+        if not self.records:
+            return "the model was not evaluated in this run. Connect the patched model to the sampler that runs."
+        if not self.family:
+            return "the cache does not know this model, so it was sampled plainly. The help page of the node lists the models it knows."
+        wanted = [r for r in self.records if r.planned != "F"]
+        if not wanted:
+            if 0 < self.steps < LOW_STEPS:
+                return (
+                    f"with {self.steps} steps the schedule plans full steps only. "
+                    "Caching saves little in so few steps; sample with more, or leave the cache out."
+                )
+            return (
+                "the schedule plans full steps only. "
+                "Choose an interval of 2 or more, fewer warm-up and tail steps, or a wider range from start to end."
+            )
+        reason, count = Counter(r.reason for r in wanted).most_common(1)[0]
+        what, remedy = REASONS.get(reason, (reason.rstrip("."), "Look at the messages of this report, or choose a milder preset."))
+        return f"in {count} of the {len(wanted)} evaluations planned to be cheaper, {what}. {remedy}"
+
+    def to_dict(self) -> dict:
+        """Plain data for JSON; `totals` is derived and ignored by `from_dict`, numbers that are not finite become strings."""
+        own = {f.name: _WRITE[f.type](getattr(self, f.name)) for f in fields(self) if f.type in _WRITE}
+        rows = {"messages": [str(m) for m in self.messages], "schedule": dict(self.schedule), "totals": _finite(self.totals())}
+        return {"format": FORMAT, "kind": "cache_report", **own, **rows, "records": [r.to_dict() for r in self.records]}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Report:
+        """The report that `to_dict` wrote; ValueError names what does not fit."""
+        if not isinstance(data, dict) or data.get("kind") != "cache_report":
+            raise ValueError("kind must be 'cache_report': this is not a report of a cached run.")
+        if data.get("format") != FORMAT:
+            raise ValueError(f"format must be {FORMAT}, not {data.get('format')!r}: the report was written by another version.")
+        for name, kind in (("records", list), ("messages", list), ("schedule", dict)):
+            if not isinstance(data.get(name), kind):
+                raise ValueError(f"{name} of a report must be a {kind.__name__}.")
+        lists = {"records": [StepRecord.from_dict(r) for r in data["records"]], "messages": [str(m) for m in data["messages"]]}
+        return cls(**_read(cls, data, "report"), **lists, schedule=data["schedule"])
+
+    def to_json(self, indent: int | None = None) -> str:
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the report is not JSON: {error}.") from error
+        return cls.from_dict(data)
+
+    def text(self) -> str:
+        """The run as plain text of at most about 70 lines; long runs are folded."""
+        t = self.totals()
+        lines = [
+            f"{self.method} on {self.family or 'an unknown model'}: {self.steps} steps, {t['evaluations']} evaluations, "
+            f"{t['wall_seconds']:.2f} s measured",
+            f"full {t['full']}, conservative {t['conservative']}, aggressive {t['aggressive']}; "
+            f"skipped {t['skipped']} of {t['evaluations']}; model calls {t['calls']}, of them {t['full_calls']} in full",
+        ]
+        if self.predictor or self.selector:
+            lines.append(f"predictor {self.predictor or '-'}, tokens {self.selector or '-'}")
+        if t["median_milliseconds"]:
+            lines.append("median ms per evaluation: " + ", ".join(f"{KINDS[k]} {v:.1f}" for k, v in t["median_milliseconds"].items()))
+        if t["call_speedup"]:
+            cost = 1 if self.conservative_cost is None else self.conservative_cost
+            share = f"; a conservative step taken as {cost:.3g} of a full one" if t["conservative"] else ""
+            lines.append(f"ideal speed-up {t['call_speedup']:.2f} (work counted, not timed{share})")
+        lines.append(f"cached at most {_size(t['peak_bytes'])}")
+        if t["worst_forecast_error"] is not None:
+            lines.append(f"worst forecast error {t['worst_forecast_error']:.3g}")
+        if t["changed"]:
+            lines.append(f"{t['changed']} evaluations did not run as planned")
+        lines += [x for x in (self.why_nothing(),) if x]
+        lines += [" ".join(m.split()) for m in self.messages[:MESSAGES_SHOWN]]
+        if len(self.messages) > MESSAGES_SHOWN:
+            lines.append(f"and {len(self.messages) - MESSAGES_SHOWN} more messages")
+        return "\n".join(lines + self._table())
+
+    def _table(self) -> list[str]:
+        if not self.records:
+            return []
+        rows = [_row(g) for g in _fold(self.records)]
+        used = [i for i in range(len(_HEAD)) if any(r[i] for r in rows)]
+        width = [max(map(len, column)) for column in zip(_HEAD, *rows, strict=True)]
+
+        def line(row) -> str:
+            return "  ".join(row[i].ljust(width[i]) if i in _LEFT else row[i].rjust(width[i]) for i in used).rstrip()
+
+        return ["", line(_HEAD), *map(line, rows)]
+
+
+_HEAD = ("step", "sigma", "ran", "calls", "in full", "ms", "tokens", "cached", "error", "why")
+_LEFT = (2, 9)
+
+
+def _fold(records: list[StepRecord]) -> list[list[StepRecord]]:
+    """Rows of the table: single records, else runs of equal ones, else stretches of equal length."""
+    if len(records) <= TABLE_ROWS:
+        return [[r] for r in records]
+    runs = [list(g) for _, g in groupby(records, lambda r: (r.planned, r.actual, r.reason, r.calls, r.full_calls, r.ratio))]
+    if len(runs) <= TABLE_ROWS:
+        return runs
+    size = math.ceil(len(records) / TABLE_ROWS)
+    return [records[i : i + size] for i in range(0, len(records), size)]
+
+
+def _row(group: list[StepRecord]) -> tuple[str, ...]:
+    first, last = group[0], group[-1]
+
+    def ends(show) -> str:
+        a, b = show(first), show(last)
+        return a if a == b else f"{a}..{b}"
+
+    letters = "".join(r.actual for r in group)
+    if len(letters) > 24:
+        letters = " ".join(f"{k}{letters.count(k)}" for k in KINDS if k in letters)
+    changed = Counter(r.reason for r in group if r.actual != r.planned)
+    if len(group) == 1 and changed:
+        letters = f"{first.actual} for {first.planned}"
+    reasons = [REASONS.get(name, (name,))[0] + (f" ({count} times)" if len(group) > 1 else "") for name, count in changed.most_common(2)]
+    ratios = [r.ratio for r in group if r.actual == "C"]
+    errors = [r.forecast_error for r in group if r.forecast_error is not None]
+    return (
+        ends(lambda r: f"{r.step}.{r.phase}" if r.phase else str(r.step)),
+        ends(lambda r: f"{r.sigma:.4g}"),
+        letters,
+        str(sum(r.calls for r in group)),
+        str(sum(r.full_calls for r in group)),
+        f"{sum(r.milliseconds for r in group):.1f}",
+        f"{100 * median(ratios):.3g} %" if ratios else "",
+        _size(max(r.cached_bytes for r in group)),
+        f"{_worst(errors):.3g}" if errors else "",
+        " ".join("; ".join(reasons).split()),
+    )
+
+
+def _worst(errors: list[float]) -> float | None:
+    return max(errors, key=lambda e: math.inf if math.isnan(e) else e, default=None)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1024
+    return f"{count:.3g} GiB"
+
+
+def _number(x) -> float | str:
+    """A float, or the string that float() reads back where JSON has no number for it."""
+    x = float(x)
+    return x if math.isfinite(x) else str(x)
+
+
+def _finite(x):
+    if isinstance(x, dict):
+        return {k: _finite(v) for k, v in x.items()}
+    return _number(x) if isinstance(x, float) else x
+
+
+def _string(x) -> str:
+    if not isinstance(x, str):
+        raise TypeError
+    return x
+
+
+_WRITE = {"int": int, "float": _number, "str": str, "float | None": lambda x: None if x is None else _number(x)}
+_READ = {"int": index, "float": float, "str": _string, "float | None": lambda x: None if x is None else float(x)}
+
+
+def _read(cls, data, what) -> dict:
+    """The plain fields of a dataclass from a dict."""
+    if not isinstance(data, dict):
+        raise ValueError(f"each {what} must be a JSON object, not {type(data).__name__}.")
+    out = {}
+    for f in fields(cls):
+        if f.type not in _READ:
+            continue
+        if f.name not in data:
+            raise ValueError(f"{f.name} is missing in a {what}.")
+        try:
+            out[f.name] = _READ[f.type](data[f.name])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{f.name} of a {what} must be {f.type}, not {data[f.name]!r}.") from error
+    return out

@@ -1,0 +1,17 @@
+"""What a user drags in. Each node turns widgets into a value; `host` is the only module that touches ComfyUI."""
+
+from comfy_api.latest import ComfyExtension
+
+from .cache_report import CacheReport
+from .demo_model import DemoCaption, DemoModel
+from .dual_cache import DualCache
+from .dual_cache_sampler import DualCacheSampler
+from .schedule_builder import CacheScheduleBuilder
+from .vcache_patch import VCacheAttentionPatch
+
+NODES = [CacheScheduleBuilder, DualCache, VCacheAttentionPatch, DualCacheSampler, CacheReport, DemoModel, DemoCaption]
+
+
+class DualCacheExtension(ComfyExtension):
+    async def get_node_list(self):
+        return NODES

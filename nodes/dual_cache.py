@@ -1,0 +1,57 @@
+"""Dual Cache: patches a model so that any sampler node runs it by a caching plan."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..cache_core.predictors import predictor
+from ..cache_core.recipes import from_preset, preset_names
+from . import host
+from .types import ADVANCED, CATEGORY, Schedule
+
+FROM_PRESET = "from preset"
+
+
+def settings_from(preset, schedule=None, forecast=FROM_PRESET, gain=0.9):
+    """Settings that the widgets of Dual Cache describe."""
+    changes = {}
+    if forecast != FROM_PRESET:
+        changes["predictor"] = predictor(forecast, **({} if forecast == "reuse" else {"gain": gain}))
+    return from_preset(preset, schedule, **changes)
+
+
+def forecast_inputs():
+    """The advanced inputs that Dual Cache and Dual Cache Sampler share."""
+    return [
+        io.Combo.Input("forecast", options=[FROM_PRESET, "reuse", "linear"], default=FROM_PRESET, extra_dict=ADVANCED,
+                       tooltip="How the final hidden state is rebuilt on a skipped step: kept as it was, or drawn on along the last two full steps."),
+        io.Float.Input("gain", default=0.9, min=0.0, max=1.5, step=0.05, extra_dict=ADVANCED,
+                       tooltip="Strength of a linear forecast; a little below 1 helps the worst pictures. Used when forecast is set above."),
+    ]
+
+
+class DualCache(io.ComfyNode):
+    """Patches a MODEL with a caching method; sampling itself stays with the sampler node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DualCache",
+            display_name="Dual Cache",
+            category=CATEGORY,
+            description="Makes sampling faster by not computing what barely changes between steps. Works with any sampler node.",
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model to speed up."),
+                io.Combo.Input("preset", options=preset_names(), default="balanced",
+                               tooltip="The method and its plan: quality skips least, fast skips most, the others are named after their papers."),
+                Schedule.Input("schedule", optional=True, tooltip="A plan from Cache Schedule Builder; it replaces the preset's own."),
+                *forecast_inputs(),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, patched.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, preset, schedule=None, forecast=FROM_PRESET, gain=0.9) -> io.NodeOutput:
+        request = host.CacheRequest(settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id)
+        return io.NodeOutput(host.patch(model, host.KEY, request))

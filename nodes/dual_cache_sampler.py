@@ -1,0 +1,49 @@
+"""Dual Cache Sampler: KSampler with caching built in, and the report as an output."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..cache_core.recipes import preset_names
+from . import host
+from .dual_cache import FROM_PRESET, forecast_inputs, settings_from
+from .types import CATEGORY, Report, Schedule
+
+
+class DualCacheSampler(io.ComfyNode):
+    """Samples like KSampler, by a caching plan."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DualCacheSampler",
+            display_name="Dual Cache Sampler",
+            category=CATEGORY,
+            description="KSampler with dual caching: full, conservative and aggressive steps by a plan. Gives the latent and a report of what happened.",
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Seed of the noise."),
+                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Steps of the sampler."),
+                io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                               tooltip="Classifier-free guidance; 1 runs the positive prompt alone."),
+                io.Combo.Input("sampler_name", options=host.SAMPLERS, default="euler", tooltip="The algorithm that follows the noise levels."),
+                io.Combo.Input("scheduler", options=host.SCHEDULERS, default="simple", tooltip="How the noise levels are spaced."),
+                io.Conditioning.Input("positive", tooltip="What the picture should show."),
+                io.Conditioning.Input("negative", tooltip="What it should not show."),
+                io.Latent.Input("latent_image", tooltip="The latent to start from."),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1 keeps part of the given latent."),
+                io.Combo.Input("preset", options=preset_names(), default="balanced", tooltip="The caching method and its plan."),
+                Schedule.Input("schedule", optional=True, tooltip="A plan from Cache Schedule Builder; it replaces the preset's own."),
+                *forecast_inputs(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), Report.Output(display_name="report")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, preset,
+                schedule=None, forecast=FROM_PRESET, gain=0.9) -> io.NodeOutput:
+        request = host.CacheRequest(settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id)
+        patched = host.patch(model, host.KEY, request)
+        latent = host.sample(patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
+        return io.NodeOutput(latent, request.box.report)

@@ -1,0 +1,241 @@
+"""The only file that touches ComfyUI: registers wrappers on a model patcher and tells the controller what happens.
+
+A node clones the patcher and stores immutable settings in it. State is made when sampling starts (OUTER_SAMPLE) and gone when it
+ends, however it ends; nothing of a run stays on the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from dataclasses import dataclass, field, replace
+
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+from comfy.patcher_extension import WrappersMP
+
+from ..cache_core.clock import stages_of
+from ..cache_core.controller import Controller
+from ..cache_core.report import Report
+from ..cache_core.selectors import Selector
+from ..cache_core.settings import Settings
+from ..cache_core.sites import CacheMismatch
+
+log = logging.getLogger("dual_cache")
+KEY = "dual_cache"
+TOKENS = "dual_cache_tokens"
+RUN = "dual_cache_run"
+OTHER_CACHES = {"easycache": "EasyCache or LazyCache"}
+
+
+class ReportBox:
+    """Where a patched model's last report can be read; a plain object, because ComfyUI copies dicts and lists."""
+
+    def __init__(self):
+        self.report: Report | None = None
+
+
+@dataclass(frozen=True)
+class CacheRequest:
+    """What the Dual Cache node leaves in a model: the settings, the node to report to and the box for the report."""
+
+    settings: Settings
+    node_id: str | None = None
+    box: ReportBox = field(default_factory=ReportBox)
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """What the V-Cache Attention Patch leaves in a model: how conservative steps choose their tokens."""
+
+    selector: Selector
+    ratio: float | None
+    text_ratio: float | None
+    attention: str
+    seed: int
+
+
+class _Run:
+    """A running controller in transformer_options."""
+
+    def __init__(self, controller: Controller, request: CacheRequest):
+        self.controller, self.request, self.sent = controller, request, 0
+
+
+def patch(model, key: str, request) -> object:
+    """A clone of the model that carries `request` and our wrappers; patching again replaces the earlier request."""
+    model = model.clone()
+    model.model_options.setdefault("transformer_options", {})[key] = request
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _outer_sample), (WrappersMP.PREDICT_NOISE, _predict_noise), (WrappersMP.APPLY_MODEL, _apply_model)):
+        model.remove_wrappers_with_key(kind, KEY)
+        model.add_wrapper_with_key(kind, KEY, wrapper)
+    return model
+
+
+def request_of(model) -> CacheRequest | None:
+    """The Dual Cache request a model carries, or None."""
+    return model.model_options.get("transformer_options", {}).get(KEY)
+
+
+def _settings(options: dict) -> Settings:
+    request, tokens = options[KEY], options.get(TOKENS)
+    if tokens is None:
+        return request.settings
+    return replace(request.settings, selector=tokens.selector, ratio=tokens.ratio, text_ratio=tokens.text_ratio,
+                   attention=tokens.attention, seed=tokens.seed)
+
+
+def _conflict(model_options: dict) -> str | None:
+    """Why caching stands aside for this run, or None."""
+    options = model_options.get("transformer_options", {})
+    wrappers = {key for by_key in options.get("wrappers", {}).values() for key in by_key}
+    for key, name in OTHER_CACHES.items():
+        if key in options or key in wrappers:
+            return f"{name} is on this model too; two caches would count each other's skips. Remove one of them."
+    if "multigpu_clones" in model_options:
+        return "the model is split over several GPUs, which Dual Cache does not support yet."
+    return None
+
+
+def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    guider = executor.class_obj
+    options = guider.model_options.get("transformer_options", {})
+    request = options.get(KEY)
+    if request is None:
+        if TOKENS in options:
+            log.warning("V-Cache Attention Patch chooses tokens for Dual Cache; without a Dual Cache node nothing is cached.")
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    levels = sigmas.tolist()
+    conflict = _conflict(guider.model_options) if len(levels) > 1 else "there is nothing to sample."
+    settings = Settings(method=request.settings.method) if conflict else _settings(options)
+    if len(levels) < 2:
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    controller = Controller(settings, levels, stages_of(name))
+    if conflict:
+        controller.say(f"Nothing was cached: {conflict}")
+    run = _Run(controller, request)
+    guider.model_options["transformer_options"] = {**options, RUN: run}
+    try:
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    finally:
+        guider.model_options["transformer_options"].pop(RUN, None)
+        report = request.box.report = controller.finish()
+        _send_steps(run, report)
+        _tell(report, request.node_id)
+
+
+def _predict_noise(executor, x, timestep, model_options=None, seed=None):
+    options = (model_options or {}).get("transformer_options", {})
+    run = options.get(RUN)
+    if run is not None:
+        run.controller.begin_evaluation(float(timestep.flatten()[0]))
+        _send_steps(run, run.controller)
+    return executor(x, timestep, {} if model_options is None else model_options, seed)
+
+
+def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    options = {} if transformer_options is None else transformer_options
+    arguments = (x, t, c_concat, c_crossattn, control, options)
+    run = options.get(RUN)
+    if run is None:
+        return executor(*arguments, **kwargs)
+    model = executor.class_obj.diffusion_model
+    chunks = _chunks(x, c_concat, c_crossattn, control, options, kwargs)
+    patch_size = getattr(model, "patch_size", 2)
+    grid = tuple(math.ceil(n / patch_size) for n in x.shape[-2:]) if isinstance(patch_size, int) and x.ndim == 4 else None
+    try:
+        with run.controller.call(model, chunks, grid):
+            return executor(*arguments, **kwargs)
+    except CacheMismatch as mismatch:
+        run.controller.say(str(mismatch))
+        with run.controller.retry(model, chunks, grid):
+            return executor(*arguments, **kwargs)
+
+
+def _shape(value):
+    if hasattr(value, "shape"):
+        return tuple(value.shape[1:])
+    return tuple(_shape(v) for v in value) if isinstance(value, (list, tuple)) else None
+
+
+def _chunks(x, c_concat, c_crossattn, control, options, conds) -> list[tuple]:
+    """One key per branch in the batch, from all that tells branches apart."""
+    branches = list(zip(options.get("cond_or_uncond") or [0], options.get("uuids") or [None]))
+    window = options.get("context_window")
+    patches = {**options.get("patches", {}), **options.get("patches_replace", {}).get("dit", {})}
+    names = tuple(sorted((str(k), tuple(getattr(f, "__qualname__", type(f).__name__) for f in (v if isinstance(v, list) else [v])))
+                         for k, v in patches.items()))
+    shared = (x.shape[0] // len(branches), tuple(x.shape[1:]), str(x.dtype), _shape(c_concat), _shape(c_crossattn), control is not None,
+              tuple(window.index_list) if window is not None else None, names,
+              tuple((k, _shape(v)) for k, v in sorted(conds.items())))
+    return [(*branch, *shared) for branch in branches]
+
+
+def _send(event: str, data: dict) -> None:
+    """Sends an event to the browser when a server is running."""
+    server = getattr(sys.modules.get("server"), "PromptServer", None)
+    instance = getattr(server, "instance", None)
+    if instance is not None:
+        instance.send_sync(event, data)
+
+
+def _send_steps(run: _Run, source) -> None:
+    """Sends the records of evaluations that have ended since the last time."""
+    if run.request.node_id is None:
+        return
+    done = source.records if isinstance(source, Report) else source.done
+    for record in done[run.sent:]:
+        _send("dual_cache.step", {"node": run.request.node_id, "steps": run.controller.steps, "record": record.to_dict()})
+    run.sent = len(done)
+
+
+def _tell(report: Report, node_id: str | None) -> None:
+    totals = report.totals()
+    log.info("Dual Cache (%s): %d full, %d conservative, %d aggressive evaluations in %.1f s.", report.method, totals["full"],
+             totals["conservative"], totals["aggressive"], report.wall_seconds)
+    for sentence in [*report.messages, report.why_nothing()]:
+        if sentence:
+            log.info("Dual Cache: %s", sentence)
+    if node_id is not None:
+        _send("dual_cache.report", {"node": node_id, "report": report.to_dict(), "text": report.text()})
+
+
+def sample(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise):
+    """ComfyUI's own KSampler on a patched model; returns its LATENT."""
+    from nodes import common_ksampler  # ComfyUI's module, not this package's
+    return common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)[0]
+
+
+SAMPLERS = comfy.samplers.KSampler.SAMPLERS
+SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
+
+
+def load_flux(path):
+    """A FLUX-layout MODEL from a safetensors file, through ComfyUI's own loader.
+
+    ComfyUI before 0.4 takes every FLUX for 3072 wide; there the model is built from the widths in the file.
+    """
+    state = comfy.utils.load_torch_file(str(path))
+    found = comfy.model_detection.detect_unet_config(state, "")
+    width = state["img_in.weight"].shape[0]
+    if found["hidden_size"] == width:
+        return comfy.sd.load_diffusion_model_state_dict(state)
+    found.update(hidden_size=width, num_heads=width // sum(found["axes_dim"]), context_in_dim=state["txt_in.weight"].shape[1])
+    config = comfy.supported_models.FluxSchnell(found)
+    device = comfy.model_management.get_torch_device()
+    config.set_inference_dtype(comfy.model_management.unet_dtype(device, comfy.utils.calculate_parameters(state)), None)
+    model = config.get_model(state, "")
+    model.load_model_weights(state, "")
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+
+
+def load_vae(path):
+    """A VAE from a safetensors file, through ComfyUI's own loader."""
+    return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(path)))

@@ -1,0 +1,66 @@
+"""Cache Schedule Builder: a plan of full, conservative and aggressive steps as a value."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..cache_core.recipes import from_preset, preset_names
+from ..cache_core.schedule import CacheSchedule, explicit, from_generator
+from .types import ADVANCED, CATEGORY, Schedule
+
+CUSTOM = "custom"
+PATTERNS = {"aggressive only": "A", "conservative, aggressive": "CA", "aggressive, conservative": "AC", "conservative only": "C"}
+
+
+class CacheScheduleBuilder(io.ComfyNode):
+    """Builds a CACHE_SCHEDULE from a preset, from generator settings or from a list of steps."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CacheScheduleBuilder",
+            display_name="Cache Schedule Builder",
+            category=CATEGORY,
+            description="Plans which steps run in full (F), which refresh a few tokens (C) and which skip the blocks (A).",
+            inputs=[
+                io.Combo.Input("preset", options=[CUSTOM, *preset_names()], default="balanced",
+                               tooltip="A ready plan, or custom to use the settings below."),
+                io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Steps of the sampler. At another step count the plan is scaled."),
+                io.Int.Input("interval", default=5, min=1, max=50, extra_dict=ADVANCED, tooltip="Custom: one full step every this many steps."),
+                io.Combo.Input("pattern", options=list(PATTERNS), default="conservative, aggressive", extra_dict=ADVANCED,
+                               tooltip="Custom: what happens between full steps, in turns."),
+                io.Float.Input("ratio", default=0.1, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
+                               tooltip="Custom: share of the tokens that a conservative step computes afresh."),
+                io.Int.Input("warmup", default=3, min=0, max=100, extra_dict=ADVANCED,
+                             tooltip="Custom: full steps at the beginning, where the picture is laid out."),
+                io.Int.Input("tail", default=1, min=0, max=100, extra_dict=ADVANCED, tooltip="Custom: full steps at the end, where fine detail is settled."),
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
+                               tooltip="Custom: share of the steps before which nothing is skipped."),
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
+                               tooltip="Custom: share of the steps after which nothing is skipped."),
+                io.String.Input("explicit", default="", extra_dict=ADVANCED,
+                                tooltip="One letter per step, such as FFFCACAF, or a schedule's JSON. When given, it wins over everything above."),
+            ],
+            outputs=[Schedule.Output(display_name="schedule"), io.String.Output(display_name="json")],
+        )
+
+    @classmethod
+    def execute(cls, preset, steps, interval, pattern, ratio, warmup, tail, start, end, explicit="") -> io.NodeOutput:
+        schedule = build(preset, steps, interval, pattern, ratio, warmup, tail, start, end, explicit)
+        return io.NodeOutput(schedule, schedule.to_json())
+
+
+def build(preset, steps, interval, pattern, ratio, warmup, tail, start, end, text) -> CacheSchedule:
+    """The schedule that the node's widgets describe; ValueError in one sentence when they describe none."""
+    text = text.strip()
+    if text.startswith("{"):
+        return CacheSchedule.from_json(text).scaled(steps)
+    if text:
+        return explicit("".join(text.upper().split()), ratio).scaled(steps)
+    if preset != CUSTOM:
+        return from_preset(preset).schedule_for(steps)
+    kind = PATTERNS[pattern]
+    common = {"interval": interval, "warmup": warmup, "tail": tail, "start": start, "end": end}
+    if kind == "A":
+        return from_generator({"type": "uniform", **common}, steps)
+    return from_generator({"type": "dual", "order": kind, "ratio": ratio, **common}, steps)
