@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .clock import Clock, Evaluation
+from .cost import CostModel
 from .families import Block, blocks_of, find_family
 from .flux_blocks import Call
 from .history import Batch, Branch, Node
@@ -51,6 +52,7 @@ class Controller:
         self._last_full: dict[int, int] = {}
         self._family = ""
         self._peak = 0
+        self._size: CostModel | None = None
         self._start = self._mark = seconds()
         self._conserves = "C" in self.schedule.kinds
         self._skips = self.schedule.kinds.strip("F") != ""
@@ -66,11 +68,11 @@ class Controller:
         now = self._now = self._clock.tick(float(sigma))
         self._seen.clear()
         planned = "F" if now.beyond else self.schedule.kinds[now.step]
-        kind, reason = planned, ""
+        kind, reason = planned, "planned"
         if now.beyond:
-            reason = "beyond the planned steps"
+            reason = "beyond"
         elif planned != "F" and now.rising:
-            kind, reason = "F", "sigma rose"
+            kind, reason = "F", "rising"
         self._records.append(StepRecord(step=now.step, phase=now.phase, sigma=now.sigma, planned=planned, actual=kind, reason=reason, calls=0,
                                         full_calls=0, milliseconds=0.0, ratio=0.0 if now.beyond else self.schedule.ratios[now.step],
                                         cached_bytes=0, forecast_error=None))
@@ -89,17 +91,16 @@ class Controller:
             if record is not None:
                 record.calls += 1
                 record.full_calls += 1
-                if record.actual != "F":
-                    record.actual, record.reason = "F", "model not supported"
+                record.actual = "F"
             yield "F"
             return
         keys = [(id(model), now.phase, chunk, self._seen[chunk]) for chunk in chunks]
         self._seen.update(chunks)
         branches = [self._branches.setdefault(k, Branch()) for k in keys]
         kind, reason = self._kind_for(record, branches)
-        yield from self._run(kind, reason, record, blocks, branches, grid)
+        yield from self._run(kind, reason, record, id(model), branches, grid)
 
-    def _run(self, kind, reason, record, blocks, branches, grid):
+    def _run(self, kind, reason, record, model, branches, grid):
         now = self._now
         record.calls += 1
         if kind == "F":
@@ -108,9 +109,10 @@ class Controller:
                 record.actual, record.reason = "F", reason
             self._last_full[now.phase] = now.step
         call = Call(kind, Batch(branches, Node(float(now.step), now.sigma)), self.settings, now.step,
-                    now.step - self._last_full.get(now.phase, now.step) + 1, record.ratio, grid, modules=self._conserves)
+                    now.step - self._last_full.get(now.phase, now.step) + 1, record.ratio, grid, modules=self._conserves,
+                    model=model)
         with ExitStack() as stack:
-            for block in blocks:
+            for block in self._blocks[model][1]:
                 maker = self._shim_of(block, call)
                 if maker is not None:
                     stack.enter_context(shim(block.module, maker))
@@ -127,7 +129,7 @@ class Controller:
         branches = [Branch() for _ in keys]
         self._branches.update(zip(keys, branches))
         record.calls -= 1
-        yield from self._run("F", "cached shapes did not fit", record, self._blocks_of(model), branches, grid)
+        yield from self._run("F", "mismatch", record, id(model), branches, grid)
 
     @property
     def done(self) -> list[StepRecord]:
@@ -140,12 +142,17 @@ class Controller:
         for i, error in self._errors.items():
             self._records[i].forecast_error = float(error)
         wall = self._seconds() - self._start
+        ratios = [r.ratio for r in self._records if r.actual == "C"]
+        cost = None
+        if ratios and self._size:
+            live = self.settings.attention == "live"
+            cost = self._size.flops_conservative(sum(ratios) / len(ratios), live_attention=live) / self._size.flops_full()
         self._branches.clear()
         self._blocks.clear()
         self._errors.clear()
         return Report(records=self._records, method=self.settings.method, family=self._family, predictor=self.settings.predictor.name,
                       selector=self.settings.selector.score, steps=self.steps, wall_seconds=wall, messages=self.messages,
-                      peak_bytes=self._peak, schedule=self.schedule.to_dict())
+                      peak_bytes=self._peak, schedule=self.schedule.to_dict(), conservative_cost=cost)
 
     def _close_record(self) -> None:
         now = self._seconds()
@@ -172,13 +179,13 @@ class Controller:
         if kind == "F":
             return "F", record.reason
         if any(FINAL not in b.sites for b in branches):
-            return "F", "nothing cached for this branch yet"
+            return "F", "no_snapshot"
         if kind == "C":
             for branch in branches:
                 if branch.refusal is not None:
                     self.say(f"Conservative steps ran in full: {branch.refusal}.")
-                    return "F", branch.refusal
-        return kind, ""
+                    return "F", "refused"
+        return kind, record.reason
 
     def _shim_of(self, block: Block, call: Call):
         """The maker of a block's shim for a call, or None where the block runs untouched."""
@@ -226,6 +233,9 @@ class Controller:
     def _note_final(self, call: Call, out: torch.Tensor) -> None:
         """Stores the last block's output: as a snapshot on a full step, as a correction on a conservative one."""
         predictor = self.settings.predictor
+        if self._size is None:
+            kinds = Counter(b.name[0] for b in self._blocks[call.model][1])
+            self._size = CostModel(out.shape[-1], out.shape[1] - call.n_txt, call.n_txt, kinds["double"], kinds["single"])
         if call.kind == "C":
             call.batch.correct(FINAL, out, predictor)
             return

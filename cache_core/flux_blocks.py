@@ -7,7 +7,7 @@ gate and re-gated with the current step's modulation, as DuCa and TaylorSeer do 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,10 +32,12 @@ class Call:
     ratio: float
     grid: tuple[int, int] | None
     """Rows and columns of the image tokens, when known."""
+    model: int
+    """Identity of the model that runs."""
     modules: bool = False
     """Whether module outputs are captured (some step of the plan is conservative)."""
     n_txt: int = 0
-    rows: dict[Any, torch.Tensor] = field(default_factory=dict)
+    batch_size: int = 1
 
     @property
     def live(self) -> bool:
@@ -73,8 +75,6 @@ class Call:
             age.scatter_(1, rows.expand(b, -1), 0.0)
             self.batch.keep((key, "age"), age)
         return rows
-
-    batch_size: int = 1
 
 
 def _seed(seed: int, step: int, name: Any, stream: str) -> int:

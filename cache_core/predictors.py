@@ -23,7 +23,7 @@ def lagrange(nodes: Sequence[float], target: float) -> list[float]:
 
 
 MEMBERS: dict[str, tuple[Rule, range]] = {
-    "reuse": (lagrange, range(0, 1)),
+    "reuse": (lagrange, range(1)),
     "linear": (lagrange, range(1, 2)),
 }
 """The rule of each name and the orders it may have, its default first."""

@@ -173,9 +173,10 @@ class Report:
             raise ValueError("kind must be 'cache_report': this is not a report of a cached run.")
         if data.get("format") != FORMAT:
             raise ValueError(f"format must be {FORMAT}, not {data.get('format')!r}: the report was written by another version.")
-        for name, kind in (("records", list), ("messages", list), ("schedule", dict)):
-            if not isinstance(data.get(name), kind):
-                raise ValueError(f"{name} of a report must be a {kind.__name__}.")
+        kinds = {"records": list, "messages": list, "schedule": dict}
+        wrong = [f"{name} of a report must be a {kind.__name__}." for name, kind in kinds.items() if not isinstance(data.get(name), kind)]
+        if wrong:
+            raise ValueError(wrong[0])
         lists = {"records": [StepRecord.from_dict(r) for r in data["records"]], "messages": [str(m) for m in data["messages"]]}
         return cls(**_read(cls, data, "report"), **lists, schedule=data["schedule"])
 
@@ -193,11 +194,11 @@ class Report:
     def text(self) -> str:
         """The run as plain text of at most about 70 lines; long runs are folded."""
         t = self.totals()
+        on = self.family or "an unknown model"
         lines = [
-            f"{self.method} on {self.family or 'an unknown model'}: {self.steps} steps, {t['evaluations']} evaluations, "
-            f"{t['wall_seconds']:.2f} s measured",
-            f"full {t['full']}, conservative {t['conservative']}, aggressive {t['aggressive']}; "
-            f"skipped {t['skipped']} of {t['evaluations']}; model calls {t['calls']}, of them {t['full_calls']} in full",
+            f"{self.method} on {on}: {self.steps} steps, {t['evaluations']} evaluations, {t['wall_seconds']:.2f} s measured",
+            f"full {t['full']}, conservative {t['conservative']}, aggressive {t['aggressive']}; skipped {t['skipped']}",
+            f"model calls {t['calls']}, of them {t['full_calls']} in full",
         ]
         if self.predictor or self.selector:
             lines.append(f"predictor {self.predictor or '-'}, tokens {self.selector or '-'}")
@@ -312,7 +313,7 @@ _READ = {"int": index, "float": float, "str": _string, "float | None": lambda x:
 
 def _read(cls, data, what) -> dict:
     """The plain fields of a dataclass from a dict."""
-    if not isinstance(data, dict):
+    if type(data) is not dict:
         raise ValueError(f"each {what} must be a JSON object, not {type(data).__name__}.")
     out = {}
     for f in fields(cls):
