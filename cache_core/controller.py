@@ -46,6 +46,7 @@ class Controller:
         self._branches: dict[Hashable, Branch] = {}
         self._blocks: dict[int, tuple[nn.Module, list[Block]]] = {}
         self._seen: Counter = Counter()
+        self._keys: list[Hashable] = []
         self._records: list[StepRecord] = []
         self._errors: dict[int, torch.Tensor] = {}
         self._now: Evaluation | None = None
@@ -73,9 +74,8 @@ class Controller:
             reason = "beyond"
         elif planned != "F" and now.rising:
             kind, reason = "F", "rising"
-        self._records.append(StepRecord(step=now.step, phase=now.phase, sigma=now.sigma, planned=planned, actual=kind, reason=reason, calls=0,
-                                        full_calls=0, milliseconds=0.0, ratio=0.0 if now.beyond else self.schedule.ratios[now.step],
-                                        cached_bytes=0, forecast_error=None))
+        ratio = 0.0 if now.beyond else self.schedule.ratios[now.step]
+        self._records.append(StepRecord(now.step, now.phase, now.sigma, planned, kind, reason, calls=0, ratio=ratio))
 
     @contextmanager
     def call(self, model: nn.Module, chunks: Sequence[Hashable], grid: tuple[int, int] | None = None) -> Iterator[str]:
@@ -91,12 +91,16 @@ class Controller:
             if record is not None:
                 record.calls += 1
                 record.full_calls += 1
-                record.actual = "F"
+                if record.actual != "F":
+                    record.actual, record.reason = "F", "unknown"
             yield "F"
             return
-        keys = [(id(model), now.phase, chunk, self._seen[chunk]) for chunk in chunks]
-        self._seen.update(chunks)
-        branches = [self._branches.setdefault(k, Branch()) for k in keys]
+        self._keys = []
+        for chunk in chunks:
+            # The same branch may be evaluated several times in a step; each occurrence keeps its own cache.
+            self._keys.append((id(model), now.phase, chunk, self._seen[chunk]))
+            self._seen[chunk] += 1
+        branches = [self._branches.setdefault(k, Branch()) for k in self._keys]
         kind, reason = self._kind_for(record, branches)
         yield from self._run(kind, reason, record, id(model), branches, grid)
 
@@ -108,6 +112,8 @@ class Controller:
             if record.actual != "F":
                 record.actual, record.reason = "F", reason
             self._last_full[now.phase] = now.step
+            for branch in branches:
+                branch.forget_choices()
         call = Call(kind, Batch(branches, Node(float(now.step), now.sigma)), self.settings, now.step,
                     now.step - self._last_full.get(now.phase, now.step) + 1, record.ratio, grid, modules=self._conserves,
                     model=model)
@@ -122,12 +128,11 @@ class Controller:
         record.cached_bytes = held
 
     @contextmanager
-    def retry(self, model: nn.Module, chunks: Sequence[Hashable], grid=None) -> Iterator[str]:
+    def retry(self, model: nn.Module, grid=None) -> Iterator[str]:
         """Repeats the last call in full, after CacheMismatch; the branches start afresh."""
-        record, now = self._records[-1], self._now
-        keys = [(id(model), now.phase, chunk, self._seen[chunk] - 1) for chunk in chunks]
-        branches = [Branch() for _ in keys]
-        self._branches.update(zip(keys, branches))
+        record = self._records[-1]
+        branches = [Branch() for _ in self._keys]
+        self._branches.update(zip(self._keys, branches))
         record.calls -= 1
         yield from self._run("F", "mismatch", record, id(model), branches, grid)
 
@@ -212,10 +217,13 @@ class Controller:
             def forward(*args, **kwargs):
                 bound = adapter.bind(args, kwargs)
                 main = adapter.skip(bound)
+                tokens = main[0].shape[1] + main[1].shape[1] if isinstance(main, tuple) else main.shape[1]
                 if isinstance(main, tuple):
                     call.n_txt = main[1].shape[1]
                     main = main[0]
                 call.batch_size = main.shape[0]
+                if call.kind == "C":
+                    self._check(call, main, tokens)
                 out = work(original, bound)
                 if block.last:
                     self._note_final(call, out)
@@ -225,10 +233,16 @@ class Controller:
 
     def _final(self, call: Call, x: torch.Tensor) -> torch.Tensor:
         """The final hidden state rebuilt for an aggressive step; a fresh tensor, since the model may add to it in place."""
-        sites = [b.sites[FINAL] for b in call.batch.branches]
-        if sum(s.snapshots[0].shape[0] for s in sites) != x.shape[0] or sites[0].snapshots[0].shape[1:] != x.shape[1:]:
-            raise CacheMismatch("The final hidden state has another shape than the cached one.")
+        self._check(call, x, x.shape[1])
         return call.batch.value(FINAL, self.settings.predictor, owned=True)
+
+    @staticmethod
+    def _check(call: Call, x: torch.Tensor, tokens: int) -> None:
+        """Raises CacheMismatch when a block's input [B,N,d] of `tokens` joint tokens does not fit what is cached."""
+        cached = [b.sites[FINAL].snapshots[0] for b in call.batch.branches]
+        size = (sum(c.shape[0] for c in cached), *cached[0].shape[1:])
+        if size != (x.shape[0], tokens, x.shape[2]) or cached[0].dtype != x.dtype:
+            raise CacheMismatch("The model's tokens are not those of the last full step, so this call ran in full.")
 
     def _note_final(self, call: Call, out: torch.Tensor) -> None:
         """Stores the last block's output: as a snapshot on a full step, as a correction on a conservative one."""

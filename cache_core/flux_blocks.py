@@ -64,16 +64,15 @@ class Call:
         values = self.batch.kept((name, "values"))
         if values is not None:
             values = values[:, offset:offset + n]
-        age = self.batch.kept((key, "age")) if selector.staleness else None
+        last = self.batch.refreshed(key) if selector.staleness else None
+        age = None if last is None else self.step - last
         rows = selector.choose(k, values=values, age=None if age is None else age[:1] if values is None else age,
                                grid=self.grid if stream == "img" else None, generator=generator, n=n,
                                interval=self.interval, device=device)
         if selector.staleness:
-            # Ages carry the batch so that each branch keeps its own part.
-            b = self.batch_size
-            age = torch.ones(b, n, device=device) if age is None else age + 1
-            age.scatter_(1, rows.expand(b, -1), 0.0)
-            self.batch.keep((key, "age"), age)
+            if last is None:
+                last = torch.full((self.batch_size, n), float(self.step - self.interval + 1), device=device)
+            self.batch.note_refreshed(key, last.scatter(1, rows.expand(self.batch_size, -1), float(self.step)))
         return rows
 
 
@@ -124,13 +123,13 @@ def _watch_attention(call: Call, name, a: dict) -> dict:
     return with_override(a.get("transformer_options"), watch)
 
 
-def _live_rows(call: Call, name, rows, a: dict) -> dict:
-    """transformer_options under which gathered rows attend to all keys and values, their own refreshed."""
+def _live_rows(call: Call, name, rows, a: dict, own: slice = slice(None)) -> dict:
+    """transformer_options under which gathered rows attend to all keys and values; those of the rows `own` are refreshed."""
     def attend_rows(attend, q, k, v):
         full = []
         for part, fresh in (("k", k), ("v", v)):
             kept = call.batch.kept((name, part))
-            put_rows_(kept, rows, fresh, dim=2)
+            put_rows_(kept, rows[:, own], fresh[:, :, own], dim=2)
             call.batch.keep((name, part), kept)
             full.append(kept)
         return attend(q, *full)
@@ -145,10 +144,6 @@ def _join(first, second, offset):
         return None
     b = max(p.shape[0] for p in parts)
     return torch.cat([p.expand(b, -1) for p in parts], 1)
-
-
-def _empty_rows(device):
-    return torch.zeros(1, 0, dtype=torch.long, device=device)
 
 
 def _position_rows(pe, rows):
@@ -227,14 +222,17 @@ class FluxDouble:
     def _live(cls, original, block, name, call, a, rows):
         """Pre-gate outputs of the chosen rows, from the unmodified block on those rows against all keys and values."""
         img, txt = a["img"], a["txt"]
-        joint = _join(rows["txt"], rows["img"], txt.shape[1])
-        if joint is None:
+        if rows["txt"] is None and rows["img"] is None:
             return {}
-        streams = {s: take_rows(x, rows[s] if rows[s] is not None else _empty_rows(x.device)) for s, x in (("img", img), ("txt", txt))}
-        options = _live_rows(call, name, joint, a)
+        # The block needs a row of each stream; one that stands in for a stream without a choice is thrown away.
+        chosen = {s: torch.zeros(1, 1, dtype=torch.long, device=img.device) if r is None else r for s, r in rows.items()}
+        own = slice(1 if rows["txt"] is None else None, -1 if rows["img"] is None else None)
+        joint = _join(chosen["txt"], chosen["img"], txt.shape[1])
+        streams = {s: take_rows(a[s], r) for s, r in chosen.items()}
+        options = _live_rows(call, name, joint, a, own)
         with capture({k: block.get_submodule(path) for k, path in cls.outputs.items()}) as seen:
             original(**{**a, **streams, "pe": _position_rows(a.get("pe"), joint), "transformer_options": options})
-        return {k: v for k, v in seen.items() if v.shape[1]}
+        return {k: v for k, v in seen.items() if rows[k[:3]] is not None}
 
 
 class FluxSingle:

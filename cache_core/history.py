@@ -101,12 +101,18 @@ class Branch:
     def __init__(self):
         self.sites: dict[Hashable, Site] = {}
         self.kept: dict[Hashable, torch.Tensor] = {}
-        """Working tensors refreshed in place: keys and values for live attention, value norms, ages."""
+        """Working tensors refreshed in place: keys and values for live attention, and value norms."""
+        self.refreshed: dict[Hashable, torch.Tensor] = {}
+        """At which step each token [b,N] was last computed, by block and stream, since the last full step."""
         self.refusal: str | None = None
         """Why rows of this branch cannot be refreshed alone, or None."""
 
     def site(self, name: Hashable) -> Site:
         return self.sites.setdefault(name, Site())
+
+    def forget_choices(self) -> None:
+        """A full step computes every token, so none is older than another."""
+        self.refreshed.clear()
 
     @property
     def bytes(self) -> int:
@@ -149,6 +155,14 @@ class Batch:
         if any(p is None for p in parts):
             return None
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def refreshed(self, name: Hashable) -> torch.Tensor | None:
+        parts = [b.refreshed.get(name) for b in self.branches]
+        return None if any(p is None for p in parts) else torch.cat(parts)
+
+    def note_refreshed(self, name: Hashable, steps: torch.Tensor) -> None:
+        for branch, part in zip(self.branches, steps.chunk(len(self.branches))):
+            branch.refreshed[name] = part
 
     def refuse(self, reason: str) -> None:
         for branch in self.branches:

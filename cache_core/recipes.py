@@ -29,7 +29,7 @@ PRESETS: dict[str, dict] = {
         "predictor": {"name": "linear", "gain": 0.8},
     },
     "duca": {
-        "about": "Dual caching: conservative and aggressive steps take turns between full ones; a tenth of the tokens is refreshed at random.",
+        "about": "Dual caching: conservative and aggressive steps take turns; a tenth of the tokens is refreshed at random.",
         "source": "Zou et al., DuCa, arXiv 2412.18911; cycle of the published FLUX figures",
         "generator": {"type": "dual", "interval": 5, "order": "CA", "ratio": 0.1, "warmup": 3},
     },

@@ -13,9 +13,10 @@ from .selectors import Selector
 class Settings:
     """The parts of a caching method.
 
-    schedule: an explicit plan, or None to make one from `generator` for the run's number of steps. predictor: for the final hidden state,
-    which aggressive steps put back. module_predictor: for module outputs on conservative steps. selector: which tokens a conservative step
-    refreshes. attention: "frozen" replays attention outputs (DuCa), "live" recomputes it for the refreshed rows against kept keys and values.
+    schedule: an explicit plan, or None to make one from `generator` for the run's number of steps. predictor: for the final hidden
+    state, which aggressive steps put back. module_predictor: for module outputs on conservative steps. selector: which tokens a
+    conservative step refreshes; ratio: their share, None for the schedule's. attention: "frozen" replays attention outputs (DuCa), "live"
+    recomputes it for the refreshed rows against kept keys and values.
     text_ratio: share of text tokens refreshed, None for the step's own ratio. seed: of the token choice.
     """
 

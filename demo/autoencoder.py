@@ -78,7 +78,8 @@ def blocks_of(pictures: torch.Tensor) -> torch.Tensor:
 def block_basis(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Principal components of pixel blocks: weight [16,192] and bias [16].
 
-    Colour components get unit deviation; the sparse detail components are scaled by their tail, so that the decoder's soft clamp at 3 loses nothing.
+    Colour components get unit deviation; the sparse detail components are scaled by their tail, so that the decoder's soft clamp at 3
+    loses little.
     """
     rows = blocks_of(pictures).double()
     mean = rows.mean(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as nnf
@@ -50,6 +51,17 @@ def rotary(ids: torch.Tensor, axes, theta: float) -> torch.Tensor:
         a = ids[..., i].double()[..., None] * omega
         parts.append(torch.stack([a.cos(), -a.sin(), a.sin(), a.cos()], -1).reshape(*a.shape, 2, 2).float())
     return torch.cat(parts, -3).unsqueeze(1)
+
+
+@lru_cache(maxsize=8)
+def positions(h: int, w: int, n_txt: int, step: float, axes, theta: float, device) -> torch.Tensor:
+    """Rotary matrices for `n_txt` unplaced text tokens and an h x w grid; a step of 2 spreads a coarse grid over a fine one."""
+    ids = torch.zeros(h, w, 3, device=device)
+    offset = (step - 1) / 2
+    ids[..., 1] += torch.arange(h, device=device)[:, None] * step + offset
+    ids[..., 2] += torch.arange(w, device=device)[None] * step + offset
+    ids = torch.cat([torch.zeros(n_txt, 3, device=device), ids.reshape(-1, 3)])
+    return rotary(ids[None], axes, theta)
 
 
 def _rotate(x, pe):
@@ -196,7 +208,10 @@ class LastLayer(nn.Module):
 
 
 class Flux(nn.Module):
-    """Velocity of a latent: `forward(x, timestep, context, y)` with x [B,16,h,w], timestep [B] in 0..1, context [B,T,token_dim], y [B,pooled_dim] -> [B,16,h,w]."""
+    """Velocity of a latent: `forward(x, timestep, context, y)` gives [B,16,h,w].
+
+    x [B,16,h,w], timestep [B] in 0..1, context [B,T,token_dim], y [B,pooled_dim].
+    """
 
     def __init__(self, config: FluxConfig = FluxConfig()):
         super().__init__()
@@ -214,7 +229,7 @@ class Flux(nn.Module):
         img = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
         img, txt = self.img_in(img), self.txt_in(context)
         vec = self.time_in(timestep_embedding(timestep).to(img.dtype)) + self.vector_in(y)
-        pe = self.positions(h // 2, w // 2, txt.shape[1], grid_step, x.device)
+        pe = positions(h // 2, w // 2, txt.shape[1], grid_step, self.config.axes, self.config.theta, x.device)
         for block in self.double_blocks:
             img, txt = block(img=img, txt=txt, vec=vec, pe=pe, transformer_options=transformer_options)
         n = txt.shape[1]
@@ -223,12 +238,3 @@ class Flux(nn.Module):
             x = block(x, vec=vec, pe=pe, transformer_options=transformer_options)
         out = self.final_layer(x[:, n:], vec)
         return out.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
-
-    def positions(self, h, w, n_txt, step, device):
-        """Rotary matrices for `n_txt` unplaced text tokens and an h x w grid; a step of 2 spreads a coarse grid over a fine one."""
-        ids = torch.zeros(h, w, 3, device=device)
-        offset = (step - 1) / 2
-        ids[..., 1] += torch.arange(h, device=device)[:, None] * step + offset
-        ids[..., 2] += torch.arange(w, device=device)[None] * step + offset
-        ids = torch.cat([torch.zeros(n_txt, 3, device=device), ids.reshape(-1, 3)])
-        return rotary(ids[None], self.config.axes, self.config.theta)

@@ -165,7 +165,8 @@ def _background(texture: str, colour: str, size: int) -> np.ndarray:
 _STAR = np.array([(np.sin(i * np.pi / 5) * r, -np.cos(i * np.pi / 5) * r) for i, r in zip(range(10), (1.0, 0.42) * 5)])
 _TRIANGLE = np.array([(0.0, -0.95), (0.98, 0.8), (-0.98, 0.8)])
 _ANGLE = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-_HEART = np.stack([np.sin(_ANGLE) ** 3, -(13 * np.cos(_ANGLE) - 5 * np.cos(2 * _ANGLE) - 2 * np.cos(3 * _ANGLE) - np.cos(4 * _ANGLE)) / 16], 1)
+_HEART_Y = 13 * np.cos(_ANGLE) - 5 * np.cos(2 * _ANGLE) - 2 * np.cos(3 * _ANGLE) - np.cos(4 * _ANGLE)
+_HEART = np.stack([np.sin(_ANGLE) ** 3, -_HEART_Y / 16], 1)
 
 
 def _polygon(x, y, points):

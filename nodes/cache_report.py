@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from . import host
 from .types import CATEGORY, Report
@@ -17,10 +17,12 @@ class CacheReport(io.ComfyNode):
             node_id="CacheReport",
             display_name="Cache Report",
             category=CATEGORY,
-            description="Shows what the cache did, step by step. Connect a report, or a model patched by Dual Cache together with the latent it produced.",
+            description="Shows what the cache did, step by step. Connect a report, or a model patched by Dual Cache "
+                        "together with the latent it produced.",
             inputs=[
                 Report.Input("report", optional=True, tooltip="The report of Dual Cache Sampler."),
-                io.Model.Input("model", optional=True, tooltip="A model patched by Dual Cache; needs the latent, so that this node runs after sampling."),
+                io.Model.Input("model", optional=True,
+                    tooltip="A model patched by Dual Cache; needs the latent, so that this node runs after sampling."),
                 io.Latent.Input("latent", optional=True, tooltip="The latent that the patched model produced."),
             ],
             outputs=[io.String.Output(display_name="text"), io.String.Output(display_name="json")],

@@ -20,7 +20,8 @@ class DemoModel(io.ComfyNode):
             node_id="DualCacheDemoModel",
             display_name="Dual Cache Demo Model",
             category=CATEGORY + "/demo",
-            description="A 13 million parameter model in FLUX's layout that comes with this pack and draws coloured shapes (256 x 256 pixels).",
+            description="A 13 million parameter model in FLUX's layout that comes with this pack and draws coloured "
+                        "shapes (256 x 256 pixels).",
             inputs=[],
             outputs=[io.Model.Output(), io.Vae.Output()],
         )
@@ -42,7 +43,8 @@ class DemoCaption(io.ComfyNode):
             description="Turns a caption into conditioning for the Dual Cache Demo Model. An empty caption serves as the negative.",
             inputs=[
                 io.String.Input("caption", multiline=True, default="a large red heart center on a checkered white background",
-                                tooltip="Size, colour, shape and place of one object, or of two joined by 'and'; then 'on' and the background's texture and colour."),
+                                tooltip="Size, colour, shape and place of one object, or of two joined by 'and'; then "
+                                        "'on' and the background's texture and colour."),
             ],
             outputs=[io.Conditioning.Output()],
         )

@@ -24,9 +24,11 @@ def forecast_inputs():
     """The advanced inputs that Dual Cache and Dual Cache Sampler share."""
     return [
         io.Combo.Input("forecast", options=[FROM_PRESET, "reuse", "linear"], default=FROM_PRESET, extra_dict=ADVANCED,
-                       tooltip="How the final hidden state is rebuilt on a skipped step: kept as it was, or drawn on along the last two full steps."),
+                       tooltip="How the final hidden state is rebuilt on a skipped step: kept as it was, or drawn on "
+                               "along the last two full steps."),
         io.Float.Input("gain", default=0.9, min=0.0, max=1.5, step=0.05, extra_dict=ADVANCED,
-                       tooltip="Strength of a linear forecast; a little below 1 helps the worst pictures. Used when forecast is set above."),
+                       tooltip="Strength of a linear forecast; a little below 1 helps the worst pictures. Used when "
+                               "forecast is set above."),
     ]
 
 
@@ -43,7 +45,8 @@ class DualCache(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to speed up."),
                 io.Combo.Input("preset", options=preset_names(), default="balanced",
-                               tooltip="The method and its plan: quality skips least, fast skips most, the others are named after their papers."),
+                               tooltip="The method and its plan: quality skips least, fast skips most, the others are "
+                                       "named after their papers."),
                 Schedule.Input("schedule", optional=True, tooltip="A plan from Cache Schedule Builder; it replaces the preset's own."),
                 *forecast_inputs(),
             ],

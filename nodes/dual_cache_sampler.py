@@ -19,14 +19,16 @@ class DualCacheSampler(io.ComfyNode):
             node_id="DualCacheSampler",
             display_name="Dual Cache Sampler",
             category=CATEGORY,
-            description="KSampler with dual caching: full, conservative and aggressive steps by a plan. Gives the latent and a report of what happened.",
+            description="KSampler with dual caching: full, conservative and aggressive steps by a plan. Gives the latent "
+                        "and a report of what happened.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Seed of the noise."),
                 io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Steps of the sampler."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="Classifier-free guidance; 1 runs the positive prompt alone."),
-                io.Combo.Input("sampler_name", options=host.SAMPLERS, default="euler", tooltip="The algorithm that follows the noise levels."),
+                io.Combo.Input("sampler_name", options=host.SAMPLERS, default="euler",
+                    tooltip="The algorithm that follows the noise levels."),
                 io.Combo.Input("scheduler", options=host.SCHEDULERS, default="simple", tooltip="How the noise levels are spaced."),
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),

@@ -72,7 +72,8 @@ def patch(model, key: str, request) -> object:
     """A clone of the model that carries `request` and our wrappers; patching again replaces the earlier request."""
     model = model.clone()
     model.model_options.setdefault("transformer_options", {})[key] = request
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _outer_sample), (WrappersMP.PREDICT_NOISE, _predict_noise), (WrappersMP.APPLY_MODEL, _apply_model)):
+    wrappers = {WrappersMP.OUTER_SAMPLE: _outer_sample, WrappersMP.PREDICT_NOISE: _predict_noise, WrappersMP.APPLY_MODEL: _apply_model}
+    for kind, wrapper in wrappers.items():
         model.remove_wrappers_with_key(kind, KEY)
         model.add_wrapper_with_key(kind, KEY, wrapper)
     return model
@@ -155,7 +156,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
             return executor(*arguments, **kwargs)
     except CacheMismatch as mismatch:
         run.controller.say(str(mismatch))
-        with run.controller.retry(model, chunks, grid):
+        with run.controller.retry(model, grid):
             return executor(*arguments, **kwargs)
 
 

@@ -25,8 +25,10 @@ class VCacheAttentionPatch(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model."),
                 io.Combo.Input("score", options=list(SCORES), default="value norm, high first",
-                               tooltip="What makes a token worth refreshing. The two published value-norm scores have opposite signs; random does about as well."),
-                io.Float.Input("ratio", default=0.1, min=0.0, max=1.0, step=0.01, tooltip="Share of the image tokens refreshed on a conservative step."),
+                               tooltip="What makes a token worth refreshing. The two published value-norm scores have "
+                                       "opposite signs; random does about as well."),
+                io.Float.Input("ratio", default=0.1, min=0.0, max=1.0, step=0.01,
+                    tooltip="Share of the image tokens refreshed on a conservative step."),
                 io.Float.Input("staleness", default=0.25, min=0.0, max=2.0, step=0.05, extra_dict=ADVANCED,
                                tooltip="Weight of how long a token has not been refreshed."),
                 io.Float.Input("spatial_bonus", default=0.0, min=0.0, max=2.0, step=0.05, extra_dict=ADVANCED,
@@ -34,7 +36,8 @@ class VCacheAttentionPatch(io.ComfyNode):
                 io.Float.Input("text_ratio", default=-1.0, min=-1.0, max=1.0, step=0.01, extra_dict=ADVANCED,
                                tooltip="Share of the text tokens refreshed; -1 uses the same share as for the image."),
                 io.Combo.Input("attention", options=["frozen", "live"], default="frozen", extra_dict=ADVANCED,
-                               tooltip="Frozen keeps attention as the last full step left it (DuCa). Live recomputes it for the refreshed tokens."),
+                               tooltip="Frozen keeps attention as the last full step left it (DuCa). Live recomputes it "
+                                       "for the refreshed tokens."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False, extra_dict=ADVANCED,
                              tooltip="Seed of the random choice."),
             ],

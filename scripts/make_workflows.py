@@ -1,0 +1,88 @@
+"""Writes workflows/*.json with their thumbnails, and the subgraph blueprint.
+
+    python -m scripts.make_workflows http://127.0.0.1:8188
+
+The address is that of a running ComfyUI, the oldest supported one, with this pack installed. It gives the node definitions, and runs
+the workflows that need no download, whose pictures go on their thumbnails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from PIL import Image
+
+from cache_core.recipes import from_preset
+
+from .api_form import to_api
+from .graphs import BLUEPRINT, WORKFLOWS, blueprint
+from .litegraph import Graph
+from .thumbnails import draw_thumbnail
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class ComfyUI:
+    """A running ComfyUI."""
+
+    def __init__(self, address: str):
+        self.address = address.rstrip("/")
+
+    def get(self, path: str, data: dict | None = None) -> bytes:
+        body = None if data is None else json.dumps(data).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.address + path, body, {"Content-Type": "application/json"})) as answer:
+            return answer.read()
+
+    def definitions(self) -> dict:
+        return json.loads(self.get("/object_info"))
+
+    def run(self, prompt: dict) -> list[Image.Image]:
+        """Queues a prompt in API form, waits for it and returns its pictures, in the order of their nodes. RuntimeError if it fails."""
+        number = json.loads(self.get("/prompt", {"prompt": prompt}))["prompt_id"]
+        while not (done := json.loads(self.get(f"/history/{number}")).get(number)):
+            time.sleep(0.5)
+        if not done["status"]["completed"]:
+            raise RuntimeError(f"ComfyUI could not run the workflow: {done['status']['messages'][-1]}")
+        files = [image for node in sorted(done["outputs"], key=int) for image in done["outputs"][node].get("images", ())]
+        return [Image.open(io.BytesIO(self.get("/view?" + urllib.parse.urlencode(file)))) for file in files]
+
+
+def packs(definitions: dict) -> dict[str, tuple[str, str]]:
+    """Which modules the nodes may come from, and under which name and version the workflows record them."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    name, version, comfyui = (re.search(rf'^{k} = "[>=]*(.+)"', project, re.MULTILINE)[1] for k in ("name", "version", "requires-comfyui"))
+    core = ("comfy-core", comfyui)
+    return {definitions["DualCacheSampler"]["python_module"]: (name, version), "nodes": core, "comfy_extras": core}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("address", help="a running ComfyUI, such as http://127.0.0.1:8188")
+    comfyui = ComfyUI(parser.parse_args().address)
+    definitions = comfyui.definitions()
+
+    def write(path: Path, content: dict) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    for describe, (title, preset, steps) in WORKFLOWS.items():
+        name = describe.__name__
+        graph = Graph(definitions, packs(definitions))
+        describe(graph)
+        workflow = graph.workflow(name)
+        write(ROOT / "workflows" / f"{name}.json", workflow)
+        needs_files = any("models" in node["properties"] for node in workflow["nodes"])
+        pictures = [] if needs_files else comfyui.run(to_api(workflow, definitions))
+        draw_thumbnail(ROOT / "workflows" / f"{name}.jpg", title, from_preset(preset).schedule_for(steps).kinds, pictures)
+    write(ROOT / "subgraphs" / f"{BLUEPRINT}.json", blueprint(Graph(definitions, packs(definitions))))
+
+
+if __name__ == "__main__":
+    main()

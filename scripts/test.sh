@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# All tests. Parts whose tools are not on this machine do not run, and the end of the output says which and why.
+#   COMFYUI_PATH      a ComfyUI folder; else the one the pack stands in, else ~/comfy/ComfyUI
+#   COMFYUI_OLD_PATH  the oldest supported ComfyUI; else ~/comfy/ComfyUI-0.3.64
+#   COMFYUI_PYTHON    their Python, where they have no .venv or venv of their own
+#   CHROMIUM_PATH     the browser for the browser tests
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
+cd -- "$ROOT"
+NOT_RUN="" FAILED="" CHECKOUT="" CHECKOUT_PYTHON=""
+
+skip() { NOT_RUN+="$1: $2"$'\n'; echo "did not run: $2"; }  # part, reason
+failed() { FAILED+="$1"$'\n'; echo "FAILED: $1"; }
+any_file() { [ -e "$1" ]; }  # called with a glob
+
+comfy_python() {
+  python_in "$1/.venv" || python_in "$1/venv" || command -v -- "${COMFYUI_PYTHON:-}"
+}
+
+# What to add to the given Python's path for pytest: nothing, or a folder of ours. Its own environment stays as it is.
+comfy_pytest_path() {
+  local version target wanted
+  if "$1" -c 'import sys, pytest; sys.exit(pytest.version_tuple < (8,))' 2>/dev/null; then return 0; fi
+  wanted="$(grep '^pytest==' requirements-dev.txt)"
+  version="$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" || return 1
+  target="$VENV/comfy-pytest/$version"
+  if [ ! -e "$target/pytest" ]; then
+    "$1" -m pip install --quiet --no-input --disable-pip-version-check --target "$target" "$wanted" >&2 || return 1
+  fi
+  printf '%s\n' "$target"
+}
+
+comfy_tests() {  # part name, ComfyUI folder
+  local part="$1" folder="$2" version python extra
+  version="$(sed -n 's/^__version__ *= *"\(.*\)".*/\1/p' "$folder/comfyui_version.py" 2>/dev/null || true)"
+  part="$part${version:+ $version}"
+  heading "$part"
+  echo "$folder"
+  if ! python="$(comfy_python "$folder")"; then
+    skip "$part" "$folder has no .venv or venv; set COMFYUI_PYTHON to its Python"
+    return 0
+  fi
+  if [ -z "$CHECKOUT" ]; then CHECKOUT="$folder" CHECKOUT_PYTHON="$python"; fi
+  if ! any_file tests/comfy/test_*.py; then skip "$part" "there are no tests in tests/comfy"; return 0; fi
+  if ! extra="$(comfy_pytest_path "$python")"; then skip "$part" "pytest could not be installed for $python"; return 0; fi
+  COMFYUI_UNDER_TEST="$folder" PYTHONPATH="$extra" "$python" -m pytest tests/comfy -p no:cacheprovider || failed "$part"
+}
+
+find_comfyui() {
+  local nodes host
+  nodes="$(dirname -- "$ROOT")" host="$(dirname -- "$(dirname -- "$ROOT")")"
+  if [ -n "${COMFYUI_PATH:-}" ]; then printf '%s\n' "$COMFYUI_PATH"
+  elif [ "$(basename -- "$nodes")" = custom_nodes ] && [ -f "$host/main.py" ] && [ -d "$host/comfy" ]; then printf '%s\n' "$host"
+  elif [ -f "$HOME/comfy/ComfyUI/main.py" ]; then printf '%s\n' "$HOME/comfy/ComfyUI"
+  fi
+}
+
+comfy_part() {  # part name, ComfyUI folder or nothing, why there is none
+  if [ -z "$2" ]; then heading "$1"; skip "$1" "$3"
+  elif [ ! -f "$2/main.py" ] || [ ! -d "$2/comfy" ]; then
+    heading "$1"; echo "$2 is no ComfyUI folder: it lacks main.py or comfy/"; failed "$1"
+  else comfy_tests "$1" "$(cd -- "$2" && pwd)"
+  fi
+}
+
+ruff_part() {
+  heading "ruff"
+  "$PY" -m ruff check --output-format=concise . || failed "ruff"
+}
+
+js_part() {
+  heading "JavaScript"
+  if ! any_file tests/js/*.test.mjs; then skip "JavaScript" "there are no tests in tests/js"
+  elif ! command -v node >/dev/null; then skip "JavaScript" "node is not on the PATH"
+  elif ! node -e 'process.exit(+process.versions.node.split(".")[0] >= 20 ? 0 : 1)'; then skip "JavaScript" "node 20 or newer is needed"
+  else node --test --test-reporter=spec tests/js/*.test.mjs || failed "JavaScript"
+  fi
+}
+
+find_chromium() {
+  local name
+  for name in ${CHROMIUM_PATH:+"$CHROMIUM_PATH"} chromium chromium-browser google-chrome google-chrome-stable; do
+    if command -v -- "$name"; then return 0; fi
+  done
+  return 1
+}
+
+browser_part() {
+  local chromium
+  heading "Browser"
+  if ! any_file tests/browser/test_*.py; then skip "Browser" "there are no tests in tests/browser"
+  elif [ -z "$CHECKOUT" ]; then skip "Browser" "no ComfyUI with a Python of its own was found"
+  elif ! chromium="$(find_chromium)"; then skip "Browser" "no Chromium was found; set CHROMIUM_PATH to one"
+  elif ! install_requirements requirements-browser.txt; then skip "Browser" "playwright could not be installed"
+  else
+    COMFYUI_UNDER_TEST="$CHECKOUT" COMFYUI_PYTHON="$CHECKOUT_PYTHON" CHROMIUM_UNDER_TEST="$chromium" \
+      "$PY" -m pytest tests/browser || failed "Browser"
+  fi
+}
+
+core_part() {  # last, so that the output ends in pytest's summary; tests/conftest.py prints both lists before it
+  heading "Core"
+  DUAL_CACHE_NOT_RUN="$NOT_RUN" DUAL_CACHE_FAILED="$FAILED" "$PY" -m pytest tests && [ -z "$FAILED" ]
+}
+
+unset COMFYUI_UNDER_TEST CHROMIUM_UNDER_TEST DUAL_CACHE_NOT_RUN DUAL_CACHE_FAILED
+NEW="$(find_comfyui)"
+OLD="${COMFYUI_OLD_PATH:-}"
+if [ -z "$OLD" ] && [ -f "$HOME/comfy/ComfyUI-0.3.64/main.py" ]; then OLD="$HOME/comfy/ComfyUI-0.3.64"; fi
+comfy_part "ComfyUI" "$NEW" "none was found; set COMFYUI_PATH to a ComfyUI folder"
+if [ -z "$OLD" ] || [ "$OLD" != "$NEW" ]; then
+  comfy_part "Oldest ComfyUI" "$OLD" "none was found; set COMFYUI_OLD_PATH to a ComfyUI 0.3.64 folder"
+fi
+ruff_part
+js_part
+browser_part
+core_part

@@ -1,0 +1,163 @@
+"""Fixtures of the tests that run inside ComfyUI: the pack as ComfyUI loads it, tiny random FLUX models, conditioning, sampling.
+
+COMFYUI_UNDER_TEST names the ComfyUI folder; the Python is the one that ComfyUI runs with. Everything runs on the CPU, and
+ComfyUI's input, output and models folders are a temporary one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+COMFYUI = Path(os.environ.get("COMFYUI_UNDER_TEST", ""))
+if not (COMFYUI / "comfy").is_dir() or not (COMFYUI / "main.py").is_file():
+    pytest.exit("tests/comfy needs COMFYUI_UNDER_TEST, the folder of a ComfyUI, and that ComfyUI's Python; scripts/test.sh finds both.", 4)
+
+sys.path.insert(0, str(COMFYUI))  # before the repository, whose folder `nodes` would hide ComfyUI's module of that name
+from comfy.cli_args import args  # noqa: E402
+
+_base = tempfile.TemporaryDirectory(prefix="dual-cache-comfyui-")
+args.cpu = True  # read when comfy.model_management is imported
+args.base_directory = _base.name  # read when folder_paths is imported
+
+import comfy.ldm.flux.model  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.supported_models  # noqa: E402
+
+TEXT_WIDTH, POOLED_WIDTH = 48, 32
+torch.set_num_threads(1)  # models this small gain nothing from more
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="session")
+def pack():
+    """The pack's module, imported from its folder as ComfyUI's nodes.load_custom_node does."""
+    name = str(ROOT).replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def part(pack):
+    """`part("cache_core.schedule")`: a module of the imported pack, the very one its nodes use."""
+    return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
+
+
+def fill_(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Writes every parameter of a freshly built (uninitialised) module from one seed, keeping activations near 1; returns the module."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.named_parameters():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.ndim > 1:
+            noise *= tensor[0].numel() ** -0.5
+        else:
+            noise = 0.05 * noise + (1.0 if "norm" in name and not name.endswith("bias") else 0.0)
+        tensor.data = noise.to(tensor.dtype)
+    return module.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def build_flux():
+    """`build_flux(seed=0, **changes)`: a ModelPatcher with a random float32 FLUX.1, 2 double and 2 single blocks of width 64.
+
+    `changes` replace entries of the transformer's configuration, such as depth, depth_single_blocks or guidance_embed.
+    """
+
+    def build(seed: int = 0, **changes) -> comfy.model_patcher.ModelPatcher:
+        config = dict(
+            in_channels=16, out_channels=16, patch_size=2, vec_in_dim=POOLED_WIDTH, context_in_dim=TEXT_WIDTH, hidden_size=64, num_heads=2,
+            mlp_ratio=4.0, depth=2, depth_single_blocks=2, axes_dim=[8, 12, 12], theta=10000, qkv_bias=True, guidance_embed=True,
+        )
+        if "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:  # required by newer versions, unknown to older ones
+            config["txt_ids_dims"] = []
+        family = comfy.supported_models.Flux({"image_model": "flux", **config, **changes})
+        family.set_inference_dtype(torch.float32, None)
+        model = family.get_model({}, "")
+        fill_(model.diffusion_model, seed)
+        return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+    return build
+
+
+@pytest.fixture
+def flux(build_flux):
+    """A fresh tiny FLUX.1 ModelPatcher; two of them have equal weights."""
+    return build_flux()
+
+
+@pytest.fixture(scope="session")
+def condition():
+    """`condition(seed=1, tokens=5, guidance=3.5, batch=1, **extra)`: random conditioning in ComfyUI's list form."""
+
+    def make(seed: int = 1, tokens: int = 5, guidance: float = 3.5, batch: int = 1, **extra) -> list:
+        generator = torch.Generator().manual_seed(seed)
+        text = torch.randn(batch, tokens, TEXT_WIDTH, generator=generator)
+        return [[text, {"pooled_output": torch.randn(batch, POOLED_WIDTH, generator=generator), "guidance": guidance, **extra}]]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample(condition):
+    """`sample(model, ...)`: latents [B,16,size,size] from comfy.sample.sample, the function behind KSampler.
+
+    Positive and negative conditioning default to `condition(1)` and `condition(2)`; noise comes from `seed` alone.
+    """
+
+    def run(model, positive=None, negative=None, *, steps=4, cfg=1.0, sampler="euler", scheduler="simple", seed=0, batch=1, size=8,
+            latent=None, **options):  # fmt: skip
+        latent = torch.zeros(batch, 16, size, size) if latent is None else latent
+        noise = comfy.sample.prepare_noise(latent, seed)
+        positive, negative = positive or condition(1), negative or condition(2)
+        return comfy.sample.sample(
+            model, noise, steps, cfg, sampler, scheduler, positive, negative, latent, disable_pbar=True, seed=seed, **options
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cached(part):
+    """`cached(model, "FFCA", ratio=0.3, **settings)`: the model as the Dual Cache node patches it; `preset=` instead of letters takes a preset."""
+    host, schedule, settings, recipes = (part(f"{m}") for m in ("nodes.host", "cache_core.schedule", "cache_core.settings", "cache_core.recipes"))
+
+    def make(model, kinds=None, *, ratio=0.3, preset=None, node_id=None, **changes):
+        plan = None if kinds is None else schedule.explicit(kinds, ratio)
+        chosen = recipes.from_preset(preset, plan, **changes) if preset else settings.Settings(schedule=plan, **changes)
+        return host.patch(model, host.KEY, host.CacheRequest(chosen, node_id))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def report_of(part):
+    """`report_of(model)`: the report of the patched model's last run, or None."""
+    return lambda model: part("nodes.host").request_of(model).box.report
+
+
+@pytest.fixture(scope="session")
+def ran(report_of):
+    """`ran(model)`: the kinds that the evaluations of the patched model's last run really had, as letters."""
+    return lambda model: "".join(record.actual for record in report_of(model).records)
+
+
+@pytest.fixture(scope="session")
+def shims():
+    """`shims(model)`: names of the modules of a ModelPatcher that have a `forward` of their own; a run must leave none."""
+    return lambda model: [name for name, module in model.model.named_modules() if "forward" in module.__dict__]

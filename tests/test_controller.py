@@ -1,0 +1,317 @@
+"""The caching loop: when it upgrades a planned step, what it keeps per branch, and which steps its history holds."""
+
+import pytest
+import torch
+from torch import nn
+
+from cache_core.controller import FINAL, Controller
+from cache_core.predictors import predictor
+from cache_core.recipes import from_preset
+from cache_core.schedule import explicit
+from cache_core.selectors import Selector
+from cache_core.settings import Settings
+from cache_core.sites import CacheMismatch
+from demo.flux import Flux
+from demo.sampler import schedule_sigmas
+from tests.tiny_flux import assert_untouched, evaluate, inputs, plain, ran, random_flux, run
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_flux()
+
+
+# --- mismatches, upgrades, keys -----------------------------------------------------------------------------------------------------
+
+
+def attempt(cache, model, sigma, data):
+    """A call as a host makes it: again in full when the cache does not fit."""
+    try:
+        kind, out = evaluate(cache, model, sigma, data=data)
+        return kind, out, False
+    except CacheMismatch:
+        with cache.retry(model, tuple(n // 2 for n in data[0].shape[2:])) as kind:
+            return kind, plain(model, sigma, data), True
+
+
+@pytest.mark.parametrize("kind", "AC")
+@pytest.mark.parametrize("change", [{"size": 12}, {"text": 9}], ids=str)
+def test_what_does_not_fit_is_repeated_in_full(model, kind, change):
+    """The host's key did not tell the sizes apart: the result is the plain one and the cache starts afresh."""
+    cache = Controller(Settings(schedule=explicit("F" + kind * 3, 0.3)), [1.0, 0.8, 0.8, 0.5, 0.0])
+    evaluate(cache, model, 1.0)
+    data = inputs(model, **change)
+    ran_as, out, repeated = attempt(cache, model, 0.8, data)
+    assert repeated and ran_as == "F"
+    assert_untouched(model)
+    assert torch.equal(out, plain(model, 0.8, data))
+    # At the same sigma and input the fresh snapshot is exact, which the old one would not be.
+    ran_as, out, repeated = attempt(cache, model, 0.8, data)
+    assert ran_as == kind and not repeated
+    assert torch.allclose(out, plain(model, 0.8, data), atol=1e-5, rtol=0)
+    records = cache.finish().records
+    assert [(r.actual, r.reason, r.calls, r.full_calls) for r in records[:3]] == [
+        ("F", "planned", 1, 1), ("F", "mismatch", 1, 1), (kind, "planned", 1, 0)]
+
+
+def test_a_rising_sigma_runs_in_full(model):
+    cache = Controller(Settings(schedule=explicit("FAAAA")), [1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
+    kinds = [evaluate(cache, model, s)[0] for s in (1.0, 0.6, 0.6, 0.75, 0.7)]
+    records = cache.finish().records
+    assert kinds == list("FAAFA")
+    assert (records[3].planned, records[3].actual, records[3].reason) == ("A", "F", "rising")
+
+
+def test_evaluations_beyond_the_plan_run_in_full(model):
+    cache = Controller(Settings(schedule=explicit("FAA")), [1.0, 0.6, 0.3, 0.0])
+    kinds = [evaluate(cache, model, s)[0] for s in (1.0, 0.8, 0.6, 0.4, 0.2)]
+    records = cache.finish().records
+    assert kinds == list("FAAFF")
+    assert [(r.planned, r.reason) for r in records[3:]] == [("F", "beyond")] * 2
+    assert {r.ratio for r in records[3:]} == {0.0}
+
+
+def test_heun_counts_phases_and_never_skips_more_than_planned(model):
+    result = run(model, Settings(schedule=explicit("FAFAFA")), sampler="heun", guidance=1)
+    assert ran(result) == "FFAAFFAAFFA"
+    assert [(r.step, r.phase) for r in result.report.records] == [(i // 2, i % 2) for i in range(11)]
+
+
+def test_phases_do_not_share_their_cache(model):
+    cache = Controller(Settings(schedule=explicit("FA")), [1.0, 0.5, 0.0], stages=2)
+    a, b = inputs(model, seed=1), inputs(model, seed=2)
+    seen = []
+    handle = model.final_layer.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+    try:
+        for sigma, data in ((1.0, a), (0.5, b), (0.5, a), (0.4, b)):
+            evaluate(cache, model, sigma, data=data)
+    finally:
+        handle.remove()
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3]) and not torch.equal(seen[0], seen[1])
+
+
+def test_a_branch_without_data_makes_the_whole_call_full(model):
+    cache = Controller(Settings(schedule=explicit("FAA")), [1.0, 0.6, 0.3, 0.0])
+    evaluate(cache, model, 1.0, ["cond"])
+    kind, out = evaluate(cache, model, 0.6, ["uncond", "cond"], inputs(model, batch=2))
+    assert kind == "F"
+    assert torch.equal(out, plain(model, 0.6, inputs(model, batch=2)))
+    assert evaluate(cache, model, 0.3, ["cond"])[0] == "A"
+    assert [r.reason for r in cache.finish().records] == ["planned", "no_snapshot", "planned"]
+
+
+def test_branches_may_be_batched_anew_between_evaluations(model):
+    """Free memory decides how many conditionings share a call, so the grouping may change from step to step."""
+    both = inputs(model, batch=2, seed=4)
+    halves = [tuple(t[i:i + 1] for t in both) for i in range(2)]
+    settings = Settings(schedule=explicit("FCAC", 0.4), selector=Selector("value_norm_high"))
+    together, apart = (Controller(settings, [1.0, 0.8, 0.6, 0.4, 0.0]) for _ in range(2))
+    for i, sigma in enumerate((1.0, 0.8, 0.6, 0.4)):
+        kind, expected = evaluate(together, model, sigma, ["u", "c"], both)
+        if i % 2:
+            outs = [evaluate(apart, model, sigma, [name], half, begin=name == "u") for name, half in zip("uc", halves)]
+        else:
+            flipped = tuple(t.flip(0) for t in both)
+            k, out = evaluate(apart, model, sigma, ["c", "u"], flipped)
+            outs = [(k, out[1:]), (k, out[:1])]
+        assert {k for k, _ in outs} == {kind}
+        assert torch.allclose(torch.cat([o for _, o in outs]), expected, atol=1e-5, rtol=0)
+    assert kind == "C"
+
+
+def test_a_branch_called_twice_in_one_evaluation_keeps_two_caches(model):
+    a, b = inputs(model, seed=1), inputs(model, seed=2)
+    cache = Controller(Settings(schedule=explicit("FA")), [1.0, 1.0, 0.0])
+    exact = [plain(model, 1.0, d) for d in (a, b)]
+    for _ in range(2):
+        for j, (data, out) in enumerate(zip((a, b), exact)):
+            assert torch.equal(evaluate(cache, model, 1.0, data=data, begin=j == 0)[1], out)
+    assert [r.actual for r in cache.finish().records] == ["F", "A"]
+
+
+def test_equal_branches_in_one_call_keep_two_caches(model):
+    both = inputs(model, batch=2, seed=6)
+    cache = Controller(Settings(schedule=explicit("FA")), [1.0, 1.0, 0.0])
+    exact = plain(model, 1.0, both)
+    for kind in "FA":
+        assert evaluate(cache, model, 1.0, ["same", "same"], both)[0] == kind
+        assert torch.allclose(evaluate(cache, model, 1.0, ["same", "same"], both, begin=False)[1], exact, atol=1e-5, rtol=0)
+
+
+def test_two_models_in_one_run_keep_two_caches(model):
+    other = random_flux(seed=9)
+    cache = Controller(Settings(schedule=explicit("FA")), [1.0, 1.0, 0.0])
+    for kind in "FA":
+        for j, m in enumerate((model, other)):
+            data = inputs(m)
+            ran_as, out = evaluate(cache, m, 1.0, data=data, begin=j == 0)
+            assert ran_as == kind and torch.equal(out, plain(m, 1.0, data))
+
+
+def test_an_unknown_model_runs_plainly_with_one_sentence():
+    class Mystery(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    mystery, x = Mystery(), torch.randn(2, 4)
+    cache = Controller(from_preset("balanced"), schedule_sigmas(9))
+    for sigma in schedule_sigmas(9)[:-1]:
+        cache.begin_evaluation(sigma)
+        with cache.call(mystery, ["cond"]) as kind:
+            assert torch.equal(mystery(x), mystery(x)) and kind == "F"
+            assert "forward" not in mystery.layers[0].__dict__
+    report = cache.finish()
+    assert len([m for m in report.messages if "Mystery" in m]) == 1
+    assert report.family == "" and report.totals()["skipped"] == 0
+    assert all(r.actual == "F" for r in report.records)
+    assert all(r.reason != "planned" for r in report.records if r.actual != r.planned)
+
+
+# --- history and forecasts ------------------------------------------------------------------------------------------------------------
+
+
+def test_history_holds_full_steps_only_and_corrections_end_at_the_next_one(model):
+    """The mixed-age rule, seen in every site of a run."""
+    settings = Settings(schedule=explicit("FFCACFC", 0.4), predictor=predictor("linear"), module_predictor=predictor("linear"))
+    cache = Controller(settings, schedule_sigmas(7))
+    full = []
+    for i, sigma in enumerate(schedule_sigmas(7)[:-1]):
+        kind, _ = evaluate(cache, model, sigma)
+        assert kind == settings.schedule.kinds[i]
+        full += [i] if kind == "F" else []
+        (branch,) = cache._branches.values()
+        assert len(branch.sites) == 2 * 4 + 2 * 2 + 1
+        for name, site in branch.sites.items():
+            assert [n.index for n in site.nodes] == [float(f) for f in reversed(full)][:2], name
+            assert [n.sigma for n in site.nodes] == [schedule_sigmas(7)[f] for f in reversed(full)][:2], name
+            if kind == "F":
+                assert site.correction is None, name
+        if kind != "F":
+            assert branch.sites[FINAL].correction is not None
+            corrected = {n for n, s in branch.sites.items() if s.correction is not None}
+            assert {n[2] for n in corrected if n != FINAL} == {"img_mlp", "txt_mlp", "out"}
+    cache.finish()
+
+
+def test_aggressive_steps_alone_keep_the_final_state_alone(model):
+    cache = Controller(from_preset("fora", explicit("FAAFAA")), schedule_sigmas(6))
+    for sigma in schedule_sigmas(6)[:-1]:
+        evaluate(cache, model, sigma)
+        (branch,) = cache._branches.values()
+        assert set(branch.sites) == {FINAL} and not branch.kept
+    report = cache.finish()
+    assert report.peak_bytes == (5 + 16) * 128 * 4
+
+
+@pytest.fixture
+def ages(model, monkeypatch):
+    """Runs a plan and gives, per step, the ages that the selector was shown, one tensor per choice."""
+    seen, choose = [], Selector.choose
+
+    def spy(self, k, *, age=None, **kw):
+        rows = choose(self, k, age=age, **kw)
+        seen.append((None if age is None else age.clone(), rows))
+        return rows
+
+    monkeypatch.setattr(Selector, "choose", spy)
+
+    def of(kinds):
+        settings = Settings(schedule=explicit(kinds, 0.3), selector=Selector("value_norm_high", staleness=1.0))
+        sigmas, per_step = schedule_sigmas(len(kinds)), []
+        cache = Controller(settings, sigmas)
+        for sigma in sigmas[:-1]:
+            seen.clear()
+            evaluate(cache, model, sigma)
+            per_step.append(list(seen))
+        cache.finish()
+        return per_step
+
+    return of
+
+
+def test_staleness_starts_anew_at_every_full_step(ages):
+    """A full step computes every token, so no token is older than another right after it."""
+    steps = ages("FCCFCC")
+    assert [len(s) for s in steps] == [0, 8, 8, 0, 8, 8]
+    for i in (1, 4):
+        assert all(age is None or bool((age == age[..., :1]).all()) for age, _ in steps[i]), f"step {i}"
+    for i in (2, 5):
+        assert any(age is not None and bool((age != age[..., :1]).any()) for age, _ in steps[i]), f"step {i}"
+
+
+def test_staleness_counts_steps_also_those_without_a_choice(ages):
+    """Between a token of the full step 0 and one refreshed at step 2 lie two steps, though no tokens were chosen at step 1."""
+    steps = ages("FACC")
+    for (_, rows), (age, _) in zip(steps[2], steps[3]):
+        old = torch.ones_like(age, dtype=torch.bool).scatter(1, rows, False)
+        assert bool((age[old] - age[~old].max() == 2).all())
+
+
+class Line(nn.Module):
+    """A block whose output lies on a straight line in sigma, whatever goes in."""
+
+    def __init__(self, tokens, dim):
+        super().__init__()
+        g = torch.Generator().manual_seed(3)
+        self.start, self.slope = (torch.randn(1, tokens, dim, generator=g) for _ in range(2))
+        self.calls, self.sigma = 0, None
+
+    def forward(self, x, vec, pe, attn_mask=None, transformer_options=None):
+        self.calls += 1
+        return self.start + self.sigma * self.slope
+
+
+class LineFlux(Flux):
+    """FLUX around a last block that is linear in sigma; the timestep tells it where it is."""
+
+    def forward(self, x, timestep, *args, **kwargs):
+        self.single_blocks[0].sigma = float(timestep[0])
+        return super().forward(x, timestep, *args, **kwargs)
+
+
+def test_the_linear_forecast_is_exact_on_a_straight_line():
+    model = random_flux(double=1, single=1, kind=LineFlux)
+    model.single_blocks[0] = line = Line(5 + 16, 128)
+    sigmas = [1 - (i / 8) ** 1.6 for i in range(9)]
+    data = inputs(model)
+    errors = {}
+    for name, forecast in (("linear", predictor("linear")), ("damped", predictor("linear", gain=0.5)), ("reuse", predictor("reuse"))):
+        line.calls = 0
+        cache = Controller(Settings(schedule=explicit("FFAAAFAA"), predictor=forecast), sigmas)
+        outs = [evaluate(cache, model, s, data=data)[1] for s in sigmas[:-1]]
+        assert line.calls == 3
+        report = cache.finish()
+        errors[name] = max(float((out - plain(model, s, data)).abs().max()) for out, s in zip(outs, sigmas))
+        probed = report.records[5].forecast_error
+        assert (probed < 1e-5) == (name == "linear")
+    assert errors["linear"] < 1e-4 < 1e-2 < errors["damped"] < errors["reuse"]
+
+
+# --- settings -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_done_holds_the_evaluations_that_have_ended(model):
+    cache = Controller(from_preset("off"), [1.0, 0.5, 0.0])
+    assert cache.done == []
+    evaluate(cache, model, 1.0)
+    assert cache.done == []
+    cache.begin_evaluation(0.5)
+    assert [r.step for r in cache.done] == [0]
+    cache.finish()
+
+
+@pytest.mark.parametrize(("field", "value"), [("attention", "hot"), ("ratio", 1.5), ("text_ratio", -0.1)])
+def test_bad_settings_name_the_field(field, value):
+    with pytest.raises(ValueError, match=f"^{field} "):
+        Settings(**{field: value})
+
+
+def test_a_run_needs_two_noise_levels():
+    with pytest.raises(ValueError, match="sigmas"):
+        Controller(from_preset("off"), [1.0])

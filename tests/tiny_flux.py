@@ -1,0 +1,54 @@
+"""What the tests without ComfyUI sample: a small FLUX-layout transformer with random weights, and one evaluation of it."""
+
+import torch
+
+from demo.flux import Flux, FluxConfig
+from demo.sampler import sample
+
+SIZE = 64  # pixels: a latent of 8 x 8, 16 image tokens
+RED, BLUE, STAR = "a large red heart center on a checkered white background", "a small blue circle center", "a large yellow star center"
+
+torch.set_num_threads(1)  # tensors this small gain nothing from more, and sums keep one order
+
+
+def random_flux(double=2, single=2, seed=0, hidden=128, kind=Flux):
+    """A FLUX-layout model whose blocks matter: random weights of a size that moves the hidden state."""
+    model = kind(FluxConfig(hidden=hidden, double=double, single=single)).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        p.copy_(torch.randn(p.shape, generator=generator) * 0.08 + (1.0 if name.endswith("norm.scale") else 0.0))
+    return model
+
+
+def run(model, settings=None, captions=(RED,), **kw):
+    return sample(model, list(captions), size=SIZE, settings=settings, **{"steps": 6, **kw})
+
+
+def ran(result):
+    """The kinds a run's evaluations really had, as letters."""
+    return "".join(r.actual for r in result.report.records)
+
+
+def inputs(model, size=8, text=5, seed=0, batch=1):
+    """Latent, text tokens and pooled text."""
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(batch, 16, size, size, generator=g), torch.randn(batch, text, model.config.token_dim, generator=g),
+            torch.randn(batch, model.config.pooled_dim, generator=g))
+
+
+def plain(model, sigma, data):
+    x, tokens, pooled = data
+    return model(x, torch.full((len(x),), sigma, dtype=x.dtype), tokens, pooled)
+
+
+def evaluate(cache, model, sigma, chunks=("cond",), data=None, begin=True):
+    """One call of the model under the cache, opening an evaluation unless told not to; gives the kind it ran as and the velocity."""
+    data = data or inputs(model)
+    if begin:
+        cache.begin_evaluation(sigma)
+    with cache.call(model, list(chunks), tuple(n // 2 for n in data[0].shape[2:])) as kind:
+        return kind, plain(model, sigma, data)
+
+
+def assert_untouched(model):
+    assert [name for name, m in model.named_modules() if "forward" in m.__dict__] == []
