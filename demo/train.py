@@ -1,8 +1,8 @@
 """Trains the embedded model from nothing: `python -m demo.train`.
 
 Stages, each with a progress bar and a checkpoint it resumes from: (1) the autoencoder's block basis, (2) the transformer, first on 64
-then on 256 tokens, (3) the autoencoder's decoder, (4) the judge, (5) export to safetensors. About two and a half hours on
-two CPU cores with AVX512-BF16; minutes on a GPU.
+then on 256 tokens, (3) the autoencoder's decoder, (4) the judge, (5) export to safetensors. With --compile about an hour
+and a half on two CPU cores with AVX512-BF16; minutes on a GPU.
 """
 
 from __future__ import annotations
@@ -193,9 +193,9 @@ def main():
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the safetensors files")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--coarse", type=int, nargs=2, default=(1500, 64), metavar=("STEPS", "BATCH"), help="64-token stage")
-    parser.add_argument("--fine", type=int, nargs=2, default=(1800, 32), metavar=("STEPS", "BATCH"), help="256-token stage")
-    parser.add_argument("--decoder", type=int, default=1500, help="steps of the decoder")
+    parser.add_argument("--coarse", type=int, nargs=2, default=(1300, 64), metavar=("STEPS", "BATCH"), help="64-token stage")
+    parser.add_argument("--fine", type=int, nargs=2, default=(1000, 32), metavar=("STEPS", "BATCH"), help="256-token stage")
+    parser.add_argument("--decoder", type=int, default=700, help="steps of the decoder")
     parser.add_argument("--compile", action="store_true", help="torch.compile the transformer (a C++ compiler is needed)")
     parser.add_argument("--only", choices=("transformer", "decoder", "judge"), help="run one stage and export nothing")
     args = parser.parse_args()
