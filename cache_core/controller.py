@@ -98,8 +98,9 @@ class Controller:
         self._keys = []
         for chunk in chunks:
             # The same branch may be evaluated several times in a step; each occurrence keeps its own cache.
-            self._keys.append((id(model), now.phase, chunk, self._seen[chunk]))
-            self._seen[chunk] += 1
+            key = (id(model), now.phase, chunk)
+            self._keys.append((key, self._seen[key]))
+            self._seen[key] += 1
         branches = [self._branches.setdefault(k, Branch()) for k in self._keys]
         kind, reason = self._kind_for(record, branches)
         yield from self._run(kind, reason, record, id(model), branches, grid)

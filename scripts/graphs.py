@@ -8,7 +8,7 @@ from demo.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZE, SIZES, TEXTU
 from .litegraph import Graph, Slot
 
 BLUEPRINT = "Text to Image (Dual Cache)"
-SAMPLER, REPORT, PICTURE, TEXT = 640, 460, 340, 180
+SAMPLER, SCHEDULE, PATCH, REPORT, PICTURE, TEXT = 690, 650, 452, 460, 340, 180
 """Heights of nodes that show more than their widgets."""
 
 HUB = "https://huggingface.co/"
@@ -51,10 +51,10 @@ def loaders(g: Graph, unet, text, vae, text_type: str) -> tuple[Slot, Slot, Slot
     g.column("Models")
     model = g.node("UNETLoader", unet_name=unet[0], models=[unet])["MODEL"]
     if len(text) == 2:
-        clip = g.node("DualCLIPLoader", clip_name1=text[0][0], clip_name2=text[1][0], type=text_type, models=text)["CLIP"]
+        clip = g.node("DualCLIPLoader", tall=172, clip_name1=text[0][0], clip_name2=text[1][0], type=text_type, models=text)["CLIP"]
     else:
-        clip = g.node("CLIPLoader", clip_name=text[0][0], type=text_type, models=text)["CLIP"]
-    return model, clip, g.node("VAELoader", vae_name=vae[0], models=[vae])["VAE"]
+        clip = g.node("CLIPLoader", tall=140, clip_name=text[0][0], type=text_type, models=text)["CLIP"]
+    return model, clip, g.node("VAELoader", tall=108, vae_name=vae[0], models=[vae])["VAE"]
 
 
 def prompts(g: Graph, clip: Slot, positive: str, negative: str | None) -> tuple[Slot, Slot]:
@@ -68,8 +68,8 @@ def prompts(g: Graph, clip: Slot, positive: str, negative: str | None) -> tuple[
 
 def patched_sampling(g: Graph, model: Slot, **settings) -> tuple[Slot, Slot]:
     """Dual Cache before a KSampler; returns the patched model and the latent."""
-    g.column("Sampling with Dual Cache")
-    model = g.node("DualCache", model=model, tall=260)["MODEL"]
+    g.column("Sampling with Dual Cache", 360)
+    model = g.node("DualCache", tall=PATCH, model=model)["MODEL"]
     settings = {"sampler_name": "euler", "scheduler": "simple", **settings}
     return model, g.node("KSampler", model=model, control="randomize", **settings)["LATENT"]
 
@@ -89,7 +89,7 @@ def report(g: Graph, **source: Slot) -> None:
 def demo_model(g: Graph, **captions: str) -> tuple[Slot, Slot, Slot, list[Slot]]:
     """A column with the embedded model: its model, its VAE, an empty latent, and a conditioning per caption."""
     g.column("Model and captions")
-    model = g.node("DualCacheDemoModel")
+    model = g.node("DualCacheDemoModel", tall=96)  # the front end adds a badge
     texts = [g.node("DualCacheDemoCaption", title=f"Caption: {title}", caption=text)["CONDITIONING"] for title, text in captions.items()]
     return model["MODEL"], model["VAE"], g.node("EmptySD3LatentImage", width=SIZE, height=SIZE)["LATENT"], texts
 
@@ -98,7 +98,7 @@ DEMO_SAMPLING = {"steps": 30, "cfg": 2.0, "sampler_name": "euler", "scheduler": 
 
 
 def embedded(g: Graph) -> None:
-    g.column("Start here", 420)
+    g.column("Start here", 480)
     g.note(f"""## Dual Cache in one minute
 
 Press **Run**. Nothing is downloaded: the model, 13 million parameters in the layout of FLUX, comes with the pack, and a CPU draws the
@@ -113,7 +113,7 @@ A diffusion transformer runs all of its blocks at every step, although what they
 | **C** | conservative | a few tokens are computed afresh, the rest is replayed |
 | **A** | aggressive | the blocks are skipped |
 
-With *balanced*, 30 steps are {counts("balanced", 30)}. **Cache Report** shows what really ran.
+With *balanced*, 30 steps are {counts("balanced", 30)}; the bars on the node show them. **Cache Report** shows what really ran.
 
 **Try next**
 
@@ -123,17 +123,17 @@ With *balanced*, 30 steps are {counts("balanced", 30)}. **Cache Report** shows w
 - a **Cache Schedule Builder** on the input *schedule*
 - another caption, of these words: {", ".join(SIZES)}; {", ".join(COLOURS)}; {", ".join(SHAPES)}; {", ".join(PLACES)};
 then *on* and {", ".join(TEXTURES)}; {", ".join(BACKGROUNDS)}. Two objects are joined by *and*.
-""", 560)
+""", 740)
     model, vae, latent, (positive, negative) = demo_model(
         g, positive="a large red heart center on a checkered white background", negative="")
-    g.column("Sampling")
+    g.column("Sampling", 360)
     out = g.node("DualCacheSampler", tall=SAMPLER, model=model, positive=positive, negative=negative, latent_image=latent, **DEMO_SAMPLING)
     picture(g, out["latent"], vae, "dual_cache/embedded")
     report(g, report=out["report"])
 
 
 def compare_cached_uncached(g: Graph) -> None:
-    g.column("Start here", 420)
+    g.column("Start here", 480)
     g.note(f"""## With and without the cache
 
 The same model, caption and seed twice: **KSampler** runs all 30 steps in full, **Dual Cache Sampler** runs {counts("balanced", 30)}.
@@ -150,14 +150,14 @@ To compare on a model of your own, replace the loader, the captions and the size
     g.column("Every step in full")
     plain = g.node("KSampler", title="KSampler: uncached", **shared)["LATENT"]
     g.node("PreviewImage", title="Uncached", tall=PICTURE, images=g.node("VAEDecode", samples=plain, vae=vae)["IMAGE"])
-    g.column("Cached")
+    g.column("Cached", 360)
     cached = g.node("DualCacheSampler", tall=SAMPLER, **shared)
     g.node("PreviewImage", title="Cached", tall=PICTURE, images=g.node("VAEDecode", samples=cached["latent"], vae=vae)["IMAGE"])
     report(g, report=cached["report"])
 
 
 def inpainting(g: Graph) -> None:
-    g.column("Start here", 420)
+    g.column("Start here", 480)
     g.note("""## Inpainting with the cache
 
 Runs without a download. The first sampler draws a picture. **Set Latent Noise Mask** then marks its right half, and a second sampler with
@@ -172,7 +172,7 @@ works the same way: its *InpaintModelConditioning* takes the place of the mask n
         g, before="a small red circle left on a plain beige background",
         after="a small red circle left and a small blue star right on a plain beige background", negative="")
     shared = {"model": model, "negative": nothing, **DEMO_SAMPLING}
-    g.column("First picture")
+    g.column("First picture", 360)
     first = g.node("DualCacheSampler", tall=SAMPLER, positive=before, latent_image=latent, seed=3, **shared)["latent"]
     g.node("PreviewImage", title="Before", tall=PICTURE, images=g.node("VAEDecode", samples=first, vae=vae)["IMAGE"])
     g.column("Mask: the right half")
@@ -180,7 +180,7 @@ works the same way: its *InpaintModelConditioning* takes the place of the mask n
     half = g.node("SolidMask", title="Right half: draw anew", value=1.0, width=SIZE // 2, height=SIZE)["MASK"]
     mask = g.node("MaskComposite", destination=nowhere, source=half, x=SIZE // 2, y=0, operation="add")["MASK"]
     masked = g.node("SetLatentNoiseMask", samples=first, mask=mask)["LATENT"]
-    g.column("Second picture")
+    g.column("Second picture", 360)
     second = g.node("DualCacheSampler", tall=SAMPLER, positive=after, latent_image=masked, seed=5, **shared)
     g.node("SaveImage", title="After", tall=PICTURE, filename_prefix="dual_cache/inpainting",
            images=g.node("VAEDecode", samples=second["latent"], vae=vae)["IMAGE"])
@@ -191,7 +191,7 @@ def flux_dev_text_to_image(g: Graph) -> None:
     unet = model_file("diffusion_models", HUB + "Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors")
     text = [model_file("text_encoders", FLUX_TEXT + name) for name in ("clip_l.safetensors", "t5xxl_fp16.safetensors")]
     vae = model_file("vae", FLUX_VAE + "ae.safetensors")
-    g.column("Start here", 420)
+    g.column("Start here", 480)
     g.note(f"""## FLUX.1-dev with a schedule
 
 **Cache Schedule Builder** plans the steps and shows them; **Dual Cache Sampler** runs the plan.
@@ -204,14 +204,14 @@ With *balanced*, 28 steps are {counts("balanced", 28)}.
 Use 20 steps or more: in fewer there is little to skip.
 
 {listed([unet, *text, vae])}
-""", 400)
+""", 520)
     model, clip, vae_slot = loaders(g, unet, text, vae, "flux")
     latent = g.node("EmptySD3LatentImage", width=1024, height=1024)["LATENT"]
     positive, negative = prompts(g, clip, "A lighthouse on a cliff at dawn, waves below, a sign that reads 'OPEN', photograph", None)
     guided = g.node("FluxGuidance", conditioning=positive, guidance=3.5)["CONDITIONING"]
-    g.column("Plan")
-    schedule = g.node("CacheScheduleBuilder", steps=28, tall=480)["schedule"]
-    g.column("Sampling")
+    g.column("Plan", 360)
+    schedule = g.node("CacheScheduleBuilder", steps=28, tall=SCHEDULE)["schedule"]
+    g.column("Sampling", 360)
     out = g.node("DualCacheSampler", tall=SAMPLER, control="randomize", model=model, positive=guided, negative=negative,
                  latent_image=latent, schedule=schedule, steps=28, cfg=1.0)
     picture(g, out["latent"], vae_slot, "dual_cache/flux_dev")
@@ -222,7 +222,7 @@ def flux_kontext_edit(g: Graph) -> None:
     unet = model_file("diffusion_models", KONTEXT + "flux1-dev-kontext_fp8_scaled.safetensors")
     text = [model_file("text_encoders", FLUX_TEXT + name) for name in ("clip_l.safetensors", "t5xxl_fp8_e4m3fn_scaled.safetensors")]
     vae = model_file("vae", FLUX_VAE + "ae.safetensors")
-    g.column("Start here", 420)
+    g.column("Start here", 480)
     g.note(f"""## Editing a picture with FLUX.1 Kontext
 
 Choose a picture in **Load Image** and say in the prompt what to change and what to keep.
@@ -233,7 +233,7 @@ Small detail such as lettering asks for *quality*: {counts("quality", 20)}.
 **Cache Report** takes the patched model and the latent it gave.
 
 {listed([unet, *text, vae])}
-""", 340)
+""", 450)
     model, clip, vae_slot = loaders(g, unet, text, vae, "flux")
     g.column("Picture to edit")
     scaled = g.node("FluxKontextImageScale", image=g.node("LoadImage", image="example.png", tall=PICTURE)["IMAGE"])["IMAGE"]
@@ -250,7 +250,7 @@ def wan22_video(g: Graph) -> None:
     unet = model_file("diffusion_models", WAN_22 + "diffusion_models/wan2.2_ti2v_5B_fp16.safetensors")
     text = [model_file("text_encoders", WAN_21 + "umt5_xxl_fp8_e4m3fn_scaled.safetensors")]
     vae = model_file("vae", WAN_22 + "vae/wan2.2_vae.safetensors")
-    g.column("Start here", 420)
+    g.column("Start here", 480)
     g.note(f"""## Wan 2.2 video, 5B
 
 {plainly("Wan")}
@@ -258,7 +258,7 @@ def wan22_video(g: Graph) -> None:
 For a video from a picture, connect *Load Image* to *start_image*. With the two models of Wan 2.2 14B, put one Dual Cache node on each.
 
 {listed([unet, *text, vae])}
-""", 320)
+""", 440)
     model, clip, vae_slot = loaders(g, unet, text, vae, "wan")
     model = g.node("ModelSamplingSD3", model=model, shift=8.0)["MODEL"]
     positive, negative = prompts(g, clip, "A fox trots through fresh snow towards the camera at sunrise, the camera moves slowly left",
@@ -268,7 +268,8 @@ For a video from a picture, connect *Load Image* to *start_image*. With the two 
                                   sampler_name="uni_pc")
     g.column("Video")
     frames = g.node("VAEDecode", samples=out, vae=vae_slot)["IMAGE"]
-    g.node("SaveVideo", tall=PICTURE, video=g.node("CreateVideo", images=frames, fps=24.0)["VIDEO"], filename_prefix="dual_cache/wan22")
+    video = g.node("CreateVideo", tall=136, images=frames, fps=24.0)["VIDEO"]
+    g.node("SaveVideo", tall=PICTURE, video=video, filename_prefix="dual_cache/wan22")
     report(g, model=model, latent=out)
 
 
@@ -276,7 +277,7 @@ def qwen_image(g: Graph) -> None:
     unet = model_file("diffusion_models", QWEN + "diffusion_models/qwen_image_fp8_e4m3fn.safetensors")
     text = [model_file("text_encoders", QWEN + "text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors")]
     vae = model_file("vae", QWEN + "vae/qwen_image_vae.safetensors")
-    g.column("Start here", 420)
+    g.column("Start here", 480)
     g.note(f"""## Qwen-Image
 
 {plainly("Qwen-Image")}
@@ -284,7 +285,7 @@ def qwen_image(g: Graph) -> None:
 With a Lightning LoRA of 4 or 8 steps leave the cache out: in so few steps there is little to skip.
 
 {listed([unet, *text, vae])}
-""", 300)
+""", 430)
     model, clip, vae_slot = loaders(g, unet, text, vae, "qwen_image")
     model = g.node("ModelSamplingAuraFlow", model=model, shift=3.1)["MODEL"]
     latent = g.node("EmptySD3LatentImage", width=1328, height=1328)["LATENT"]
@@ -298,7 +299,7 @@ def z_image(g: Graph) -> None:
     unet = model_file("diffusion_models", Z_IMAGE + "z_image_bf16.safetensors")
     text = [model_file("text_encoders", Z_TEXT + "qwen_3_4b.safetensors")]
     vae = model_file("vae", HUB + "Comfy-Org/z_image_turbo/resolve/main/split_files/vae/ae.safetensors")
-    g.column("Start here", 420)
+    g.column("Start here", 480)
     g.note(f"""## Z-Image
 
 {plainly("Z-Image")}
@@ -307,7 +308,7 @@ This is the undistilled model at 25 steps. Z-Image-Turbo needs 8; in so few step
 than 0.3.64.
 
 {listed([unet, *text, vae])}
-""", 320)
+""", 420)
     model, clip, vae_slot = loaders(g, unet, text, vae, "lumina2")
     model = g.node("ModelSamplingAuraFlow", model=model, shift=3.0)["MODEL"]
     latent = g.node("EmptySD3LatentImage", width=1024, height=1024)["LATENT"]
@@ -328,7 +329,7 @@ def blueprint(g: Graph) -> dict:
     texts = [g.node("CLIPTextEncode", title=title, tall=TEXT, clip=given["clip"], text=given[name])["CONDITIONING"]
              for title, name in (("Positive prompt", "prompt"), ("Negative prompt", "negative"))]
     latent = g.node("EmptySD3LatentImage", width=given["width"], height=given["height"])["LATENT"]
-    g.column("Sampling")
+    g.column("Sampling", 360)
     out = g.node("DualCacheSampler", tall=SAMPLER, control="randomize", positive=texts[0], negative=texts[1], latent_image=latent,
                  **{name: given[name] for name in ("model", "schedule", "seed", "steps", "cfg", "preset")})
     g.column("Picture")

@@ -15,7 +15,7 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOTE = "MarkdownNote"
 SEEDS, SEED_CONTROL, UPLOAD = ("seed", "noise_seed"), "control_after_generate", "upload"
 SPACE = uuid.UUID("6f1f9c1e-8d1c-5b5e-9d2b-1c2f7d5a4e31")
-TITLE, SOCKET_ROW, WIDGET_ROW, TEXT_BOX, GAP, MARGIN = 30, 20, 24, 110, 22, 24
+TITLE, SOCKET_ROW, WIDGET_ROW, TEXT_BOX, GAP, MARGIN = 30, 24, 32, 120, 22, 24  # those of Nodes 2.0, which needs more room
 BLUE = "#3f789e"
 INPUT_END, OUTPUT_END = -10, -20
 """litegraph's node ids of a subgraph's two ends."""
@@ -146,8 +146,8 @@ class Graph:
         if title:
             data["title"] = title
         texts = sum(bool(options.get("multiline")) for _, options in widgets.values())
-        lines = max(len(data["widgets_values"]), len(widgets)) - texts
-        self._place(data, max(tall, SOCKET_ROW * max(len(sockets), len(outputs)) + WIDGET_ROW * lines + TEXT_BOX * texts + 12))
+        lines = len(data["widgets_values"]) - texts
+        self._place(data, max(tall, SOCKET_ROW * max(len(sockets), len(outputs)) + WIDGET_ROW * lines + TEXT_BOX * texts + 24))
         return {name: Slot(number, i, t) for i, (name, t) in enumerate(outputs)}
 
     def _pack_of(self, kind: str, module: str) -> dict:

@@ -1,4 +1,4 @@
-"""Writes workflows/*.json with their thumbnails, and the subgraph blueprint.
+"""Writes workflows/*.json with their thumbnails, the subgraph blueprint, and the pictures of the help pages.
 
     python -m scripts.make_workflows http://127.0.0.1:8188
 
@@ -22,9 +22,9 @@ from PIL import Image
 from cache_core.recipes import from_preset
 
 from .api_form import to_api
-from .graphs import BLUEPRINT, WORKFLOWS, blueprint
+from .graphs import BLUEPRINT, WORKFLOWS, blueprint, embedded
 from .litegraph import Graph
-from .thumbnails import draw_thumbnail
+from .pictures import draw_thumbnail, plans_svg, tokens_svg
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,7 +81,11 @@ def main() -> None:
         needs_files = any("models" in node["properties"] for node in workflow["nodes"])
         pictures = [] if needs_files else comfyui.run(to_api(workflow, definitions))
         draw_thumbnail(ROOT / "workflows" / f"{name}.jpg", title, from_preset(preset).schedule_for(steps).kinds, pictures)
+        if describe is embedded:
+            pictures[0].convert("RGB").save(ROOT / "web/docs/demo.jpg", quality=90, optimize=True)
     write(ROOT / "subgraphs" / f"{BLUEPRINT}.json", blueprint(Graph(definitions, packs(definitions))))
+    (ROOT / "web/docs/plans.svg").write_text(plans_svg(), encoding="utf-8")
+    (ROOT / "web/docs/tokens.svg").write_text(tokens_svg(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def model():
     return random_flux()
 
 
-# --- mismatches, upgrades, keys -----------------------------------------------------------------------------------------------------
+# --- mismatches, upgrades, keys -------------------------------------------------------------------
 
 
 def attempt(cache, model, sigma, data):
@@ -141,10 +141,10 @@ def test_equal_branches_in_one_call_keep_two_caches(model):
 def test_two_models_in_one_run_keep_two_caches(model):
     other = random_flux(seed=9)
     cache = Controller(Settings(schedule=explicit("FA")), [1.0, 1.0, 0.0])
-    for kind in "FA":
-        for j, m in enumerate((model, other)):
+    for kind, order in (("F", (model, other)), ("A", (other, model))):
+        for m in order:
             data = inputs(m)
-            ran_as, out = evaluate(cache, m, 1.0, data=data, begin=j == 0)
+            ran_as, out = evaluate(cache, m, 1.0, data=data, begin=m is order[0])
             assert ran_as == kind and torch.equal(out, plain(m, 1.0, data))
 
 
@@ -173,7 +173,7 @@ def test_an_unknown_model_runs_plainly_with_one_sentence():
     assert all(r.reason != "planned" for r in report.records if r.actual != r.planned)
 
 
-# --- history and forecasts ------------------------------------------------------------------------------------------------------------
+# --- history and forecasts ------------------------------------------------------------------------
 
 
 def test_history_holds_full_steps_only_and_corrections_end_at_the_next_one(model):
@@ -293,7 +293,7 @@ def test_the_linear_forecast_is_exact_on_a_straight_line():
     assert errors["linear"] < 1e-4 < 1e-2 < errors["damped"] < errors["reuse"]
 
 
-# --- settings -----------------------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 def test_done_holds_the_evaluations_that_have_ended(model):

@@ -23,7 +23,7 @@ def rows(*indices):
     return torch.tensor(indices if isinstance(indices[0], tuple) else [indices])
 
 
-# --- rows -----------------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dim", [1, 2])
@@ -49,7 +49,7 @@ def test_no_rows_are_an_empty_tensor():
     assert torch.equal(put_rows_(x.clone(), none, torch.zeros(2, 0, 4)), x)
 
 
-# --- one site ---------------------------------------------------------------------------------------------------------------------
+# --- one site -------------------------------------------------------------------------------------
 
 
 def test_reuse_gives_back_the_newest_snapshot_itself():
@@ -173,7 +173,7 @@ def test_values_far_apart_stay_finite():
     assert torch.equal(site.forecast(LINEAR, node(2, 0.8)), tensor(2))
 
 
-# --- branches and batches ------------------------------------------------------------------------------------------------------------
+# --- branches and batches -------------------------------------------------------------------------
 
 
 def test_a_batch_is_split_between_its_branches_and_joined_in_any_order():

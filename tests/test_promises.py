@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def distance(a, b):
     return float((a - b).norm() / b.norm())
 
 
-# --- exact where it must be -------------------------------------------------------------------------------------------------------
+# --- exact where it must be -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [from_preset("off"), Settings(schedule=explicit("FFFFFF")), from_preset("duca", explicit("F"))],
@@ -104,7 +105,7 @@ def test_low_precision_stays_finite_and_exact_where_it_must_be(dtype):
     assert all(o.dtype == dtype and o.isfinite().all() for _, o in outs)
 
 
-# --- the same picture however it is batched -----------------------------------------------------------------------------------------
+# --- the same picture however it is batched -------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -155,7 +156,8 @@ def test_text_ratio_rules_the_text_stream_alone(model):
         none = run(model, Settings(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=0.0)).latents
         text = run(model, Settings(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=1.0)).latents
         assert torch.equal(none, text)
-        image, both = (run(model, Settings(schedule=explicit("FCCCCC", 0.5), attention=attention, text_ratio=r)).latents for r in (0.0, 1.0))
+        half = Settings(schedule=explicit("FCCCCC", 0.5), attention=attention)
+        image, both = (run(model, replace(half, text_ratio=r)).latents for r in (0.0, 1.0))
         assert not torch.equal(none, image)
         assert torch.equal(image, both) == (attention == "frozen")
 
@@ -169,7 +171,7 @@ def test_inputs_are_not_written_to(model):
     assert all(torch.equal(now, then) for now, then in zip(data, before))
 
 
-# --- nothing survives ---------------------------------------------------------------------------------------------------------------
+# --- nothing survives -----------------------------------------------------------------------------
 
 
 class Stop(Exception):
@@ -269,7 +271,7 @@ def test_a_forward_that_another_pack_has_set_is_called_and_kept(model):
     assert_untouched(model)
 
 
-# --- reports ------------------------------------------------------------------------------------------------------------------------
+# --- reports --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", preset_names())

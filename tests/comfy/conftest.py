@@ -134,8 +134,12 @@ def sample(condition):
 
 @pytest.fixture(scope="session")
 def cached(part):
-    """`cached(model, "FFCA", ratio=0.3, **settings)`: the model as the Dual Cache node patches it; `preset=` instead of letters takes a preset."""
-    host, schedule, settings, recipes = (part(f"{m}") for m in ("nodes.host", "cache_core.schedule", "cache_core.settings", "cache_core.recipes"))
+    """`cached(model, "FFCA", ratio=0.3, preset=None, **settings)`: the model as the Dual Cache node patches it.
+
+    Letters are an explicit plan, `ratio` the token ratio of its C steps; with a preset they replace the preset's plan, or may be left out.
+    """
+    host, recipes = part("nodes.host"), part("cache_core.recipes")
+    schedule, settings = part("cache_core.schedule"), part("cache_core.settings")
 
     def make(model, kinds=None, *, ratio=0.3, preset=None, node_id=None, **changes):
         plan = None if kinds is None else schedule.explicit(kinds, ratio)

@@ -1,4 +1,7 @@
-"""What other nodes do to the same model: controls, masks, patches, other caches, unknown models. Never a wrong picture, and a sentence where one helps."""
+"""What other nodes do to the same model: controls, masks, patches, other caches, and models the pack does not know.
+
+Never a wrong picture, and a sentence where one helps.
+"""
 
 import logging
 
@@ -17,7 +20,7 @@ def close(a, b):
     return float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
 
 
-# --- controls -----------------------------------------------------------------------------------------------------------------------
+# --- controls -------------------------------------------------------------------------------------
 
 
 class Control(comfy.controlnet.ControlBase):
@@ -75,7 +78,7 @@ def test_a_control_that_ends_makes_one_step_full(flux, cached, sample, report_of
     assert [r.reason for r in changed] == ["no_snapshot"] and changed[0].step > 1
 
 
-# --- attention --------------------------------------------------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------------
 
 
 def masked(condition):
@@ -131,7 +134,7 @@ def test_an_attention_override_of_another_node_stays_in_charge(flux, cached, sam
     assert model.model_options["transformer_options"]["optimized_attention_override"] is theirs
 
 
-# --- blocks -------------------------------------------------------------------------------------------------------------------------------
+# --- blocks ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", [("double_block", 0), ("double_block", 1), ("single_block", 0), ("single_block", 1)], ids=str)
@@ -205,7 +208,7 @@ def test_tokens_that_disappear_in_the_middle_of_a_run_are_a_mismatch(flux, cache
     assert records[3].reason == "mismatch" and len(report_of(patched).messages) == 1
 
 
-# --- conditioning ---------------------------------------------------------------------------------------------------------------------------
+# --- conditioning ---------------------------------------------------------------------------------
 
 
 def test_areas_are_cached_apart(flux, cached, sample, ran, condition):
@@ -227,7 +230,10 @@ def test_conditioning_that_begins_in_the_middle_makes_its_first_step_full(flux, 
     assert torch.equal(sample(cached(flux, preset="off"), positive, cfg=3.0, steps=6), sample(flux, positive, cfg=3.0, steps=6))
 
 
-@pytest.mark.parametrize("options", [{"denoise": 0.5}, {"start_step": 2, "last_step": 5}, {"noise_mask": torch.ones(1, 8, 8).tril()[None]}], ids=str)
+PARTS = {"denoise": {"denoise": 0.5}, "steps": {"start_step": 2, "last_step": 5}, "mask": {"noise_mask": torch.ones(1, 1, 8, 8).tril()}}
+
+
+@pytest.mark.parametrize("options", PARTS.values(), ids=PARTS)
 def test_parts_of_a_run_and_masks_are_as_without_the_pack(flux, cached, sample, report_of, ran, options):
     latent = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
     plain = sample(flux, steps=6, latent=latent, **options)
@@ -239,7 +245,7 @@ def test_parts_of_a_run_and_masks_are_as_without_the_pack(flux, cached, sample, 
     assert ran(patched) == report.schedule["kinds"]
 
 
-# --- other caches -----------------------------------------------------------------------------------------------------------------------------
+# --- other caches ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["EasyCacheNode", "LazyCacheNode"])
@@ -262,7 +268,7 @@ def test_another_cache_on_the_model_is_refused_in_words(flux, cached, sample, ra
     assert "interval" not in (report.why_nothing() or "")
 
 
-# --- models the pack does not know ------------------------------------------------------------------------------------------------------------
+# --- models the pack does not know ----------------------------------------------------------------
 
 
 def sd3():
@@ -280,18 +286,20 @@ def lumina():
 
 @pytest.mark.parametrize("family", [sd3, lumina], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("how", [{"preset": "balanced"}, {"preset": "duca"}, {"preset": "off"}], ids=lambda h: h["preset"])
-def test_an_unknown_model_is_sampled_plainly_and_says_so(cached, sample, report_of, shims, caplog, family, how):
+def test_an_unknown_model_is_sampled_plainly_and_says_so(cached, sample, condition, report_of, shims, caplog, family, how):
     config = family()
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, "")
     g = torch.Generator().manual_seed(0)
     for name, p in [*base.diffusion_model.named_parameters(), *base.diffusion_model.named_buffers()]:
         if p.is_floating_point() and p.numel() and not name.endswith("freqs"):
-            p.data = torch.randn(p.shape, generator=g) * 0.05 + (1.0 if "norm" in name and p.ndim == 1 and not name.endswith("bias") else 0.0)
+            scale = "norm" in name and p.ndim == 1 and not name.endswith("bias")
+            p.data = torch.randn(p.shape, generator=g) * 0.05 + float(scale)
     model = comfy.model_patcher.ModelPatcher(base, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
     patched = cached(model, **how)
+    conds = [condition(i, attention_mask=torch.ones(1, TEXT, dtype=torch.long)) for i in (1, 2)]  # Lumina counts its tokens there
     with caplog.at_level(logging.INFO, "dual_cache"):
-        assert torch.equal(sample(patched, steps=12, cfg=3.0), sample(model, steps=12, cfg=3.0))
+        assert torch.equal(sample(patched, *conds, steps=12, cfg=3.0), sample(model, *conds, steps=12, cfg=3.0))
     report, name = report_of(patched), type(base.diffusion_model).__name__
     assert report.family == "" and report.totals()["skipped"] == 0 and {r.actual for r in report.records} == {"F"}
     (sentence,) = report.messages

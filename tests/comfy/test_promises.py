@@ -50,7 +50,7 @@ def variant(request, build_flux, condition, sample):
 each_variant = pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 
 
-# --- exact where it must be ---------------------------------------------------------------------------------------------------------
+# --- exact where it must be -----------------------------------------------------------------------
 
 
 @each_variant
@@ -117,7 +117,7 @@ def test_nothing_given_to_the_sampler_is_written_to(flux, cached, condition):
     assert all(torch.equal(a, b) for a, b in zip(given, before))
 
 
-# --- the same picture however it is batched -----------------------------------------------------------------------------------------
+# --- the same picture however it is batched -------------------------------------------------------
 
 METHODS = {
     "duca": {"kinds": DUCA},
@@ -183,7 +183,7 @@ def test_a_batch_equals_its_images(flux, cached, condition, method, cfg):
         assert close(run(noise[i:i + 1])[0], batch[i])
 
 
-# --- nothing survives ---------------------------------------------------------------------------------------------------------------
+# --- nothing survives -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -225,8 +225,10 @@ def in_callback(error):
     return callback
 
 
-@pytest.mark.parametrize("error", [comfy.model_management.InterruptProcessingException(), Trouble(), comfy.model_management.OOM_EXCEPTION("full")],
-                         ids=lambda e: type(e).__name__)
+ENDS = [comfy.model_management.InterruptProcessingException(), comfy.model_management.OOM_EXCEPTION("full"), Trouble()]
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("place", ["callback", "block"])
 def test_a_run_that_ends_early_leaves_nothing(flux, cached, sample, shims, report_of, controllers, error, place):
     plain, patched = sample(flux, steps=6, cfg=3.0), cached(flux, "FFFCAC")
@@ -278,7 +280,7 @@ def test_patching_twice_replaces_the_first_patch(flux, cached, sample, ran):
     assert ran(twice) == DUCA
 
 
-# --- the embedded model through ComfyUI's loader ------------------------------------------------------------------------------------
+# --- the embedded model through ComfyUI's loader --------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
