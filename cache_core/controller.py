@@ -31,10 +31,11 @@ class Controller:
     """Caching of one sampling run.
 
     settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per step (see `clock`).
-    Raises ValueError for fewer than two sigmas.
+    refusal: why every step of this run is sampled plainly, as the host found out, or None. Raises ValueError for fewer than two sigmas.
     """
 
-    def __init__(self, settings: Settings, sigmas: Sequence[float], stages: int = 1, seconds=time.perf_counter):
+    def __init__(self, settings: Settings, sigmas: Sequence[float], stages: int = 1, refusal: str | None = None,
+                 seconds=time.perf_counter):
         if len(sigmas) < 2:
             raise ValueError("sigmas must hold at least two noise levels.")
         self.settings, self.steps = settings, len(sigmas) - 1
@@ -56,7 +57,10 @@ class Controller:
         self._size: CostModel | None = None
         self._start = self._mark = seconds()
         self._conserves = "C" in self.schedule.kinds
-        self._skips = self.schedule.kinds.strip("F") != ""
+        self._refusal = refusal
+        self._skips = refusal is None and self.schedule.kinds.strip("F") != ""
+        if refusal is not None:
+            self.say(f"Nothing was cached: {refusal}.")
 
     def say(self, message: str) -> None:
         """Adds a sentence to the report, once."""
@@ -72,6 +76,8 @@ class Controller:
         kind, reason = planned, "planned"
         if now.beyond:
             reason = "beyond"
+        elif planned != "F" and self._refusal is not None:
+            kind, reason = "F", self._refusal
         elif planned != "F" and now.rising:
             kind, reason = "F", "rising"
         ratio = 0.0 if now.beyond else self.schedule.ratios[now.step]

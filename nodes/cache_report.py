@@ -35,7 +35,7 @@ class CacheReport(io.ComfyNode):
             request = host.request_of(model) if model is not None else None
             if request is None:
                 raise ValueError("Cache Report needs a report, or a model that Dual Cache has patched.")
-            report = request.box.report
+            report = request.box.report_of(None if latent is None else latent["samples"])
             if latent is None or report is None:
                 raise ValueError("This model has not been sampled yet: connect the latent that it produced to Cache Report too.")
         text, data = report.text(), report.to_json()

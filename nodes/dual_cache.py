@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..cache_core.predictors import predictor
 from ..cache_core.recipes import from_preset, preset_names
 from . import host
-from .types import ADVANCED, CATEGORY, Schedule
+from .types import CATEGORY, Schedule, advanced
 
 FROM_PRESET = "from preset"
 
@@ -23,12 +23,12 @@ def settings_from(preset, schedule=None, forecast=FROM_PRESET, gain=0.9):
 def forecast_inputs():
     """The advanced inputs that Dual Cache and Dual Cache Sampler share."""
     return [
-        io.Combo.Input("forecast", options=[FROM_PRESET, "reuse", "linear"], default=FROM_PRESET, extra_dict=ADVANCED,
+        advanced(io.Combo.Input("forecast", options=[FROM_PRESET, "reuse", "linear"], default=FROM_PRESET,
                        tooltip="How the final hidden state is rebuilt on a skipped step: kept as it was, or drawn on "
-                               "along the last two full steps."),
-        io.Float.Input("gain", default=0.9, min=0.0, max=1.5, step=0.05, extra_dict=ADVANCED,
+                               "along the last two full steps.")),
+        advanced(io.Float.Input("gain", default=0.9, min=0.0, max=1.5, step=0.05,
                        tooltip="Strength of a linear forecast; a little below 1 helps the worst pictures. Used when "
-                               "forecast is set above."),
+                               "forecast is set above.")),
     ]
 
 

@@ -48,4 +48,4 @@ class DualCacheSampler(io.ComfyNode):
         request = host.CacheRequest(settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id)
         patched = host.patch(model, host.KEY, request)
         latent = host.sample(patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
-        return io.NodeOutput(latent, request.box.report)
+        return io.NodeOutput(latent, request.box.report or host.nothing_sampled(request.settings))

@@ -18,6 +18,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
+import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..cache_core.clock import stages_of
@@ -38,7 +39,28 @@ class ReportBox:
     """Where a patched model's last report can be read; a plain object, because ComfyUI copies dicts and lists."""
 
     def __init__(self):
-        self.report: Report | None = None
+        self._reports: list[tuple[tuple | None, Report]] = []
+
+    @property
+    def report(self) -> Report | None:
+        """The last run's report."""
+        return self._reports[-1][1] if self._reports else None
+
+    def add(self, report: Report, samples) -> None:
+        self._reports = [*self._reports[-7:], (_fingerprint(samples), report)]
+
+    def report_of(self, samples) -> Report | None:
+        """The report of the run that gave `samples`, or of the last one when the samples have been changed since."""
+        mark = _fingerprint(samples)
+        return next((report for own, report in reversed(self._reports) if own is not None and own == mark), self.report)
+
+
+def _fingerprint(samples) -> tuple | None:
+    """Shape and a few values of a latent, which tell the latents of one model apart without keeping them."""
+    if not isinstance(samples, torch.Tensor) or not samples.numel():
+        return None
+    flat = samples.detach().reshape(-1)
+    return tuple(samples.shape), tuple(flat[:: max(1, flat.numel() // 16)].float().tolist())
 
 
 @dataclass(frozen=True)
@@ -98,9 +120,9 @@ def _conflict(model_options: dict) -> str | None:
     wrappers = {key for by_key in options.get("wrappers", {}).values() for key in by_key}
     for key, name in OTHER_CACHES.items():
         if key in options or key in wrappers:
-            return f"{name} is on this model too; two caches would count each other's skips. Remove one of them."
+            return f"{name} is on this model too; two caches would count each other's skips"
     if "multigpu_clones" in model_options:
-        return "the model is split over several GPUs, which Dual Cache does not support yet."
+        return "the model is split over several GPUs, which Dual Cache does not support yet"
     return None
 
 
@@ -113,21 +135,20 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
             log.warning("V-Cache Attention Patch chooses tokens for Dual Cache; without a Dual Cache node nothing is cached.")
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     levels = sigmas.tolist()
-    conflict = _conflict(guider.model_options) if len(levels) > 1 else "there is nothing to sample."
-    settings = Settings(method=request.settings.method) if conflict else _settings(options)
     if len(levels) < 2:
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-    controller = Controller(settings, levels, stages_of(name))
-    if conflict:
-        controller.say(f"Nothing was cached: {conflict}")
+    controller = Controller(_settings(options), levels, stages_of(name), _conflict(guider.model_options))
     run = _Run(controller, request)
     guider.model_options["transformer_options"] = {**options, RUN: run}
+    samples = None
     try:
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        return samples
     finally:
         guider.model_options["transformer_options"].pop(RUN, None)
-        report = request.box.report = controller.finish()
+        report = controller.finish()
+        request.box.add(report, samples)
         _send_steps(run, report)
         _tell(report, request.node_id)
 
@@ -206,6 +227,12 @@ def _tell(report: Report, node_id: str | None) -> None:
             log.info("Dual Cache: %s", sentence)
     if node_id is not None:
         _send("dual_cache.report", {"node": node_id, "report": report.to_dict(), "text": report.text()})
+
+
+def nothing_sampled(settings: Settings) -> Report:
+    """The report of a sampler that had no step to run."""
+    return Report(records=[], method=settings.method, family="", predictor=settings.predictor.name, selector=settings.selector.score,
+                  steps=0, wall_seconds=0.0, messages=[], peak_bytes=0, schedule={})
 
 
 def sample(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise):

@@ -8,4 +8,9 @@ Schedule = io.Custom("CACHE_SCHEDULE")
 Report = io.Custom("CACHE_REPORT")
 
 CATEGORY = "model/dual cache"
-ADVANCED = {"advanced": True}
+
+
+def advanced(entry: io.Input) -> io.Input:
+    """The input, marked as advanced in a way that every supported ComfyUI understands."""
+    entry.extra_dict = {**entry.extra_dict, "advanced": True}
+    return entry

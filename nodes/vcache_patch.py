@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..cache_core.selectors import Selector
 from . import host
-from .types import ADVANCED, CATEGORY
+from .types import CATEGORY, advanced
 
 SCORES = {"stratified random": "random", "value norm, high first": "value_norm_high", "value norm, low first": "value_norm_low"}
 
@@ -29,17 +29,17 @@ class VCacheAttentionPatch(io.ComfyNode):
                                        "opposite signs; random does about as well."),
                 io.Float.Input("ratio", default=0.1, min=0.0, max=1.0, step=0.01,
                     tooltip="Share of the image tokens refreshed on a conservative step."),
-                io.Float.Input("staleness", default=0.25, min=0.0, max=2.0, step=0.05, extra_dict=ADVANCED,
-                               tooltip="Weight of how long a token has not been refreshed."),
-                io.Float.Input("spatial_bonus", default=0.0, min=0.0, max=2.0, step=0.05, extra_dict=ADVANCED,
-                               tooltip="Bonus for the best token of each 2 x 2 cell, which spreads the choice over the picture."),
-                io.Float.Input("text_ratio", default=-1.0, min=-1.0, max=1.0, step=0.01, extra_dict=ADVANCED,
-                               tooltip="Share of the text tokens refreshed; -1 uses the same share as for the image."),
-                io.Combo.Input("attention", options=["frozen", "live"], default="frozen", extra_dict=ADVANCED,
+                advanced(io.Float.Input("staleness", default=0.25, min=0.0, max=2.0, step=0.05,
+                               tooltip="Weight of how long a token has not been refreshed.")),
+                advanced(io.Float.Input("spatial_bonus", default=0.0, min=0.0, max=2.0, step=0.05,
+                               tooltip="Bonus for the best token of each 2 x 2 cell, which spreads the choice over the picture.")),
+                advanced(io.Float.Input("text_ratio", default=-1.0, min=-1.0, max=1.0, step=0.01,
+                               tooltip="Share of the text tokens refreshed; -1 uses the same share as for the image.")),
+                advanced(io.Combo.Input("attention", options=["frozen", "live"], default="frozen",
                                tooltip="Frozen keeps attention as the last full step left it (DuCa). Live recomputes it "
-                                       "for the refreshed tokens."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False, extra_dict=ADVANCED,
-                             tooltip="Seed of the random choice."),
+                                       "for the refreshed tokens.")),
+                advanced(io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
+                             tooltip="Seed of the random choice.")),
             ],
             outputs=[io.Model.Output(tooltip="The model, patched.")],
         )

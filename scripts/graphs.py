@@ -8,7 +8,7 @@ from demo.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZE, SIZES, TEXTU
 from .litegraph import Graph, Slot
 
 BLUEPRINT = "Text to Image (Dual Cache)"
-SAMPLER, SCHEDULE, PATCH, REPORT, PICTURE, TEXT = 690, 650, 452, 460, 340, 180
+SAMPLER, SCHEDULE, PATCH, REPORT, PICTURE, TEXT = 740, 700, 480, 460, 340, 180
 """Heights of nodes that show more than their widgets."""
 
 HUB = "https://huggingface.co/"
@@ -149,10 +149,11 @@ To compare on a model of your own, replace the loader, the captions and the size
     shared = {"model": model, "positive": positive, "negative": negative, "latent_image": latent, "seed": 7, **DEMO_SAMPLING}
     g.column("Every step in full")
     plain = g.node("KSampler", title="KSampler: uncached", **shared)["LATENT"]
-    g.node("PreviewImage", title="Uncached", tall=PICTURE, images=g.node("VAEDecode", samples=plain, vae=vae)["IMAGE"])
     g.column("Cached", 360)
     cached = g.node("DualCacheSampler", tall=SAMPLER, **shared)
-    g.node("PreviewImage", title="Cached", tall=PICTURE, images=g.node("VAEDecode", samples=cached["latent"], vae=vae)["IMAGE"])
+    g.column("Pictures")
+    for title, latent in (("Uncached", plain), ("Cached", cached["latent"])):
+        g.node("PreviewImage", title=title, tall=PICTURE, images=g.node("VAEDecode", samples=latent, vae=vae)["IMAGE"])
     report(g, report=cached["report"])
 
 

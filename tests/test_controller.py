@@ -139,13 +139,13 @@ def test_equal_branches_in_one_call_keep_two_caches(model):
 
 
 def test_two_models_in_one_run_keep_two_caches(model):
+    """In whatever order they are called."""
     other = random_flux(seed=9)
-    cache = Controller(Settings(schedule=explicit("FA")), [1.0, 1.0, 0.0])
-    for kind, order in (("F", (model, other)), ("A", (other, model))):
+    cache = Controller(Settings(schedule=explicit("FAA")), [1.0, 1.0, 1.0, 0.0])
+    for kind, order in (("F", (model, other)), ("A", (model, other)), ("A", (other, model))):
         for m in order:
-            data = inputs(m)
-            ran_as, out = evaluate(cache, m, 1.0, data=data, begin=m is order[0])
-            assert ran_as == kind and torch.equal(out, plain(m, 1.0, data))
+            ran_as, out = evaluate(cache, m, 1.0, data=inputs(m), begin=m is order[0])
+            assert ran_as == kind and torch.equal(out, plain(m, 1.0, inputs(m)))
 
 
 def test_an_unknown_model_runs_plainly_with_one_sentence():

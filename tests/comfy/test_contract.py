@@ -1,0 +1,67 @@
+"""The nodes as ComfyUI shows them: ids, inputs in order, types, defaults and outputs, on which saved workflows rely.
+
+tests/fixtures/nodes.json is the committed snapshot. New inputs may be added behind the old ones; changing or moving one breaks workflows.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.litegraph import inputs_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SNAPSHOT = ROOT / "tests" / "fixtures" / "nodes.json"
+COMFYUI_LISTS = ("sampler_name", "scheduler")  # their options are ComfyUI's
+
+
+def contract(info: dict) -> dict:
+    inputs = []
+    for name, (kind, options) in inputs_of(info).items():
+        row = {"name": name, "type": kind}
+        if options["optional"]:
+            row["optional"] = True
+        row |= {key: options[key] for key in ("default", "options") if key in options}
+        if name in COMFYUI_LISTS:
+            row.pop("options", None)
+        inputs.append(row)
+    return {"inputs": inputs, "outputs": [{"name": n, "type": t} for n, t in zip(info["output_name"], info["output"], strict=True)]}
+
+
+@pytest.fixture(scope="module")
+def infos(part) -> dict[str, dict]:
+    found = [node.GET_NODE_INFO_V1() for node in part("nodes").NODES]
+    return {info["name"]: info for info in found}
+
+
+def test_node_ids(infos):
+    assert list(infos) == list(json.loads(SNAPSHOT.read_text(encoding="utf-8")))
+
+
+def test_nodes_keep_their_contract(infos):
+    snapshot = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    changed = {name: contract(info) for name, info in infos.items() if contract(info) != snapshot.get(name)}
+    assert not changed, f"If old workflows still load and this is meant, write it into {SNAPSHOT.name}: {json.dumps(changed, indent=1)}"
+
+
+def test_english_locale_repeats_the_schema(infos):
+    locale = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
+    wrong = []
+    for name, info in infos.items():
+        wanted = {("display_name",): info["display_name"], ("description",): info["description"]}
+        for key, (_, options) in inputs_of(info).items():
+            wanted["inputs", key, "name"] = options.get("display_name", key)
+            wanted["inputs", key, "tooltip"] = options["tooltip"]
+        for i, (key, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"])):
+            wanted["outputs", str(i), "name"] = key
+            if tooltip:
+                wanted["outputs", str(i), "tooltip"] = tooltip
+        for path, text in wanted.items():
+            there = locale.get(name, {})
+            for step in path:
+                there = there.get(step, {})
+            if there != text:
+                wrong.append(f"{name}.{'.'.join(path)}: {there or 'missing'!r} should be {text!r}")
+    assert not wrong, "\n".join(wrong)

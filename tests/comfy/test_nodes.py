@@ -1,0 +1,379 @@
+"""The nodes as ComfyUI sees and runs them: schemas, what each returns, and the sentences they refuse bad input with."""
+
+import asyncio
+import json
+import logging
+from types import SimpleNamespace
+
+import comfy.samplers
+import comfy_extras.nodes_custom_sampler as custom
+import pytest
+import torch
+
+NODES = ["CacheScheduleBuilder", "DualCache", "VCacheAttentionPatch", "DualCacheSampler", "CacheReport", "DualCacheDemoModel",
+         "DualCacheDemoCaption"]
+CUSTOM = dict(preset="custom", steps=10, interval=4, pattern="conservative, aggressive", ratio=0.2, warmup=2, tail=1, start=0.0, end=1.0)
+
+
+@pytest.fixture(scope="module")
+def nodes(pack):
+    """The pack's node classes by their ids, through its entry point."""
+    extension = asyncio.run(pack.comfy_entrypoint())
+    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
+
+
+@pytest.fixture(scope="module")
+def call(nodes):
+    """`call("DualCache", model=...)`: runs a node as the executor does, on a clone of its class that knows its id; gives its outputs."""
+
+    def run(name, **inputs):
+        node = nodes[name]
+        clone = type(node.__name__, (node,), {"hidden": SimpleNamespace(unique_id="7")})
+        return clone.EXECUTE_NORMALIZED(**inputs)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def core(nodes):
+    """`core(name, **inputs)`: runs one of ComfyUI's sampling nodes, written in either dialect; gives its outputs as a tuple."""
+
+    def run(name, **inputs):
+        node = getattr(custom, name)
+        if hasattr(node, "execute"):
+            return tuple(node.execute(**inputs).result)
+        return tuple(getattr(node(), node.FUNCTION)(**inputs))
+
+    return run
+
+
+@pytest.fixture
+def latent():
+    return {"samples": torch.zeros(1, 16, 8, 8)}
+
+
+@pytest.fixture
+def ksampler(condition, latent):
+    """`ksampler(model, **changes)`: ComfyUI's KSampler node; gives the LATENT."""
+    from nodes import KSampler  # ComfyUI's module
+
+    def run(model, **changes):
+        options = dict(seed=5, steps=8, cfg=1.0, sampler_name="euler", scheduler="simple", positive=condition(1), negative=condition(2),
+                       latent_image=latent, denoise=1.0)
+        return KSampler().sample(model, **{**options, **changes})[0]
+
+    return run
+
+
+@pytest.fixture
+def dual_sampler(call, condition, latent):
+    """`dual_sampler(model, **changes)`: the Dual Cache Sampler with the settings of `ksampler`; gives the LATENT and the report."""
+
+    def run(model, **changes):
+        options = dict(model=model, seed=5, steps=8, cfg=1.0, sampler_name="euler", scheduler="simple", positive=condition(1),
+                       negative=condition(2), latent_image=latent, denoise=1.0, preset="balanced")
+        return call("DualCacheSampler", **{**options, **changes}).result
+
+    return run
+
+
+# --- schemas ----------------------------------------------------------------------------------------
+
+
+def test_the_pack_offers_these_nodes(nodes):
+    assert sorted(nodes) == sorted(NODES)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_schemas_load_and_explain_themselves(nodes, name):
+    node = nodes[name]
+    schema = node.GET_SCHEMA()
+    schema.validate()
+    info = node.GET_NODE_INFO_V1()
+    json.dumps(info)  # what /object_info sends
+    assert info["name"] == name and info["display_name"] and info["category"]
+    assert len(info["description"]) > 20 and info["description"].endswith(".")
+    inputs = {k: v for group in ("required", "optional") for k, v in node.INPUT_TYPES().get(group, {}).items()}
+    for key, (kind, options) in inputs.items():
+        assert options.get("tooltip", "").endswith("."), f"{name}.{key} has no tooltip"
+        if isinstance(kind, list) or kind == "COMBO":
+            choices = kind if isinstance(kind, list) else options["options"]
+            assert choices and options.get("default", choices[0]) in choices
+        elif "default" in options and "min" in options:
+            assert options["min"] <= options["default"] <= options["max"]
+    assert len(info["output"]) == len(info["output_name"])
+    assert not set(info["output_name"]) & {""}
+
+
+def test_a_beginner_meets_few_inputs(nodes):
+    """Dual Cache shows three, the sampler those of KSampler and two more; the rest is marked advanced."""
+    plain = {}
+    for name in ("DualCache", "DualCacheSampler"):
+        types = nodes[name].INPUT_TYPES()
+        inputs = {**types.get("required", {}), **types.get("optional", {})}
+        plain[name] = {k for k, (_, options) in inputs.items() if not options.get("advanced")}
+        assert plain[name] < set(inputs)
+    assert plain["DualCache"] == {"model", "preset", "schedule"}
+    from nodes import KSampler
+
+    assert plain["DualCacheSampler"] == set(KSampler.INPUT_TYPES()["required"]) | {"preset", "schedule"}
+
+
+def test_the_sampler_offers_what_ksampler_offers(nodes):
+    def choices(spec):
+        return list(spec[0] if isinstance(spec[0], list) else spec[1]["options"])
+
+    inputs = nodes["DualCacheSampler"].INPUT_TYPES()["required"]
+    assert choices(inputs["sampler_name"]) == list(comfy.samplers.KSampler.SAMPLERS)
+    assert choices(inputs["scheduler"]) == list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+# --- Cache Schedule Builder ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("changes", "kinds"), [
+    ({}, "FFCACFCACF"), ({"pattern": "aggressive only"}, "FFAAAFAAAF"), ({"pattern": "conservative only"}, "FFCCCFCCCF"),
+    ({"pattern": "aggressive, conservative"}, "FFACAFACAF"), ({"start": 0.5}, "FFFFFCACFF"), ({"end": 0.5}, "FFCACFFFFF"),
+    ({"interval": 1}, "FFFFFFFFFF"), ({"explicit": "fff cca fcaf"}, "FFFCCAFCAF"), ({"preset": "off"}, "FFFFFFFFFF"),
+], ids=str)
+def test_the_builder_builds_the_plan_its_widgets_describe(call, part, changes, kinds):
+    schedule, text = call("CacheScheduleBuilder", **{**CUSTOM, **changes}).result
+    assert schedule.kinds == kinds and schedule.steps == 10
+    assert part("cache_core.schedule").CacheSchedule.from_json(text) == schedule
+    if "C" in kinds and "explicit" not in changes:
+        assert {r for r, k in zip(schedule.ratios, kinds) if k == "C"} == {0.2}
+
+
+def test_the_builder_reads_and_scales_a_schedules_json(call):
+    schedule, text = call("CacheScheduleBuilder", **CUSTOM).result
+    again, _ = call("CacheScheduleBuilder", **{**CUSTOM, "preset": "off", "explicit": "  " + text + "\n"}).result
+    assert again == schedule
+    longer, _ = call("CacheScheduleBuilder", **{**CUSTOM, "steps": 20, "explicit": text}).result
+    assert longer == schedule.scaled(20) and longer.steps == 20
+
+
+def test_every_preset_gives_a_plan(call, part):
+    for preset in part("cache_core.recipes").preset_names():
+        schedule, _ = call("CacheScheduleBuilder", **{**CUSTOM, "preset": preset, "steps": 30}).result
+        assert schedule.steps == 30 and ("F" * 30 == schedule.kinds) == (preset == "off")
+
+
+@pytest.mark.parametrize(("changes", "word"), [
+    ({"explicit": "CFF"}, "F"), ({"explicit": "FXF"}, "F, C or A"), ({"explicit": "{}"}, "format"), ({"explicit": '{"format": 1'}, "JSON"),
+    ({"start": 0.7, "end": 0.2}, "start"),
+], ids=str)
+def test_the_builder_refuses_in_one_sentence(call, changes, word):
+    with pytest.raises(ValueError, match=word) as error:
+        call("CacheScheduleBuilder", **{**CUSTOM, **changes})
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+# --- Dual Cache, with any sampler node ----------------------------------------------------------------
+
+
+def test_dual_cache_patches_a_clone(call, flux, ksampler, part):
+    patched, = call("DualCache", model=flux, preset="balanced").result
+    assert patched is not flux and patched.model is flux.model
+    assert part("nodes.host").request_of(flux) is None and part("nodes.host").request_of(patched).node_id == "7"
+    plain = ksampler(flux)["samples"]
+    assert not torch.equal(ksampler(patched)["samples"], plain)
+    assert torch.equal(ksampler(flux)["samples"], plain)
+    off, = call("DualCache", model=flux, preset="off").result
+    assert torch.equal(ksampler(off)["samples"], plain)
+
+
+def test_a_schedule_replaces_the_presets_plan(call, flux, ksampler, ran, report_of):
+    schedule, _ = call("CacheScheduleBuilder", **{**CUSTOM, "steps": 8, "explicit": "FFACACAF"}).result
+    patched, = call("DualCache", model=flux, preset="balanced", schedule=schedule).result
+    ksampler(patched)
+    assert ran(patched) == "FFACACAF" and report_of(patched).predictor == "linear" and not report_of(patched).messages
+    ksampler(patched, steps=16)
+    assert len(ran(patched)) == 16 and "scaled" in report_of(patched).messages[0]
+
+
+def test_forecast_and_gain_replace_the_presets_own(call, flux, ksampler, report_of):
+    results = {}
+    for forecast, gain in (("from preset", 0.1), ("from preset", 0.9), ("reuse", 0.9), ("linear", 0.4), ("linear", 0.9), ("linear", 0.0)):
+        patched, = call("DualCache", model=flux, preset="balanced", forecast=forecast, gain=gain).result
+        results[forecast, gain] = ksampler(patched)["samples"]
+        assert report_of(patched).predictor == ("reuse" if forecast == "reuse" else "linear")
+    assert torch.equal(results["from preset", 0.1], results["linear", 0.9])  # the gain counts where a forecast is chosen
+    assert torch.equal(results["from preset", 0.9], results["linear", 0.9])
+    assert not torch.equal(results["linear", 0.4], results["linear", 0.9])
+    assert torch.equal(results["linear", 0.0], results["reuse", 0.9])
+
+
+@pytest.mark.parametrize("guider", ["BasicGuider", "CFGGuider"])
+def test_sampler_custom_advanced(call, core, flux, condition, latent, ran, report_of, guider):
+    patched, = call("DualCache", model=flux, preset="duca").result
+
+    def run(model):
+        both = {"positive": condition(1), "negative": condition(2), "cfg": 3.0}
+        (guide,) = core(guider, model=model, **({"conditioning": condition(1)} if guider == "BasicGuider" else both))
+        (noise,), (sampler,) = core("RandomNoise", noise_seed=5), core("KSamplerSelect", sampler_name="dpmpp_2m")
+        (sigmas,) = core("BasicScheduler", model=model, scheduler="simple", steps=8, denoise=1.0)
+        inputs = dict(noise=noise, guider=guide, sampler=sampler, sigmas=sigmas, latent_image=latent)
+        first, second = (core("SamplerCustomAdvanced", **inputs)[0]["samples"] for _ in range(2))
+        assert torch.equal(first, second)  # the same guider, as when a graph is queued again
+        return first
+
+    plain, cached = run(flux), run(patched)
+    assert ran(patched) == report_of(patched).schedule["kinds"] and set(ran(patched)) == set("FCA")
+    assert cached.isfinite().all() and not torch.equal(cached, plain)
+    off, = call("DualCache", model=flux, preset="off").result
+    assert torch.equal(run(off), plain)
+
+
+def test_events_reach_the_browser_per_step_and_at_the_end(call, flux, ksampler, monkeypatch, report_of):
+    sent = []
+    instance = SimpleNamespace(send_sync=lambda event, data, sid=None: sent.append((event, data)))
+    monkeypatch.setitem(__import__("sys").modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
+    patched, = call("DualCache", model=flux, preset="balanced").result
+    ksampler(patched)
+    events = [e for e, _ in sent]
+    assert events == ["dual_cache.step"] * 8 + ["dual_cache.report"]
+    assert [d["record"]["step"] for _, d in sent[:8]] == list(range(8)) and {d["node"] for _, d in sent} == {"7"}
+    assert sent[-1][1]["report"] == report_of(patched).to_dict() and sent[-1][1]["text"] == report_of(patched).text()
+    json.dumps([d for _, d in sent], allow_nan=False)
+
+
+# --- V-Cache Attention Patch --------------------------------------------------------------------------
+
+TOKENS = dict(score="value norm, high first", ratio=0.4, staleness=0.5, spatial_bonus=0.3, text_ratio=0.2, attention="live", seed=3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention": "frozen"}, {"score": "stratified random"}, {"text_ratio": 0.0}], ids=str)
+def test_the_patches_combine_in_either_order(call, flux, ksampler, ran, report_of, changes):
+    dual = {"preset": "duca"}
+    tokens = {**TOKENS, **changes}
+    first, = call("DualCache", model=call("VCacheAttentionPatch", model=flux, **tokens).result[0], **dual).result
+    second, = call("VCacheAttentionPatch", model=call("DualCache", model=flux, **dual).result[0], **tokens).result
+    a, b = ksampler(first)["samples"], ksampler(second)["samples"]
+    assert torch.equal(a, b) and ran(first) == ran(second) and "C" in ran(first)
+    alone, = call("DualCache", model=flux, **dual).result
+    assert not torch.equal(a, ksampler(alone)["samples"])
+    scores = {"value norm, high first": "value_norm_high", "stratified random": "random"}
+    assert report_of(first).selector == report_of(second).selector == scores[tokens["score"]]
+    assert {r.ratio for r in report_of(first).records if r.actual == "C"} == {0.4}
+
+
+def test_each_setting_of_the_patch_matters(call, flux, ksampler):
+    base = {**TOKENS, "score": "stratified random", "spatial_bonus": 0.0, "attention": "live"}
+    results = []
+    for changes in ({}, {"score": "value norm, high first"}, {"score": "value norm, low first"}, {"ratio": 0.2}, {"staleness": 2.0},
+                    {"spatial_bonus": 2.0}, {"text_ratio": 1.0}, {"text_ratio": -1.0}, {"attention": "frozen"}, {"seed": 4}):
+        model = call("VCacheAttentionPatch", model=flux, **{**base, **changes}).result[0]
+        schedule, _ = call("CacheScheduleBuilder", **{**CUSTOM, "steps": 8, "explicit": "FCCCCCCC"}).result
+        results.append(ksampler(call("DualCache", model=model, preset="duca", schedule=schedule).result[0])["samples"])
+    for i, result in enumerate(results):
+        assert not any(torch.equal(result, other) for other in results[:i]), i
+
+
+def test_the_patch_alone_changes_nothing_and_says_what_it_needs(call, flux, ksampler, caplog):
+    patched, = call("VCacheAttentionPatch", model=flux, **TOKENS).result
+    with caplog.at_level(logging.WARNING, "dual_cache"):
+        assert torch.equal(ksampler(patched)["samples"], ksampler(flux)["samples"])
+    assert caplog.text.count("without a Dual Cache node nothing is cached") == 1
+
+
+def test_the_patch_serves_the_dual_cache_sampler(call, flux, dual_sampler):
+    patched, = call("VCacheAttentionPatch", model=flux, **TOKENS).result
+    _, report = dual_sampler(patched, preset="duca")
+    assert report.selector == "value_norm_high" and {r.ratio for r in report.records if r.actual == "C"} == {0.4}
+
+
+# --- Dual Cache Sampler -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"cfg": 3.0}, {"sampler_name": "dpmpp_2m", "scheduler": "karras"}, {"denoise": 0.6}], ids=str)
+def test_the_sampler_is_ksampler_with_the_cache_built_in(call, flux, ksampler, dual_sampler, report_of, options):
+    result, report = dual_sampler(flux, **options)
+    patched, = call("DualCache", model=flux, preset="balanced").result
+    assert torch.equal(result["samples"], ksampler(patched, **options)["samples"])
+    assert [r.actual for r in report.records] == [r.actual for r in report_of(patched).records]
+    assert len(report.records) == 8 and report.totals()["skipped"] > 0 and report.method == "balanced"
+    off, report = dual_sampler(flux, preset="off", **options)
+    assert torch.equal(off["samples"], ksampler(flux, **options)["samples"]) and report.why_nothing()
+
+
+def test_the_sampler_replaces_a_dual_cache_patch_on_its_model(call, flux, dual_sampler):
+    patched, = call("DualCache", model=flux, preset="fora").result
+    again, report = dual_sampler(patched, preset="duca")
+    assert report.method == "duca" and torch.equal(again["samples"], dual_sampler(flux, preset="duca")[0]["samples"])
+
+
+def test_the_sampler_keeps_the_rest_of_the_latent(flux, dual_sampler, latent):
+    latent["noise_mask"], latent["samples"] = torch.ones(1, 1, 8, 8), torch.randn(1, 16, 8, 8)
+    before = latent["samples"].clone()
+    result, _ = dual_sampler(flux, latent_image=latent)
+    assert torch.equal(latent["samples"], before) and torch.equal(result["noise_mask"], latent["noise_mask"])
+
+
+def test_nothing_to_sample_still_gives_a_report(call, flux, ksampler, dual_sampler):
+    """Denoise 0 gives the latent back; the report says that the model never ran."""
+    result, report = dual_sampler(flux, denoise=0.0)
+    assert torch.equal(result["samples"], ksampler(flux, denoise=0.0)["samples"])
+    assert report is not None and report.records == []
+    text, _ = call("CacheReport", report=report).result
+    assert report.why_nothing() in text
+
+
+# --- Cache Report ---------------------------------------------------------------------------------------
+
+
+def test_the_report_node_shows_a_report(call, flux, dual_sampler, part):
+    _, report = dual_sampler(flux)
+    out = call("CacheReport", report=report)
+    text, data = out.result
+    assert text == report.text() and "balanced" in text
+    assert part("cache_core.report").Report.from_json(data).to_dict() == report.to_dict() == json.loads(data)
+    shown = out.ui if isinstance(out.ui, dict) else out.ui.as_dict()
+    assert shown["text"] == [text]
+
+
+def test_the_report_node_finds_the_report_of_a_patched_model(call, flux, ksampler, report_of):
+    patched, = call("DualCache", model=flux, preset="balanced").result
+    latent = ksampler(patched)
+    # Through what comes after the patch, too: other nodes clone the model.
+    for model in (patched, patched.clone(), call("VCacheAttentionPatch", model=patched, **TOKENS).result[0]):
+        text, data = call("CacheReport", model=model, latent=latent).result
+        assert text == report_of(patched).text() and json.loads(data)["totals"]["evaluations"] == 8
+
+
+def test_a_model_that_sampled_twice_has_the_report_of_each_latent(call, flux, ksampler):
+    """As in a graph with a second pass, where both samplers have run before the first report is asked for."""
+    patched, = call("DualCache", model=flux, preset="fora").result
+    first = ksampler(patched, steps=8)
+    second = ksampler(patched, steps=5, latent_image=first, denoise=0.5)
+    for latent, steps in ((first, 8), (second, 5)):
+        _, data = call("CacheReport", model=patched, latent=latent).result
+        assert json.loads(data)["steps"] == steps
+
+
+def test_the_report_node_says_what_it_needs(call, flux, ksampler, latent):
+    patched, = call("DualCache", model=flux, preset="balanced").result
+    tokens, = call("VCacheAttentionPatch", model=flux, **TOKENS).result
+    needs = "needs a report, or a model that Dual Cache has patched"
+    for inputs, sentence in (({}, needs), ({"model": flux, "latent": latent}, needs), ({"model": tokens, "latent": latent}, needs),
+                             ({"latent": latent}, needs), ({"model": patched, "latent": latent}, "has not been sampled yet"),
+                             ({"model": patched}, "has not been sampled yet")):
+        with pytest.raises(ValueError, match=sentence) as error:
+            call("CacheReport", **inputs)
+        assert str(error.value).endswith(".")
+    ksampler(patched)
+    with pytest.raises(ValueError, match="latent"):
+        call("CacheReport", model=patched)
+
+
+# --- demo -----------------------------------------------------------------------------------------------
+
+
+def test_a_demo_caption_is_conditioning(call, part):
+    tokens, pooled = part("demo.scenes").encode_caption("a large red heart center")
+    (conditioning,) = call("DualCacheDemoCaption", caption="a large red heart center").result
+    ((text, extra),) = conditioning
+    assert torch.equal(text, tokens[None]) and torch.equal(extra["pooled_output"], pooled[None])
+    (empty,) = call("DualCacheDemoCaption", caption="").result
+    assert not empty[0][0].any()
+    with pytest.raises(ValueError, match="zebra"):
+        call("DualCacheDemoCaption", caption="a zebra")

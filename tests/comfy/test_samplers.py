@@ -1,0 +1,118 @@
+"""Every sampler of ComfyUI: plain results when off, finite ones when cached, and evaluations counted as they happened."""
+
+import comfy.samplers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+
+STEPS = 6
+NAMES = comfy.samplers.SAMPLER_NAMES
+OPTIONS = {"steps": STEPS, "cfg": 2.0, "scheduler": "simple"}
+
+# From ComfyUI's dpm_fast, dpm_adaptive and deis.
+pytestmark = [pytest.mark.filterwarnings("ignore:To copy construct from a tensor"), pytest.mark.filterwarnings("ignore:__array_wrap__")]
+
+
+def test_the_list_is_that_of_the_sampler_nodes():
+    assert set(comfy.samplers.KSAMPLER_NAMES) <= set(NAMES) == set(comfy.samplers.KSampler.SAMPLERS)
+    assert len(NAMES) > 30
+
+
+@pytest.fixture(scope="module")
+def model(build_flux):
+    return build_flux()
+
+
+@pytest.fixture
+def watched(model):
+    """A clone of the model, and the noise levels of its evaluations as a wrapper of its own sees them."""
+    levels, clone = [], model.clone()
+
+    def note(executor, x, timestep, *args, **kwargs):
+        levels.append(float(timestep[0]))
+        return executor(x, timestep, *args, **kwargs)
+
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "test", note)
+    return clone, levels
+
+
+@pytest.fixture
+def calls(model):
+    """How often the blocks were entered, by the last block's own module."""
+    count = []
+    handle = model.model.diffusion_model.final_layer.register_forward_pre_hook(lambda *_: count.append(1))
+    yield count
+    handle.remove()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_off_is_plain_sampling(model, watched, cached, sample, report_of, name):
+    clone, levels = watched
+    patched = cached(clone, preset="off")
+    result = sample(patched, sampler=name, **OPTIONS)
+    records = report_of(patched).records
+    assert [r.sigma for r in records] == levels and {r.actual for r in records} == {"F"}
+    assert torch.equal(result, sample(model, sampler=name, **OPTIONS))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cached_runs_are_finite_and_counted(watched, calls, cached, sample, report_of, shims, name):
+    clone, levels = watched
+    patched = cached(clone, "FFCAFA", preset="balanced")
+    assert sample(patched, sampler=name, **OPTIONS).isfinite().all()
+    report = report_of(patched)
+    records, totals = report.records, report.totals()
+    assert [r.sigma for r in records] == levels and totals["evaluations"] == len(levels) >= STEPS - 1
+    assert totals["calls"] == sum(r.calls for r in records) == len(calls) and all(r.calls >= 1 for r in records)
+    assert all(r.full_calls == (r.calls if r.actual == "F" else 0) for r in records)
+    # Never more skipped than planned: a step runs as planned or in full, and what the plan does not cover runs in full.
+    plan = report.schedule["kinds"]
+    assert len(plan) == STEPS and all(r.actual in ("F", r.planned) for r in records)
+    assert all(r.planned == (plan[r.step] if r.step < STEPS else "F") for r in records)
+    stages = max(r.phase for r in records) + 1
+    assert totals["skipped"] <= plan.count("A") * stages and totals["conservative"] <= plan.count("C") * stages
+    # Going back to a higher noise level is never skipped.
+    assert all(now.actual == "F" for before, now in zip(records, records[1:]) if now.sigma > before.sigma * 1.01)
+    assert totals["changed"] == 0 or any(r.reason in ("rising", "beyond", "no_snapshot") for r in records)
+    assert not shims(clone)
+
+
+FIXED = {"euler": 1, "dpmpp_2m": 1, "uni_pc": 1, "heun": 2, "dpm_2": 2, "dpmpp_sde": 2, "seeds_3": 3}
+
+
+@pytest.mark.parametrize(("name", "stages"), FIXED.items())
+def test_samplers_with_a_fixed_number_of_evaluations_run_the_whole_plan(model, cached, sample, report_of, ran, name, stages):
+    """Each evaluation of a step runs as the step does, and each has a cache of its own; the last step may need fewer."""
+    patched = cached(model, "FFCAFA")
+    sample(patched, sampler=name, **OPTIONS)
+    report = report_of(patched)
+    assert max(r.phase for r in report.records) + 1 == stages
+    assert ran(patched) == "".join(kind * stages for kind in "FFCAFA")[: len(report.records)]
+    assert STEPS * stages - stages < len(report.records) <= STEPS * stages
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_sde", "dpmpp_2m", "uni_pc", "lcm", "er_sde"])
+def test_cached_runs_repeat(model, cached, sample, name):
+    patched = cached(model, "FFCAFA")
+    first = sample(patched, sampler=name, **OPTIONS)
+    assert torch.equal(first, sample(patched, sampler=name, **OPTIONS))
+    assert not torch.equal(first, sample(model, sampler=name, **OPTIONS))
+
+
+@pytest.mark.parametrize("name", ["dpm_2", "heun", "dpmpp_sde", "dpmpp_2s_ancestral", "seeds_2", "exp_heun_2_x0", "sa_solver_pece"])
+def test_live_attention_on_all_tokens_is_exact_with_several_evaluations_per_step(model, cached, sample, ran, name):
+    patched = cached(model, "FCCFCC", ratio=1.0, attention="live")
+    plain = sample(model, sampler=name, **OPTIONS)
+    result = sample(patched, sampler=name, **OPTIONS)
+    assert "C" in ran(patched)
+    assert float((result - plain).abs().max()) <= 1e-4 * float(plain.abs().max())
+
+
+@pytest.mark.parametrize("scheduler", comfy.samplers.SCHEDULER_NAMES)
+def test_every_scheduler_runs_the_plan(model, cached, sample, report_of, ran, scheduler):
+    patched = cached(model, preset="fora")
+    options = {**OPTIONS, "scheduler": scheduler}
+    assert sample(patched, **options).isfinite().all()
+    report = report_of(patched)
+    assert report.steps == len(report.records) and ran(patched) == report.schedule["kinds"]
+    assert torch.equal(sample(cached(model, preset="off"), **options), sample(model, **options))

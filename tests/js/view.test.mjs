@@ -1,0 +1,158 @@
+// What the plot shows and says, from settings and records alone.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { PRESETS } from "../../web/presets.js";
+import { buildSchedule, fromJson, presetSchedule } from "../../web/schedule.js";
+import { askedKinds, describe, edited, nextKind, size, spelled, viewOf } from "../../web/view.js";
+
+const VALUES = {
+  preset: "custom", steps: 8, interval: 4, pattern: "conservative, aggressive", ratio: 0.1, warmup: 1, tail: 0, start: 0, end: 1,
+  explicit: "",
+};
+const builder = (values = {}, rest = {}) =>
+  ({ node: "CacheScheduleBuilder", values: { ...VALUES, ...values }, builder: null, foreign: [], run: null, ...rest });
+const SAMPLER = { preset: "balanced", steps: 30, cfg: 1, forecast: "from preset" };
+const sampler = (values = {}, rest = {}) =>
+  ({ node: "DualCacheSampler", values: { ...SAMPLER, ...values }, builder: null, foreign: [], run: null, ...rest });
+const record = (step, actual, more = {}) =>
+  ({ step, phase: 0, sigma: 1 - step / 8, planned: actual, actual, reason: "planned", calls: 1, full_calls: Number(actual === "F"),
+    milliseconds: actual === "F" ? 100 : 5, ratio: 0.1, cached_bytes: 0, forecast_error: null, ...more });
+
+test("a builder's view follows its values", () => {
+  const view = viewOf(builder());
+  assert.equal(view.plan.kinds, "FCACFCAC");
+  assert.deepEqual([view.editable, view.listed, view.mode, view.sigmas], [true, false, "plan", "planned"]);
+  assert.deepEqual(view.bars.map((bar) => bar.sigma), [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]);
+  assert.match(view.summary[0], /^8 steps: 2 full, 4 conservative, 2 aggressive\.$/);
+  assert.ok(view.warnings.includes("With 8 steps caching can save little."));
+  assert.equal(viewOf(builder({ interval: 2 })).plan.kinds, "FCFCFCFC");
+});
+
+test("what cannot be planned says why and draws nothing", () => {
+  const view = viewOf(builder({ explicit: "CFF" }));
+  assert.equal(view.plan, null);
+  assert.deepEqual(view.warnings, ["These settings make no plan: kinds[0] must be F, because nothing is cached before the first step."]);
+  assert.deepEqual(view.bars, []);
+  assert.equal(view.editable, false);
+});
+
+test("memory and speed-up stand in the summary", () => {
+  const view = viewOf(sampler());
+  assert.match(view.summary[1], /^Estimated speed-up 2\.\d times, cache 54 MiB \(FLUX\.1-dev at 1024 × 1024\)\.$/);
+  assert.equal(viewOf(sampler({ forecast: "reuse" })).bytes * 2, view.bytes);
+  assert.equal(viewOf(sampler({ cfg: 4 })).bytes, view.bytes * 2);
+  assert.deepEqual(viewOf(sampler({ preset: "off" })).warnings, ["No step is skipped, so nothing gets faster."]);
+  assert.ok(viewOf(sampler({ preset: "duca" })).warnings.some((line) => line.startsWith("Conservative steps need most of that memory")));
+});
+
+test("long gaps are warned of", () => {
+  assert.ok(viewOf(builder({ interval: 20, steps: 30 })).warnings.some((line) => line.startsWith("19 steps in a row")));
+});
+
+test("a sampler shows the plan of a connected builder, scaled to its own steps", () => {
+  const values = { ...VALUES, steps: 30 };
+  const view = viewOf(sampler({ steps: 12 }, { builder: values }));
+  assert.equal(view.plan.kinds, buildSchedule({ ...values, steps: 12 }).kinds);
+  assert.equal(view.editable, false);
+});
+
+test("Dual Cache draws 30 steps, or as many as a builder or a run has", () => {
+  const patch = { node: "DualCache", values: { preset: "fast", forecast: "from preset" }, builder: null, foreign: [], run: null };
+  assert.equal(viewOf(patch).plan.kinds, presetSchedule("fast", 30).kinds);
+  assert.equal(viewOf({ ...patch, builder: { ...VALUES, steps: 9 } }).bars.length, 9);
+  const asked = askedKinds(patch, 20);
+  assert.equal(asked, presetSchedule("fast", 20).kinds);
+  const run = { steps: 20, asked, records: [record(0, "F")], report: null, text: "" };
+  assert.equal(viewOf({ ...patch, run }).bars.length, 20);
+  assert.equal(viewOf({ ...patch, run }).mode, "running");
+});
+
+test("a run fills in, marks what changed and sums up", () => {
+  const context = sampler({ preset: "fora", steps: 8 });
+  const asked = askedKinds(context, 8);
+  assert.equal(asked, "FAAFAAFA");
+  const records = [record(0, "F"), record(1, "A"), record(2, "F", { planned: "A", reason: "rising", milliseconds: 90 })];
+  const running = viewOf({ ...context, run: { steps: 8, asked, records, report: null, text: "" } });
+  assert.deepEqual([running.mode, running.done, running.sigmas], ["running", 3, "measured"]);
+  assert.match(running.summary[0], /^Running: step 4 of 8\. So far 2 full, 1 aggressive\.$/);
+  assert.equal(running.bars.at(-1).ran, false);
+  assert.ok(running.bars.every((bar, i) => !i || bar.sigma < running.bars[i - 1].sigma));
+  const all = [...records, record(3, "F", { forecast_error: 0.031 }), record(4, "A"), record(5, "A"), record(6, "F"), record(7, "A")];
+  const report = { wall_seconds: 1.5, totals: { peak_bytes: 2048 }, messages: ["A message."] };
+  const view = viewOf({ ...context, run: { steps: 8, asked, records: all, report, text: "head\nNothing was skipped: no.\n" } });
+  assert.equal(view.mode, "ran");
+  assert.match(view.summary.join(" "), /Ran 8 steps in 1\.5 s: 4 full, 4 aggressive\./);
+  assert.match(view.summary.join(" "), /About 2 times as fast as full steps only/);
+  assert.match(view.summary.join(" "), /1 step did not run as planned\. Worst forecast error 0\.031\./);
+  assert.deepEqual(view.warnings, ["A message.", "Nothing was skipped: no."]);
+  assert.deepEqual(view.bars.filter((bar) => bar.changed).map((bar) => [bar.planned, bar.actual]), [["A", "F"]]);
+  assert.match(describe(view, 2), /^Step 3 of 8, full in place of aggressive: the sampler went back to a higher noise level.*90 ms\.$/);
+  assert.match(describe(view, 3), /Sigma 0\.625, 100 ms, forecast error 0\.031\.$/);
+});
+
+test("a run of another plan is not shown as this one's", () => {
+  const view = viewOf(sampler({}, { run: { steps: 30, asked: "F".repeat(30), records: [record(0, "F")], report: null, text: "" } }));
+  assert.equal(view.mode, "plan");
+  assert.ok(view.warnings.includes("The last run used another plan."));
+});
+
+test("a builder takes the noise levels of a run and keeps its own plan", () => {
+  const asked = askedKinds(builder(), 8);
+  const records = [...asked].map((_, step) => record(step, "F", { sigma: 14.6 - step }));
+  const view = viewOf(builder({}, { run: { steps: 8, asked, records, report: {}, text: "" } }));
+  assert.deepEqual([view.mode, view.sigmas, view.bars.map((bar) => bar.actual).join("")], ["plan", "measured", asked]);
+  assert.equal(view.bars[0].sigma, 14.6);
+  assert.ok(view.bars.every((bar) => !bar.ran && bar.milliseconds === null));
+});
+
+test("several evaluations of a step count as one bar, those beyond the plan as none", () => {
+  const context = sampler({ preset: "fora", steps: 3 });
+  const records = [
+    record(0, "F"), record(0, "F", { phase: 1 }), record(1, "A"), record(1, "F", { phase: 1, planned: "A", reason: "rising" }),
+    record(2, "A"), record(3, "F", { reason: "beyond" }),
+  ];
+  const view = viewOf({ ...context, run: { steps: 3, asked: "FAA", records, report: { wall_seconds: 1 }, text: "" } });
+  assert.deepEqual(view.bars.map((bar) => [bar.actual, bar.evaluations, bar.milliseconds]), [["F", 2, 200], ["F", 2, 105], ["A", 1, 5]]);
+  assert.match(describe(view, 1), /2 evaluations/);
+});
+
+test("values that are not finite, which come as strings, do no harm", () => {
+  const context = sampler({ preset: "fora", steps: 3 });
+  const odd = record(0, "F", { sigma: "inf", milliseconds: "nan", forecast_error: "nan" });
+  const view = viewOf({ ...context, run: { steps: 3, asked: "FAA", records: [odd], report: null, text: "" } });
+  assert.ok(view.bars.every((bar) => Number.isFinite(bar.sigma)));
+  assert.equal(view.bars[0].error, null);
+});
+
+test("a click turns F into C, C into A, A into F", () => {
+  assert.deepEqual(["F", "C", "A"].map(nextKind), ["C", "A", "F"]);
+});
+
+test("an edit writes letters where the ratio is the node's, else JSON; both read back as the edited plan", () => {
+  const plain = viewOf(builder()).plan;
+  assert.equal(edited(plain, 2, "F", 0.1), "FCFCFCAC");
+  const again = buildSchedule({ ...VALUES, explicit: edited(plain, 2, "F", 0.1) });
+  assert.deepEqual([again.kinds, again.generator], ["FCFCFCAC", null]);
+  const text = edited(plain, 2, "F", 0.4);
+  assert.deepEqual(fromJson(text).ratios, plain.ratios);
+  assert.equal(buildSchedule({ ...VALUES, ratio: 0.4, explicit: text }).kinds, "FCFCFCAC");
+});
+
+test("steps are described in words", () => {
+  const view = viewOf(builder());
+  assert.match(describe(view, 0), /^Step 1 of 8, full: every block runs on every token\. The first step is always full/);
+  assert.match(describe(view, 1), /^Step 2 of 8, conservative: attention is kept from step 1, 10 % .* Click to make it aggressive\.$/);
+  assert.match(describe(view, 6), /^Step 7 of 8, aggressive: the blocks are skipped, their result is rebuilt from step 5 and earlier\./);
+  assert.equal(describe(view, 8), "");
+  assert.match(spelled(view), /Steps 1 full, 2 conservative, 3 aggressive, 4 conservative, 5 full/);
+  assert.match(spelled(viewOf(sampler({ preset: "off" }))), /Steps 1 to 30 full\./);
+});
+
+test("sizes read like those of the report", () => {
+  assert.deepEqual([0, 1023, 1024, 56623104, 3255828480].map(size), ["0 B", "1020 B", "1 KiB", "54 MiB", "3.03 GiB"]);
+});
+
+test("every preset has a view", () => {
+  for (const preset of Object.keys(PRESETS)) assert.equal(viewOf(sampler({ preset })).error, null, preset);
+});

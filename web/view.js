@@ -1,0 +1,297 @@
+/** What the schedule plot shows and says: a view state made from settings and a run, and its sentences. Pure, without a page. */
+
+import { FLUX_DEV, FROM_PRESET, LOW_STEPS, PRESETS, REASONS } from "./presets.js";
+import { LETTERS, ScheduleError, buildSchedule, counts, estimatedSpeedup, peakBytes, presetSchedule, scaled, toJson } from "./schedule.js";
+
+/**
+ * @typedef {import("./schedule.js").Schedule} Schedule
+ * @typedef {object} StepRecord one evaluation, as cache_core/report.py writes it; numbers that are not finite come as strings
+ * @property {number} step
+ * @property {number} phase
+ * @property {number | string} sigma
+ * @property {string} planned
+ * @property {string} actual
+ * @property {string} reason
+ * @property {number | string} milliseconds
+ * @property {number | string} ratio
+ * @property {number | string | null} forecast_error
+ * @typedef {object} Run
+ * @property {number} steps
+ * @property {StepRecord[]} records
+ * @property {Record<string, any> | null} report null while it runs
+ * @property {string} text
+ * @typedef {object} Context what a view is made of
+ * @property {string} node node id, such as DualCacheSampler
+ * @property {Record<string, any>} values by widget name
+ * @property {Record<string, any> | null} builder the widget values of a connected Cache Schedule Builder
+ * @property {string[]} foreign names of inputs whose values come from nodes that cannot be read before the run
+ * @property {Run & {asked: string} | null} run asked: the kinds that the node showed when the run began
+ * @typedef {object} Bar
+ * @property {string} planned
+ * @property {string} actual what ran, or the planned kind before that
+ * @property {boolean} ran
+ * @property {boolean} changed whether it did not run as planned
+ * @property {string} reason why, in words
+ * @property {number} ratio
+ * @property {number} sigma
+ * @property {number | null} milliseconds
+ * @property {number | null} error
+ * @property {number} evaluations
+ * @typedef {object} View
+ * @property {string} node
+ * @property {boolean} editable
+ * @property {boolean} listed whether the plan is an explicit list
+ * @property {Schedule | null} plan
+ * @property {string | null} error
+ * @property {Bar[]} bars
+ * @property {"planned" | "measured"} sigmas
+ * @property {"plan" | "running" | "ran"} mode
+ * @property {number} done steps that have run
+ * @property {number} speedup
+ * @property {number} bytes
+ * @property {string[]} summary
+ * @property {string[]} warnings
+ */
+
+export const BUILDER = "CacheScheduleBuilder";
+export const SAMPLER = "DualCacheSampler";
+export const PATCH = "DualCache";
+/** @type {Record<string, string>} */
+export const WORDS = { F: "full", C: "conservative", A: "aggressive" };
+/** Steps assumed where nothing tells them. */
+export const ASSUMED_STEPS = 30;
+const LONG_GAP = 8;
+const MUCH_MEMORY = 2 ** 31;
+const GROUPS_READ = 40;
+
+/** @param {number} number @param {string} [one] @param {string} [many] */
+const plural = (number, one = "step", many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
+/** @param {unknown} value @returns {number | null} */
+const finite = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
+/** @param {number} value @param {number} [digits] */
+const short = (value, digits = 3) => String(Number(value.toPrecision(digits)));
+
+/** Bytes for people, as cache_core/report.py writes them. @param {number} count */
+export function size(count) {
+  for (const unit of ["B", "KiB", "MiB"]) {
+    if (count < 1024) return `${short(count)} ${unit}`;
+    count /= 1024;
+  }
+  return `${short(count)} GiB`;
+}
+
+/** The plan that a node's settings describe, or why they describe none. @param {Context} context */
+export function planOf({ node, values, builder, run }) {
+  const source = node === BUILDER ? values : builder;
+  try {
+    let plan = source ? buildSchedule(source) : presetSchedule(values.preset, values.steps ?? ASSUMED_STEPS);
+    if (node === SAMPLER) plan = scaled(plan, values.steps);
+    // Dual Cache learns the number of steps from the run.
+    if (node === PATCH && run && scaled(plan, run.steps).kinds === run.asked) plan = scaled(plan, run.steps);
+    return { plan, error: null };
+  } catch (error) {
+    if (error instanceof ScheduleError) return { plan: null, error: error.message };
+    throw error;
+  }
+}
+
+/** The kinds that a run of `steps` steps is asked for. @param {Context} context @param {number} steps */
+export function askedKinds(context, steps) {
+  const { plan } = planOf({ ...context, run: null });
+  return plan ? scaled(plan, steps).kinds : "";
+}
+
+/** @param {Context} context @returns {View} */
+export function viewOf(context) {
+  const { node, values, foreign } = context;
+  const { plan, error } = planOf(context);
+  const run = plan && context.run && context.run.steps === plan.kinds.length && context.run.asked === plan.kinds ? context.run : null;
+  const source = node === BUILDER ? values : context.builder;
+  const listed = String(source?.explicit ?? "").trim() !== "";
+  /** @type {View} */
+  const view = {
+    node, plan, error, listed, editable: node === BUILDER && plan !== null && !foreign.includes("explicit"),
+    bars: [], sigmas: "planned", mode: "plan", done: 0, speedup: 1, bytes: 0, summary: [], warnings: [],
+  };
+  if (!plan) {
+    view.warnings = [`These settings make no plan: ${error}`];
+    return view;
+  }
+  const memory = { snapshots: snapshotsOf(context), branches: finite(values.cfg) !== null && values.cfg !== 1 ? 2 : 1 };
+  view.speedup = estimatedSpeedup(plan, FLUX_DEV);
+  view.bytes = peakBytes(plan, FLUX_DEV, memory);
+  view.bars = barsOf(plan, run);
+  if (run && node !== BUILDER) {
+    view.mode = run.report ? "ran" : "running";
+    view.done = view.bars.filter((bar) => bar.ran).length;
+  } else {
+    view.bars.forEach((bar, i) => {
+      const kind = plan.kinds[i];
+      const ratio = plan.ratios[i];
+      Object.assign(bar, { planned: kind, actual: kind, ratio, ran: false, changed: false, milliseconds: null, error: null });
+    });
+  }
+  if (run?.records.length) view.sigmas = "measured";
+  view.summary = view.mode === "plan" || !run ? planSummary(view, memory.branches) : runSummary(view, run);
+  view.warnings = warningsOf(view, context, run);
+  return view;
+}
+
+/** Snapshots of the final hidden state that the forecast keeps. @param {Context} context */
+function snapshotsOf({ node, values, builder }) {
+  if (node !== BUILDER && values.forecast !== undefined && values.forecast !== FROM_PRESET) return values.forecast === "reuse" ? 1 : 2;
+  const name = node === BUILDER && String(values.explicit ?? "").trim() ? "" : (values.preset ?? builder?.preset);
+  // A plan of one's own runs under the preset of another node; a linear forecast is what most of them have.
+  return Object.hasOwn(PRESETS, name) ? PRESETS[/** @type {keyof typeof PRESETS} */ (name)].snapshots : 2;
+}
+
+/** @param {Schedule} plan @param {Run | null} run @returns {Bar[]} */
+function barsOf({ kinds, ratios }, run) {
+  const steps = kinds.length;
+  /** @type {Bar[]} */
+  const bars = [...kinds].map((kind, i) => ({
+    planned: kind, actual: kind, ran: false, changed: false, reason: "", ratio: ratios[i], sigma: 1 - i / steps, milliseconds: null,
+    error: null, evaluations: 0,
+  }));
+  for (const record of run?.records ?? []) {
+    const bar = bars[record.step];
+    if (!bar) continue; // an evaluation beyond the plan
+    // A step of several evaluations counts as the most costly of them, and takes its noise level from the first.
+    if (!bar.ran || LETTERS.indexOf(record.actual) < LETTERS.indexOf(bar.actual)) bar.actual = record.actual;
+    if (!bar.ran) bar.sigma = finite(record.sigma) ?? bar.sigma;
+    if (record.actual !== record.planned) {
+      bar.changed = true;
+      bar.reason = Object.hasOwn(REASONS, record.reason) ? REASONS[/** @type {keyof typeof REASONS} */ (record.reason)] : record.reason;
+    }
+    bar.planned = record.planned;
+    bar.ratio = finite(record.ratio) ?? bar.ratio;
+    bar.milliseconds = (bar.milliseconds ?? 0) + (finite(record.milliseconds) ?? 0);
+    const error = finite(record.forecast_error);
+    if (error !== null) bar.error = Math.max(bar.error ?? 0, error);
+    bar.ran = true;
+    bar.evaluations++;
+  }
+  const measured = bars.filter((bar) => bar.ran);
+  const last = measured[measured.length - 1];
+  // What is still to come of a running curve falls straight to zero.
+  bars.forEach((bar, i) => {
+    if (last && !bar.ran) bar.sigma = last.sigma * (1 - (i - measured.length + 1) / (steps - measured.length + 1));
+  });
+  return bars;
+}
+
+/** @param {string} kinds @returns {string} such as "12 full, 18 aggressive" */
+function countWords(kinds) {
+  const of = counts(kinds);
+  return Object.entries(of).filter(([, n]) => n).map(([kind, n]) => `${n} ${WORDS[kind]}`).join(", ");
+}
+
+/** @param {View} view @param {number} branches @returns {string[]} */
+function planSummary({ plan, speedup, bytes, bars }, branches) {
+  const lines = [`${plural(bars.length)}: ${countWords(plan?.kinds ?? "")}.`];
+  if (bytes) {
+    const streams = branches > 1 ? ", with guidance" : "";
+    lines.push(`Estimated speed-up ${short(speedup, 2)} times, cache ${size(bytes)} (FLUX.1-dev at 1024 × 1024${streams}).`);
+  }
+  return lines;
+}
+
+/** @param {View} view @param {Run} run @returns {string[]} */
+function runSummary(view, run) {
+  const ran = view.bars.filter((bar) => bar.ran);
+  const kinds = countWords(ran.map((bar) => bar.actual).join(""));
+  const step = `step ${Math.min(view.done + 1, run.steps)} of ${run.steps}`;
+  if (view.mode === "running") return [`Running: ${step}. So far ${kinds || "nothing"}.`];
+  const report = run.report ?? {};
+  const lines = [`Ran ${plural(view.done)} in ${short(finite(report.wall_seconds) ?? 0)} s: ${kinds || "nothing"}.`];
+  const times = ran.map((bar) => bar.milliseconds ?? 0), full = ran.filter((bar) => bar.actual === "F").map((bar) => bar.milliseconds ?? 0);
+  const spent = times.reduce((sum, time) => sum + time, 0);
+  if (spent > 0 && full.length && full.length < ran.length) {
+    const median = full.sort((a, b) => a - b)[Math.floor(full.length / 2)];
+    const held = finite(report.totals?.peak_bytes) ?? 0;
+    const faster = short((median * ran.length) / spent, 2);
+    lines.push(`About ${faster} times as fast as full steps only, by measured step times; cached ${size(held)}.`);
+  }
+  const changed = ran.filter((bar) => bar.changed).length;
+  if (changed) lines.push(`${plural(changed)} did not run as planned.`);
+  const worst = Math.max(-1, ...ran.map((bar) => bar.error ?? -1));
+  if (worst >= 0) lines.push(`Worst forecast error ${short(worst)}.`);
+  return lines;
+}
+
+/** @param {View} view @param {Context} context @param {Run | null} run @returns {string[]} */
+function warningsOf(view, { node, foreign, builder, run: last }, run) {
+  const kinds = view.plan?.kinds ?? "", steps = kinds.length;
+  const found = [];
+  if (view.mode === "ran" && run) {
+    const nothing = run.text.split("\n").find((line) => line.startsWith("Nothing was skipped"));
+    return [...(run.report?.messages ?? []), ...(nothing ? [nothing] : [])];
+  }
+  if (view.mode === "running") return [];
+  if (/^F*$/.test(kinds)) found.push("No step is skipped, so nothing gets faster.");
+  else if (steps < LOW_STEPS) found.push(`With ${plural(steps)} caching can save little.`);
+  const gap = Math.max(...kinds.split("F").map((part) => part.length));
+  if (gap >= LONG_GAP) found.push(`${gap} steps in a row run without a full one; expect the picture to change.`);
+  if (view.bytes >= MUCH_MEMORY && kinds.includes("C")) {
+    found.push("Conservative steps need most of that memory; a plan of full and aggressive steps needs little.");
+  }
+  for (const name of foreign) {
+    found.push(name === "schedule" ? "The plan comes from another node and shows once it has run; this is the preset's."
+      : `The value of ${name} comes from another node and may differ from what is drawn.`);
+  }
+  if (node === PATCH && !builder && !last) found.push(`Drawn for ${plural(steps)}; the sampler decides how many there are.`);
+  if (last && !run && node !== BUILDER) found.push("The last run used another plan.");
+  return found;
+}
+
+/** One step in words. @param {View} view @param {number} index counted from 0 @returns {string} */
+export function describe(view, index) {
+  const bar = view.bars[index];
+  if (!bar) return "";
+  const head = `Step ${index + 1} of ${view.bars.length}, ${WORDS[bar.actual]}`;
+  const before = view.bars.slice(0, index).map((b) => b.actual).lastIndexOf("F") + 1;
+  const what = {
+    F: "every block runs on every token.",
+    C: `attention is kept from step ${before}, ${short(100 * bar.ratio)} % of the tokens are computed afresh.`,
+    A: `the blocks are skipped, their result is rebuilt from step ${before}${before > 1 ? " and earlier" : ""}.`,
+  }[bar.actual];
+  const why = `in place of ${WORDS[bar.planned]}: ${bar.reason || "the plan could not be kept"}.`;
+  const parts = [bar.changed ? `${head} ${why}` : `${head}: ${what}`];
+  if (bar.ran) {
+    const facts = [`Sigma ${short(bar.sigma)}`, `${short(bar.milliseconds ?? 0)} ms`];
+    if (bar.evaluations > 1) facts.push(`${bar.evaluations} evaluations`);
+    if (bar.error !== null) facts.push(`forecast error ${short(bar.error)}`);
+    parts.push(`${facts.join(", ")}.`);
+  } else if (view.editable) {
+    const first = "The first step is always full: nothing is cached before it.";
+    parts.push(index ? `Click to make it ${WORDS[nextKind(bar.planned)]}.` : first);
+  }
+  return parts.join(" ");
+}
+
+/** The plan or the run as one text, for those who do not see the plot. @param {View} view @returns {string} */
+export function spelled(view) {
+  const groups = [];
+  for (let i = 0; i < view.bars.length; ) {
+    let j = i;
+    while (j + 1 < view.bars.length && view.bars[j + 1].actual === view.bars[i].actual) j++;
+    groups.push(`${i === j ? i + 1 : `${i + 1} to ${j + 1}`} ${WORDS[view.bars[i].actual]}`);
+    i = j + 1;
+  }
+  const steps = groups.length ? `Steps ${groups.slice(0, GROUPS_READ).join(", ")}${groups.length > GROUPS_READ ? ", and so on" : ""}.` : "";
+  return [...view.summary, ...view.warnings, steps].filter(Boolean).join(" ");
+}
+
+/** The kind that a click turns a step into. @param {string} kind */
+export const nextKind = (kind) => LETTERS[(LETTERS.indexOf(kind) + 1) % LETTERS.length];
+
+/**
+ * The text of the `explicit` input once step `index` is of another kind; letters alone where the node's ratio says the rest, else JSON.
+ * @param {Schedule} plan @param {number} index from 1, since the first step stays full @param {string} kind @param {unknown} ratio
+ * @returns {string}
+ */
+export function edited(plan, index, kind, ratio) {
+  const kinds = plan.kinds.slice(0, index) + kind + plan.kinds.slice(index + 1);
+  const plain = plan.ratios.every((value, i) => kinds[i] !== "C" || value === ratio);
+  return plain ? kinds : toJson({ kinds, ratios: plan.ratios, name: "custom", generator: null });
+}
