@@ -49,7 +49,7 @@ class StepRecord:
     planned, actual: "F", "C" or "A". reason: "planned", or why actual differs: a key of `REASONS` or free text.
     calls: model calls the host made, of which full_calls computed every block in full. milliseconds: measured wall time.
     ratio: share of tokens refreshed. cached_bytes: held after the evaluation.
-    forecast_error: relative L1 error of a forecast where the truth was then computed, else None.
+    forecast_error: relative L2 error of a forecast where the truth was then computed, else None.
     """
 
     step: int

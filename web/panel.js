@@ -12,7 +12,7 @@ import { BUILDER, WORDS, describe, nextKind, spelled } from "./view.js";
  */
 
 /** The element never grows with its text, so that nothing it says changes the size of a node and with it the workflow. */
-export const MIN_HEIGHT = 264;
+export const MIN_HEIGHT = 300;
 const STYLE = `
 .dual-cache { --dc-F: #4c8dff; --dc-C: #f0a52b; --dc-A: #8b93a1; --dc-letter: #10131a; --dc-alert: #ff6b6b; --dc-error: #d86bff;
   --dc-text: var(--input-text, #ddd); --dc-back: var(--comfy-input-bg, #222); --dc-line: var(--border-color, #4e4e4e);
@@ -46,8 +46,8 @@ const STYLE = `
 .dual-cache-warnings p { padding-inline-start: 7px; border-inline-start: 2px solid var(--dc-C); }
 .dual-cache-warnings .error { border-inline-start-color: var(--dc-alert); }
 .dual-cache-detail { min-height: 4.05em; opacity: .85; }
-.dual-cache button { flex: none; margin-inline-start: auto; padding: 0 6px; font: inherit; color: inherit; background: transparent; cursor: pointer;
-  border: 1px solid var(--dc-line); border-radius: 4px; transition: border-color .12s; }
+.dual-cache button { flex: none; margin-inline-start: auto; padding: 0 6px; font: inherit; color: inherit; background: transparent;
+  cursor: pointer; border: 1px solid var(--dc-line); border-radius: 4px; transition: border-color .12s; }
 .dual-cache button[hidden] { display: none; }
 .dual-cache button:hover, .dual-cache button:focus-visible { border-color: currentColor; }
 .dual-cache-hidden { position: absolute; width: 1px; height: 1px; margin: -1px; overflow: hidden; clip-path: inset(50%);
@@ -82,6 +82,7 @@ export class SchedulePanel {
     this.selected = -1;
     this.hovered = -1;
     this.focused = false;
+    this.focusedAt = -Infinity; // or lost the focus at
     /** @type {number[]} */
     this.heights = [];
     this.frameRequest = 0;
@@ -224,6 +225,7 @@ export class SchedulePanel {
   /** @param {boolean} focused */
   focus(focused) {
     this.focused = focused;
+    this.focusedAt = performance.now();
     if (focused && this.selected < 0 && this.view?.bars.length) this.selected = 0;
     this.tell();
     this.request();

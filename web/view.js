@@ -25,7 +25,7 @@ import { LETTERS, ScheduleError, buildSchedule, counts, estimatedSpeedup, peakBy
  * @property {Record<string, any>} values by widget name
  * @property {Record<string, any> | null} builder the widget values of a connected Cache Schedule Builder
  * @property {string[]} foreign names of inputs whose values come from nodes that cannot be read before the run
- * @property {Run & {asked: string} | null} run asked: the kinds that the node showed when the run began
+ * @property {Run & {asked: string} | null} run asked: the kinds of its settings when the run began
  * @typedef {object} Bar
  * @property {string} planned
  * @property {string} actual what ran, or the planned kind before that
@@ -80,32 +80,29 @@ export function size(count) {
   return `${short(count)} GiB`;
 }
 
-/** The plan that a node's settings describe, or why they describe none. @param {Context} context */
-export function planOf({ node, values, builder, run }) {
+/**
+ * The plan that a node's settings describe, or why they describe none.
+ * @param {Context} context @returns {{plan: Schedule | null, error: string | null}}
+ */
+export function planOf({ node, values, builder }) {
   const source = node === BUILDER ? values : builder;
   try {
-    let plan = source ? buildSchedule(source) : presetSchedule(values.preset, values.steps ?? ASSUMED_STEPS);
-    if (node === SAMPLER) plan = scaled(plan, values.steps);
-    // Dual Cache learns the number of steps from the run.
-    if (node === PATCH && run && scaled(plan, run.steps).kinds === run.asked) plan = scaled(plan, run.steps);
-    return { plan, error: null };
+    const plan = source ? buildSchedule(source) : presetSchedule(values.preset, values.steps ?? ASSUMED_STEPS);
+    return { plan: node === SAMPLER ? scaled(plan, values.steps) : plan, error: null };
   } catch (error) {
     if (error instanceof ScheduleError) return { plan: null, error: error.message };
     throw error;
   }
 }
 
-/** The kinds that a run of `steps` steps is asked for. @param {Context} context @param {number} steps */
-export function askedKinds(context, steps) {
-  const { plan } = planOf({ ...context, run: null });
-  return plan ? scaled(plan, steps).kinds : "";
-}
-
 /** @param {Context} context @returns {View} */
 export function viewOf(context) {
   const { node, values, foreign } = context;
-  const { plan, error } = planOf(context);
-  const run = plan && context.run && context.run.steps === plan.kinds.length && context.run.asked === plan.kinds ? context.run : null;
+  const { plan: settled, error } = planOf(context);
+  let run = settled && context.run?.asked === settled.kinds ? context.run : null;
+  if (node === BUILDER && run?.steps !== settled?.kinds.length) run = null;
+  // The sampler decides how many steps there are: Dual Cache learns it from the run, and some schedulers add or leave out a step.
+  const plan = settled && run ? scaled(settled, run.steps) : settled;
   const source = node === BUILDER ? values : context.builder;
   const listed = String(source?.explicit ?? "").trim() !== "";
   /** @type {View} */

@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { MIN_HEIGHT, SchedulePanel } from "./panel.js";
-import { BUILDER, PATCH, SAMPLER, askedKinds, edited, viewOf } from "./view.js";
+import { BUILDER, PATCH, SAMPLER, edited, planOf, viewOf } from "./view.js";
 
 /**
  * @typedef {import("./view.js").Context} Context
@@ -14,7 +14,7 @@ import { BUILDER, PATCH, SAMPLER, askedKinds, edited, viewOf } from "./view.js";
 const NODES = [BUILDER, SAMPLER, PATCH];
 const MARGIN = 8, WIDTH = 360;
 const RUNS_KEPT = 64;
-const REMEMBERED = 3000; // milliseconds
+const REMEMBERED = 2000; // milliseconds
 const READ_ONLY_MODES = [2, 4]; // muted, bypassed
 
 /** Panels of the nodes that stand in a graph. @type {Map<GraphNode, SchedulePanel>} */
@@ -209,7 +209,9 @@ function addPlot(node) {
   };
   follow(node, "onAdded", attach);
   follow(node, "onRemoved", () => {
-    if (panel.focused) lost = { key: placed.get(panel) ?? "", selected: panel.selected, time: performance.now() };
+    // The classic renderer takes the element out of the page, and the keyboard with it, before it removes the node.
+    const time = performance.now(), taken = document.activeElement === document.body && time - panel.focusedAt < REMEMBERED;
+    if (panel.focused || taken) lost = { key: placed.get(panel) ?? "", selected: panel.selected, time };
     panels.delete(node);
     panel.disconnect();
     forwarding.abort();
@@ -241,7 +243,7 @@ function begin(node, run) {
   for (const owner of feeding?.comfyClass === BUILDER ? [node, feeding] : [node]) {
     const key = runKey(owner);
     runs.delete(key); // so that it comes last
-    runs.set(key, { run, asked: askedKinds(contextOf(owner), run.steps), number });
+    runs.set(key, { run, asked: planOf(contextOf(owner)).plan?.kinds ?? "", number });
   }
   for (const oldest of [...runs.keys()].slice(0, Math.max(0, runs.size - RUNS_KEPT))) runs.delete(oldest);
 }

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PRESETS } from "../../web/presets.js";
 import { buildSchedule, fromJson, presetSchedule } from "../../web/schedule.js";
-import { askedKinds, describe, edited, nextKind, size, spelled, viewOf } from "../../web/view.js";
+import { describe, edited, nextKind, planOf, size, spelled, viewOf } from "../../web/view.js";
 
 const VALUES = {
   preset: "custom", steps: 8, interval: 4, pattern: "conservative, aggressive", ratio: 0.1, warmup: 1, tail: 0, start: 0, end: 1,
@@ -61,16 +61,14 @@ test("Dual Cache draws 30 steps, or as many as a builder or a run has", () => {
   const patch = { node: "DualCache", values: { preset: "fast", forecast: "from preset" }, builder: null, foreign: [], run: null };
   assert.equal(viewOf(patch).plan.kinds, presetSchedule("fast", 30).kinds);
   assert.equal(viewOf({ ...patch, builder: { ...VALUES, steps: 9 } }).bars.length, 9);
-  const asked = askedKinds(patch, 20);
-  assert.equal(asked, presetSchedule("fast", 20).kinds);
-  const run = { steps: 20, asked, records: [record(0, "F")], report: null, text: "" };
-  assert.equal(viewOf({ ...patch, run }).bars.length, 20);
+  const run = { steps: 20, asked: planOf(patch).plan.kinds, records: [record(0, "F")], report: null, text: "" };
+  assert.equal(viewOf({ ...patch, run }).plan.kinds, presetSchedule("fast", 20).kinds);
   assert.equal(viewOf({ ...patch, run }).mode, "running");
 });
 
 test("a run fills in, marks what changed and sums up", () => {
   const context = sampler({ preset: "fora", steps: 8 });
-  const asked = askedKinds(context, 8);
+  const asked = planOf(context).plan.kinds;
   assert.equal(asked, "FAAFAAFA");
   const records = [record(0, "F"), record(1, "A"), record(2, "F", { planned: "A", reason: "rising", milliseconds: 90 })];
   const running = viewOf({ ...context, run: { steps: 8, asked, records, report: null, text: "" } });
@@ -97,8 +95,14 @@ test("a run of another plan is not shown as this one's", () => {
   assert.ok(view.warnings.includes("The last run used another plan."));
 });
 
+test("a run that has a step more or less than the widget says is shown as it was, until the widget changes", () => {
+  const asked = planOf(sampler({ steps: 8 })).plan.kinds, run = { steps: 9, asked, records: [record(0, "F")], report: null, text: "" };
+  assert.deepEqual([viewOf(sampler({ steps: 8 }, { run })).bars.length, viewOf(sampler({ steps: 8 }, { run })).mode], [9, "running"]);
+  assert.deepEqual([viewOf(sampler({ steps: 9 }, { run })).bars.length, viewOf(sampler({ steps: 9 }, { run })).mode], [9, "plan"]);
+});
+
 test("a builder takes the noise levels of a run and keeps its own plan", () => {
-  const asked = askedKinds(builder(), 8);
+  const asked = planOf(builder()).plan.kinds;
   const records = [...asked].map((_, step) => record(step, "F", { sigma: 14.6 - step }));
   const view = viewOf(builder({}, { run: { steps: 8, asked, records, report: {}, text: "" } }));
   assert.deepEqual([view.mode, view.sigmas, view.bars.map((bar) => bar.actual).join("")], ["plan", "measured", asked]);
