@@ -42,7 +42,12 @@ class Block:
 
 
 def find_family(model: nn.Module) -> Family | None:
-    """The row of a model, or None when the table has none."""
+    """The row of a model, or None when the table has none.
+
+    FLUX.2 shares FLUX.1's classes; its modulation stands outside the blocks, which the adapters have not been tested with.
+    """
+    if getattr(getattr(model, "params", None), "global_modulation", False):
+        return None
     for base in type(model).__mro__:
         for row in FAMILIES:
             if base.__name__ == row.model and (base.__module__ == row.module or base.__module__.endswith("." + row.module)):

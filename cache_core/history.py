@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .predictors import Predictor
+from .sites import CacheMismatch
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Batch:
 
     def value(self, name: Hashable, predictor: Predictor, owned: bool = False) -> torch.Tensor:
         """The site's value for the whole batch; `owned` promises a tensor that the caller may write to."""
-        sites = [b.sites[name] for b in self.branches]
+        sites = self._sites(name)
         if len(sites) == 1 and not owned:
             return sites[0].value(predictor, self.node)
         first = sites[0].snapshots[0]
@@ -143,8 +144,14 @@ class Batch:
     def correct(self, name: Hashable, fresh: torch.Tensor, predictor: Predictor, rows: torch.Tensor | None = None) -> None:
         n = len(self.branches)
         own_rows = [rows] * n if rows is None or rows.shape[0] == 1 else rows.chunk(n)
-        for branch, part, r in zip(self.branches, fresh.chunk(n), own_rows):
-            branch.sites[name].correct(part, predictor, self.node, r)
+        for site, part, r in zip(self._sites(name), fresh.chunk(n), own_rows):
+            site.correct(part, predictor, self.node, r)
+
+    def _sites(self, name: Hashable) -> list[Site]:
+        """The site in every branch; CacheMismatch where a block did not run on the last full step, as other nodes may have it."""
+        if any(name not in b.sites for b in self.branches):
+            raise CacheMismatch("A block that runs now did not run on the last full step, so this call ran in full.")
+        return [b.sites[name] for b in self.branches]
 
     def keep(self, name: Hashable, tensor: torch.Tensor) -> None:
         for branch, part in zip(self.branches, tensor.chunk(len(self.branches))):

@@ -148,7 +148,9 @@ class Report:
             return "the cache does not know this model, so it was sampled plainly. The help page of the node lists the models it knows."
         wanted = [r for r in self.records if r.planned != "F"]
         if not wanted:
-            if 0 < self.steps < LOW_STEPS:
+            plan = self.schedule.get("generator") or {}
+            cycle, warmup = plan.get("interval", 2), plan.get("warmup", 0)
+            if 0 < self.steps < LOW_STEPS and cycle > 1 and warmup < LOW_STEPS:
                 return (
                     f"with {self.steps} steps the schedule plans full steps only. "
                     "Caching saves little in so few steps; sample with more, or leave the cache out."

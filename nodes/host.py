@@ -169,6 +169,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if run is None:
         return executor(*arguments, **kwargs)
     model = executor.class_obj.diffusion_model
+    model = getattr(model, "_orig_mod", model)  # torch.compile stands around the model it compiles
     chunks = _chunks(x, c_concat, c_crossattn, control, options, kwargs)
     patch_size = getattr(model, "patch_size", 2)
     grid = tuple(math.ceil(n / patch_size) for n in x.shape[-2:]) if isinstance(patch_size, int) and x.ndim == 4 else None

@@ -7,6 +7,7 @@ import torch
 
 from cache_core.history import Batch, Branch, Node, Site, put_rows_, take_rows
 from cache_core.predictors import predictor
+from cache_core.sites import CacheMismatch
 
 REUSE, LINEAR = predictor("reuse"), predictor("linear")
 
@@ -224,3 +225,12 @@ def test_a_refusal_reaches_every_branch_of_the_batch():
     u, c, other = Branch(), Branch(), Branch()
     Batch([u, c], node(0)).refuse("an attention mask is in use")
     assert u.refusal == c.refusal == "an attention mask is in use" and other.refusal is None
+
+
+def test_a_site_without_a_snapshot_is_a_mismatch():
+    """As when another node let a block run that it had skipped on the last full step."""
+    batch = Batch([Branch()], Node(1.0, 0.5))
+    with pytest.raises(CacheMismatch, match="did not run"):
+        batch.value("mlp", predictor("reuse"))
+    with pytest.raises(CacheMismatch, match="did not run"):
+        batch.correct("mlp", torch.zeros(1, 2, 3), predictor("reuse"))
