@@ -155,6 +155,14 @@ def _position_rows(pe, rows):
     return take_rows(pe.expand(rows.shape[0], *pe.shape[1:]), rows, dim=2)
 
 
+def _refreshed(call: Call, site, rows, fresh) -> torch.Tensor:
+    """A site's value with fresh rows written in; they become its correction."""
+    if fresh is None:
+        return call.module_value(site)
+    call.batch.correct(site, fresh, call.settings.module_predictor, rows)
+    return put_rows_(call.module_value(site, owned=True), rows, fresh)
+
+
 class FluxDouble:
     """Double-stream block: text and image with their own weights and joint attention; returns (img, txt)."""
 
@@ -200,23 +208,15 @@ class FluxDouble:
         out = {}
         for stream, x in (("img", img), ("txt", txt)):
             first, second = mods[stream]
-            x = _gated(x, cls._refreshed(call, (*name, f"{stream}_attn"), rows[stream], fresh.get(f"{stream}_attn")), first.gate)
+            x = _gated(x, _refreshed(call, (*name, f"{stream}_attn"), rows[stream], fresh.get(f"{stream}_attn")), first.gate)
             part = fresh.get(f"{stream}_mlp")
             if part is None and rows[stream] is not None:
                 chosen = getattr(block, f"{stream}_norm2")(take_rows(x, rows[stream]))
                 part = getattr(block, f"{stream}_mlp")(torch.addcmul(second.shift, chosen, 1 + second.scale))
-            out[stream] = _gated(x, cls._refreshed(call, (*name, f"{stream}_mlp"), rows[stream], part), second.gate)
+            out[stream] = _gated(x, _refreshed(call, (*name, f"{stream}_mlp"), rows[stream], part), second.gate)
         if txt.dtype == torch.float16:
             out["txt"] = torch.nan_to_num(out["txt"], nan=0.0, posinf=65504, neginf=-65504)
         return out["img"], out["txt"]
-
-    @staticmethod
-    def _refreshed(call, site, rows, fresh):
-        """A site's value with fresh rows written in; they become its correction."""
-        if fresh is None:
-            return call.module_value(site)
-        call.batch.correct(site, fresh, call.settings.module_predictor, rows)
-        return put_rows_(call.module_value(site, owned=True), rows, fresh)
 
     @classmethod
     def _live(cls, original, block, name, call, a, rows):
@@ -277,7 +277,7 @@ class FluxSingle:
                 original(**{**a, "x": take_rows(x, rows), "pe": _position_rows(a.get("pe"), rows), "transformer_options": options})
             fresh = seen["out"]
         gate = (block.modulation(a["vec"])[0] if block.modulation else a["vec"]).gate
-        out = _gated(x, FluxDouble._refreshed(call, (*name, "out"), rows, fresh), gate)
+        out = _gated(x, _refreshed(call, (*name, "out"), rows, fresh), gate)
         if out.dtype == torch.float16:
             out = torch.nan_to_num(out, nan=0.0, posinf=65504, neginf=-65504)
         return out

@@ -376,7 +376,6 @@ def test_cost_model_has_the_sizes_of_the_model(model):
 
 
 def test_bench_measures_every_configuration(model, autoencoder, clock):
-    pytest.importorskip("kornia")
     configs = quality.plan([8], quick=True)
     rows = quality.measure(model, autoencoder, configs, quality.prompts(3), batch=2, guidance=1.0, size=SIZE, quiet=True)
     assert [r["curve"] for r in rows] == [c.curve for c in configs]
@@ -393,7 +392,6 @@ def test_bench_measures_every_configuration(model, autoencoder, clock):
 
 
 def test_bench_compares_with_the_uncached_pictures_of_the_same_captions(model, autoencoder, clock):
-    pytest.importorskip("kornia")
     same = [c for c in quality.plan([4], only=["fewer"]) if c.method == "uncached"] + [quality.Config("fewer", "same steps", 4, 4)]
     row = quality.measure(model, autoencoder, same, quality.prompts(3), batch=2, guidance=1.0, size=SIZE, quiet=True)[1]
     assert row["psnr_median"] is None and row["psnr_worst"] is None and row["ssim_worst"] == pytest.approx(1)
@@ -419,7 +417,6 @@ def test_realised_over_ideal_alternates(model, monkeypatch):
 
 
 def test_bench_command_writes_json_and_picture(tmp_path, monkeypatch, capsys, model):
-    pytest.importorskip("kornia")
     monkeypatch.setattr(quality, "load_transformer", lambda: model)
     quality.main(["--quick", "--only", "fora", "linear", "--out", str(tmp_path)])
     data = json.loads((tmp_path / "quality.json").read_text(encoding="utf-8"))
