@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,28 +20,32 @@ from .cost import CostModel
 from .families import Block, blocks_of, find_family
 from .flux_blocks import Call
 from .history import Batch, Branch, Node
+from .levels import FINAL, OUTPUT, STACK, Wiring
 from .report import Report, StepRecord
 from .settings import Settings
 from .sites import CacheMismatch, shim
+from .table import Table
 
-FINAL = ("final", "hidden")
-"""The site of the final hidden state: the last block's output."""
+__all__ = ["FINAL", "OUTPUT", "STACK", "CacheMismatch", "Controller"]
 
 
 class Controller:
     """Caching of one sampling run.
 
     settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per step (see `clock`).
-    refusal: why every step of this run is sampled plainly, as the host found out, or None. Raises ValueError for fewer than two sigmas.
+    refusal: why every step of this run is sampled plainly, as the host found out, or None. flow: whether sigma is the share of noise of a
+    flow model, for log-SNR. Raises ValueError for fewer than two sigmas.
     """
 
     def __init__(self, settings: Settings, sigmas: Sequence[float], stages: int = 1, refusal: str | None = None,
-                 seconds=time.perf_counter):
+                 seconds=time.perf_counter, flow: bool = True):
         if len(sigmas) < 2:
             raise ValueError("sigmas must hold at least two noise levels.")
-        self.settings, self.steps = settings, len(sigmas) - 1
-        self.schedule = settings.schedule_for(self.steps)
+        self.steps, self._flow = len(sigmas) - 1, flow
         self.messages: list[str] = []
+        self._ends = Node(0.0, float(sigmas[0]), flow), Node(float(self.steps), float(sigmas[-1]), flow)
+        self.settings = settings = self._spanned(settings)
+        self.schedule = settings.schedule_for(self.steps)
         if settings.schedule is not None and settings.schedule.steps != self.steps:
             self.say(f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {self.steps}.")
         self._clock, self._seconds = Clock(self.steps, stages), seconds
@@ -50,17 +55,31 @@ class Controller:
         self._keys: list[Hashable] = []
         self._records: list[StepRecord] = []
         self._errors: dict[int, torch.Tensor] = {}
+        self._first: dict[int, tuple[int, int]] = {}
+        self._aggressive = 0.0
         self._now: Evaluation | None = None
         self._last_full: dict[int, int] = {}
         self._family = ""
         self._peak = 0
         self._size: CostModel | None = None
         self._start = self._mark = seconds()
-        self._conserves = "C" in self.schedule.kinds
+        self._rows = "C" in self.schedule.kinds
+        self._witness: tuple = ()
+        self._called: list[Branch] = []
         self._refusal = refusal
-        self._skips = refusal is None and self.schedule.kinds.strip("F") != ""
+        self._skips = refusal is None and (self.schedule.kinds.strip("F") != "" or getattr(settings.predictor, "watches", False))
         if refusal is not None:
             self.say(f"Nothing was cached: {refusal}.")
+
+    def _spanned(self, settings: Settings) -> Settings:
+        """Predictors that fit a curve to a whole run are told where it begins and ends."""
+        def over(part):
+            if isinstance(part, Table) and part.steps != self.steps:
+                self.say(f"The forecast was solved for {part.steps} steps; at {self.steps} a {part.fallback.name} one stands in for it.")
+                part = part.fallback
+            return part.over_run(*self._ends)
+        modules = settings.module_predictor
+        return replace(settings, predictor=over(settings.predictor), module_predictor=modules and over(modules))
 
     def say(self, message: str) -> None:
         """Adds a sentence to the report, once."""
@@ -93,7 +112,7 @@ class Controller:
         """
         blocks = self._blocks_of(model)
         record, now = self._records[-1] if self._records else None, self._now
-        if now is None or not blocks or not self._skips:
+        if now is None or not (blocks or self.settings.level == "output") or not self._skips:
             if record is not None:
                 record.calls += 1
                 record.full_calls += 1
@@ -108,7 +127,7 @@ class Controller:
             self._keys.append((key, self._seen[key]))
             self._seen[key] += 1
         branches = [self._branches.setdefault(k, Branch()) for k in self._keys]
-        kind, reason = self._kind_for(record, branches)
+        kind, reason = self._kind_for(record, branches, blocks)
         yield from self._run(kind, reason, record, id(model), branches, grid)
 
     def _run(self, kind, reason, record, model, branches, grid):
@@ -121,15 +140,19 @@ class Controller:
             self._last_full[now.phase] = now.step
             for branch in branches:
                 branch.forget_choices()
-        call = Call(kind, Batch(branches, Node(float(now.step), now.sigma)), self.settings, now.step,
-                    now.step - self._last_full.get(now.phase, now.step) + 1, record.ratio, grid, modules=self._conserves,
-                    model=model)
+        self._called = branches
+        batch, since = Batch(branches, Node(float(now.step), now.sigma, self._flow)), now.step - self._last_full.get(now.phase, now.step)
+        call = Call(kind, batch, self.settings, now.step, since + 1, record.ratio, grid, note=self._note_error, rows=self._rows,
+                    modules=self._rows or self.settings.level == "module")
+        module, blocks = self._blocks[model]
+        self._witness = blocks[-1].name if blocks else ()
         with ExitStack() as stack:
-            for block in self._blocks[model][1]:
-                maker = self._shim_of(block, call)
-                if maker is not None:
-                    stack.enter_context(shim(block.module, maker))
+            for part, maker in Wiring(call, blocks, *self._first[model]).shims(module):
+                stack.enter_context(shim(part, maker))
             yield kind
+        if self._size is None and call.tokens:
+            kinds = Counter(b.name[0] for b in blocks)
+            self._size = CostModel(call.width, call.tokens - call.n_txt, call.n_txt, kinds["double"], kinds["single"])
         held = sum(b.bytes for b in self._branches.values())
         self._peak = max(self._peak, held)
         record.cached_bytes = held
@@ -160,11 +183,13 @@ class Controller:
             live = self.settings.attention == "live"
             cost = self._size.flops_conservative(sum(ratios) / len(ratios), live_attention=live) / self._size.flops_full()
         self._branches.clear()
+        self._called = []
         self._blocks.clear()
         self._errors.clear()
         return Report(records=self._records, method=self.settings.method, family=self._family, predictor=self.settings.predictor.name,
                       selector=self.settings.selector.score, steps=self.steps, wall_seconds=wall, messages=self.messages,
-                      peak_bytes=self._peak, schedule=self.schedule.to_dict(), conservative_cost=cost)
+                      peak_bytes=self._peak, schedule=self.schedule.to_dict(), conservative_cost=cost,
+                      aggressive_cost=self._aggressive)
 
     def _close_record(self) -> None:
         now = self._seconds()
@@ -180,90 +205,45 @@ class Controller:
             if blocks:
                 self._family = family.name
             else:
-                self.say(f"{type(model).__name__} is not a model this pack knows; it was sampled plainly.")
+                how = "its output alone can be cached" if self.settings.level == "output" else "it was sampled plainly"
+                self.say(f"{type(model).__name__} is not a model this pack knows; {how}.")
+            kinds = [b.name[0] for b in blocks]
+            if isinstance(self.settings.first, str) and blocks and self.settings.first not in kinds:
+                self.say(f"This model has no {self.settings.first} blocks; the first half of its blocks runs on every step.")
+            self._first[id(model)] = first, probe = self.settings.blocks_run(kinds)
+            self._aggressive = max(self._aggressive, (first + probe) / max(len(kinds), 1))
             # The model is held so that its id stays its own.
             known = self._blocks[id(model)] = (model, blocks)
         return known[1]
 
-    def _kind_for(self, record: StepRecord, branches: list[Branch]) -> tuple[str, str]:
+    def _kind_for(self, record: StepRecord, branches: list[Branch], blocks: list[Block]) -> tuple[str, str]:
         """The kind this call can really run as, and why it differs from the plan."""
         kind = record.actual
         if kind == "F":
             return "F", record.reason
-        if any(FINAL not in b.sites for b in branches):
+        if any(b.signature is None for b in branches):
             return "F", "no_snapshot"
-        if kind == "C":
+        if kind == "C" and not blocks:
+            return "F", "unknown"
+        if kind == "C" or self.settings.level == "module":
             for branch in branches:
                 if branch.refusal is not None:
-                    self.say(f"Conservative steps ran in full: {branch.refusal}.")
+                    steps = "Conservative steps" if kind == "C" else "Aggressive steps at the modules"
+                    self.say(f"{steps} ran in full: {branch.refusal}.")
                     return "F", "refused"
         return kind, record.reason
 
-    def _shim_of(self, block: Block, call: Call):
-        """The maker of a block's shim for a call, or None where the block runs untouched."""
-        adapter, module, name = block.adapter, block.module, block.name
-        if call.kind == "A":
-            def make(original):
-                if block.last:
-                    return lambda *args, **kwargs: self._final(call, adapter.skip(adapter.bind(args, kwargs)))
-                return lambda *args, **kwargs: adapter.skip(adapter.bind(args, kwargs))
-            return make
-        if call.kind == "F" and not call.modules:
-            if not block.last:
-                return None
-
-            def work(original, bound):
-                return original(**bound)
-        else:
-            step = adapter.record if call.kind == "F" else adapter.conserve
-
-            def work(original, bound):
-                return step(original, module, name, call, bound)
-
-        def make(original):
-            def forward(*args, **kwargs):
-                bound = adapter.bind(args, kwargs)
-                main = adapter.skip(bound)
-                tokens = main[0].shape[1] + main[1].shape[1] if isinstance(main, tuple) else main.shape[1]
-                if isinstance(main, tuple):
-                    call.n_txt = main[1].shape[1]
-                    main = main[0]
-                call.batch_size = main.shape[0]
-                if call.kind == "C":
-                    self._check(call, main, tokens)
-                out = work(original, bound)
-                if block.last:
-                    self._note_final(call, out)
-                return out
-            return forward
-        return make
-
-    def _final(self, call: Call, x: torch.Tensor) -> torch.Tensor:
-        """The final hidden state rebuilt for an aggressive step; a fresh tensor, since the model may add to it in place."""
-        self._check(call, x, x.shape[1])
-        return call.batch.value(FINAL, self.settings.predictor, owned=True)
-
-    @staticmethod
-    def _check(call: Call, x: torch.Tensor, tokens: int) -> None:
-        """Raises CacheMismatch when a block's input [B,N,d] of `tokens` joint tokens does not fit what is cached."""
-        cached = [b.sites[FINAL].snapshots[0] for b in call.batch.branches]
-        size = (sum(c.shape[0] for c in cached), *cached[0].shape[1:])
-        if size != (x.shape[0], tokens, x.shape[2]) or cached[0].dtype != x.dtype:
-            raise CacheMismatch("The model's tokens are not those of the last full step, so this call ran in full.")
-
-    def _note_final(self, call: Call, out: torch.Tensor) -> None:
-        """Stores the last block's output: as a snapshot on a full step, as a correction on a conservative one."""
-        predictor = self.settings.predictor
-        if self._size is None:
-            kinds = Counter(b.name[0] for b in self._blocks[call.model][1])
-            self._size = CostModel(out.shape[-1], out.shape[1] - call.n_txt, call.n_txt, kinds["double"], kinds["single"])
-        if call.kind == "C":
-            call.batch.correct(FINAL, out, predictor)
+    def _note_error(self, name: tuple, truth: torch.Tensor) -> None:
+        """Measures how far off the forecast of a full step's feature would have been: of the first branch, at the level's last site."""
+        index = len(self._records) - 1
+        if index in self._errors or not (name in (FINAL, OUTPUT, STACK) or name[:2] == self._witness):
             return
-        first = call.batch.branches[0].sites.get(FINAL)
-        if first is not None and len(self._records) - 1 not in self._errors:
-            truth = out[:first.snapshots[0].shape[0]]
-            guess = first.value(predictor, call.batch.node)
-            if guess.shape == truth.shape:
-                self._errors[len(self._records) - 1] = (guess.float() - truth.float()).norm() / truth.float().norm().clamp_min(1e-12)
-        call.batch.record(FINAL, out.clone(), predictor.needs)
+        branch = next(iter(self._called), None)
+        site = branch.sites.get(name) if branch else None
+        if site is None or not site.snapshots:
+            return
+        predictor = self.settings.modules if self.settings.level == "module" else self.settings.predictor
+        own = truth[:site.snapshots[0].shape[0]].float()
+        guess = site.value(predictor, Node(float(self._now.step), self._now.sigma, self._flow))
+        if guess.shape == own.shape:
+            self._errors[index] = (guess.float() - own).norm() / own.norm().clamp_min(1e-12)

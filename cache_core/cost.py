@@ -62,30 +62,35 @@ class CostModel:
         double, single = LAYOUTS[layout]
         return ratio * self.tokens * self.width**2 * (double * self.double + single * self.single)
 
-    def flops_aggressive(self) -> int:
-        """FLOPs of an A step: no block runs."""
-        return 0
-
 
 FLUX_DEV = CostModel(width=3072, image_tokens=4096, text_tokens=512, double=19, single=38)  # FLUX.1-dev at 1024 x 1024
 
 
-def estimated_speedup(schedule: CacheSchedule, cost: CostModel, layout: str = "built", live_attention: bool = False) -> float:
-    """FLOPs of an uncached run over FLOPs of the schedule; 1.0 when every step is full."""
-    spent = schedule.counts()["F"] * cost.flops_full() + schedule.counts()["A"] * cost.flops_aggressive()
+def estimated_speedup(schedule: CacheSchedule, cost: CostModel, layout: str = "built", live_attention: bool = False,
+                      aggressive: float = 0.0) -> float:
+    """FLOPs of an uncached run over FLOPs of the schedule; 1.0 when every step is full.
+
+    aggressive: work of an A step as a share of a full one, for recipes that run some blocks on every step.
+    """
+    kinds = schedule.counts()
+    spent = kinds["F"] * cost.flops_full() + kinds["A"] * aggressive * cost.flops_full()
     for kind, ratio in zip(schedule.kinds, schedule.ratios, strict=True):
         if kind == "C":
             spent += cost.flops_conservative(ratio, layout, live_attention)
     return schedule.steps * cost.flops_full() / spent
 
 
+LATENT_VALUES = 64  # per image token in the model's output: 2 x 2 latent pixels of 16 channels
+
+
 def peak_bytes(schedule: CacheSchedule, cost: CostModel, *, snapshots: int = 1, module_snapshots: int = 1, bytes_per_value: int = 2,
-               branches: int = 1, live_attention: bool = False) -> int:
+               branches: int = 1, live_attention: bool = False, level: str = "final") -> int:
     """Bytes of cache held at once, which is what stands after the last history has filled; 0 when nothing is skipped.
 
-    With A steps: `snapshots` final hidden states of n * d values. With C steps: per double block the pre-gate outputs of attention and MLP
-    of both streams (2 n d), per single block its output and the attention before its second linear layer (2 n d), all `module_snapshots`
-    times.
+    With A steps, `snapshots` (at most one per full step) of what their level keeps: the final hidden state or a run's residual of n * d
+    values, the model's output, or one residual per block. With C steps or at the level of modules: per double block the pre-gate outputs of
+    attention and MLP of both streams (2 n d), per single block its output (n d), and for C steps the attention before its second linear
+    layer (n d), all `module_snapshots` times, or `snapshots` times at the level of modules.
     live_attention: keys and values of the newest F step (2 n d per block) stand in for the attention outputs.
     branches: cached streams, such as 2 for cond and uncond, times the batch.
     """
@@ -94,8 +99,15 @@ def peak_bytes(schedule: CacheSchedule, cost: CostModel, *, snapshots: int = 1, 
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1.")
     kinds = schedule.counts()
-    tensors = snapshots if kinds["A"] else 0
+    snapshots = min(snapshots, kinds["F"])
+    blocks, feature = cost.double + cost.single, cost.tokens * cost.width
+    modules = snapshots if level == "module" else min(module_snapshots, kinds["F"])
+    values = 0
+    if kinds["A"] and level != "module":
+        kept = {"output": cost.image_tokens * LATENT_VALUES, "block": blocks * feature}
+        values += snapshots * kept.get(level, feature)
     if kinds["C"]:
-        per_block = module_snapshots + 2 if live_attention else 2 * module_snapshots
-        tensors += (cost.double + cost.single) * per_block
-    return tensors * cost.tokens * cost.width * bytes_per_value * branches
+        values += blocks * (modules + 2 if live_attention else 2 * modules) * feature
+    elif kinds["A"] and level == "module":
+        values += (2 * cost.double + cost.single) * modules * feature
+    return values * bytes_per_value * branches

@@ -7,6 +7,7 @@ gate and re-gated with the current step's modulation, as DuCa and TaylorSeer do 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +33,17 @@ class Call:
     ratio: float
     grid: tuple[int, int] | None
     """Rows and columns of the image tokens, when known."""
-    model: int
-    """Identity of the model that runs."""
     modules: bool = False
-    """Whether module outputs are captured (some step of the plan is conservative)."""
+    """Whether module outputs are captured."""
+    rows: bool = True
+    """Whether some step of the plan is conservative, which needs attention and value norms beside them."""
     n_txt: int = 0
+    tokens: int = 0
+    """Of the joint sequence, text included; `width` is their size."""
+    width: int = 0
     batch_size: int = 1
+    note: Callable[[tuple, torch.Tensor], None] = lambda name, truth: None
+    """Told every site's truth on a full step, before it is kept."""
 
     @property
     def live(self) -> bool:
@@ -49,14 +55,15 @@ class Call:
         return self.ratio
 
     def module_value(self, name, owned: bool = False) -> torch.Tensor:
-        return self.batch.value(name, self.settings.module_predictor, owned)
+        return self.batch.value(name, self.settings.modules, owned)
 
     def record(self, name, tensor: torch.Tensor) -> None:
-        self.batch.record(name, tensor, self.settings.module_predictor.needs)
+        self.note(name, tensor)
+        self.batch.record(name, tensor, self.settings.modules)
 
     def choose(self, name, stream: str, n: int, device, offset: int = 0) -> torch.Tensor | None:
         """Rows of a stream to refresh at a block, or None for none; `offset` is where the stream starts in the value norms."""
-        k = count_rows(self.ratio_of(stream), n)
+        k = count_rows(self.ratio_of(stream), n) if self.kind == "C" else 0
         if not k:
             return None
         selector, key = self.settings.selector, (name, stream)
@@ -103,7 +110,7 @@ def _row_wise_refusal(block, a: dict) -> str | None:
 
 
 def _gated(x, out, gate):
-    return x + out * gate
+    return (out * gate).add_(x)  # rounded as the block's own x + out * gate
 
 
 def _watch_attention(call: Call, name, a: dict) -> dict:
@@ -159,7 +166,7 @@ def _refreshed(call: Call, site, rows, fresh) -> torch.Tensor:
     """A site's value with fresh rows written in; they become its correction."""
     if fresh is None:
         return call.module_value(site)
-    call.batch.correct(site, fresh, call.settings.module_predictor, rows)
+    call.batch.correct(site, fresh, call.settings.modules, rows)
     return put_rows_(call.module_value(site, owned=True), rows, fresh)
 
 
@@ -184,13 +191,21 @@ class FluxDouble:
         return vec
 
     @classmethod
+    def modulated_input(cls, block, a) -> torch.Tensor:
+        """What the block's attention reads, [B,N,d], text first: the cheapest look at how far the step has moved (TeaCache, TAP)."""
+        (img, _), (txt, _) = cls.modulation(block, a["vec"])
+        return torch.cat([torch.addcmul(mod.shift, norm(a[stream]), 1 + mod.scale)
+                          for stream, mod, norm in (("txt", txt, block.txt_norm1), ("img", img, block.img_norm1))], 1)
+
+    @classmethod
     def record(cls, original, block, name, call: Call, a: dict):
         """Runs the block and captures its pre-gate module outputs."""
         refusal = _row_wise_refusal(block, a)
         if refusal is not None:
             call.batch.refuse(refusal)
             return original(**a)
-        a["transformer_options"] = _watch_attention(call, name, a)
+        if call.rows:
+            a["transformer_options"] = _watch_attention(call, name, a)
         with capture({k: block.get_submodule(path) for k, path in cls.outputs.items()}) as seen:
             out = original(**a)
         for key, value in seen.items():
@@ -241,6 +256,16 @@ class FluxSingle:
     names = ("x", "vec", "pe", "attn_mask")
 
     @classmethod
+    def modulation(cls, block, vec):
+        return block.modulation(vec)[0] if block.modulation else vec
+
+    @classmethod
+    def modulated_input(cls, block, a) -> torch.Tensor:
+        """As of `FluxDouble`."""
+        mod = cls.modulation(block, a["vec"])
+        return torch.addcmul(mod.shift, block.pre_norm(a["x"]), 1 + mod.scale)
+
+    @classmethod
     def skip(cls, a):
         return a["x"]
 
@@ -254,7 +279,8 @@ class FluxSingle:
         if refusal is not None:
             call.batch.refuse(refusal)
             return original(**a)
-        a["transformer_options"] = _watch_attention(call, name, a)
+        if call.rows:
+            a["transformer_options"] = _watch_attention(call, name, a)
         with capture({"out": block.linear2}) as seen:
             out = original(**a)
         call.record((*name, "out"), seen["out"])
@@ -276,7 +302,7 @@ class FluxSingle:
             with capture({"out": block.linear2}) as seen:
                 original(**{**a, "x": take_rows(x, rows), "pe": _position_rows(a.get("pe"), rows), "transformer_options": options})
             fresh = seen["out"]
-        gate = (block.modulation(a["vec"])[0] if block.modulation else a["vec"]).gate
+        gate = cls.modulation(block, a["vec"]).gate
         out = _gated(x, _refreshed(call, (*name, "out"), rows, fresh), gate)
         if out.dtype == torch.float16:
             out = torch.nan_to_num(out, nan=0.0, posinf=65504, neginf=-65504)

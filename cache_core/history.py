@@ -6,24 +6,45 @@ correction that lives until the next full step. With the reuse predictor this is
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from .predictors import Predictor
+from .predictors import log_snr
 from .sites import CacheMismatch
 
 
 @dataclass(frozen=True)
 class Node:
-    """Where on the sampling path a tensor was computed: the step `index` and the noise level `sigma`."""
+    """Where on the sampling path a tensor was computed: the step `index` and the noise level `sigma`, of a `flow` model or another."""
 
     index: float
     sigma: float
+    flow: bool = True
 
     def at(self, coordinate: str) -> float:
+        if coordinate == "log_snr":
+            return log_snr(self.sigma, self.flow)
         return self.sigma if coordinate == "sigma" else self.index
+
+
+class Forecast(Protocol):
+    """What a site asks of its predictor.
+
+    needs: snapshots worth keeping. probe: what it wants to see of the current step, "input" (the first block's modulated input), "block"
+    (the residual of the first blocks) or None.
+    """
+
+    needs: int
+    probe: str | None
+
+    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
+        """Called on a full step, before `truth` joins the snapshots."""
+
+    def forecast(self, site: Site, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The site's value at `node`; see `Site.combine` about `out`."""
 
 
 def take_rows(x: torch.Tensor, rows: torch.Tensor, dim: int = 1) -> torch.Tensor:
@@ -48,39 +69,77 @@ def _spread(rows, x, dim):
     return rows.view(shape).expand(size)
 
 
+def weighted_sum(snapshots: Sequence[torch.Tensor], weights: Sequence[float | torch.Tensor],
+                 out: torch.Tensor | None = None) -> torch.Tensor:
+    """Sum of weights times snapshots in the snapshots' dtype, accumulated in float32; a weight is a number or broadcasts to a snapshot."""
+    first = snapshots[0]
+    pairs = [(s, w) for s, w in zip(snapshots, weights) if isinstance(w, torch.Tensor) or w]
+    if not pairs:
+        return torch.zeros_like(first) if out is None else out.zero_()
+    total = out if out is not None and out.dtype == torch.float32 else torch.empty_like(first, dtype=torch.float32)
+    if first.dtype == torch.float32:
+        torch.mul(*pairs[0], out=total)
+    else:
+        total.copy_(pairs[0][0]).mul_(pairs[0][1])
+    for snapshot, weight in pairs[1:]:
+        if isinstance(weight, torch.Tensor):
+            total.addcmul_(snapshot if snapshot.dtype == torch.float32 else snapshot.float(), weight)
+        else:
+            total.add_(snapshot, alpha=weight)
+    if total.dtype == first.dtype:
+        return total
+    return total.to(first.dtype) if out is None else out.copy_(total)
+
+
 class Site:
     """One cached tensor of one branch: snapshots of full steps, newest first, and the correction since the last one."""
 
-    def __init__(self):
+    def __init__(self, evidence: Evidence | None = None, stream: str = ""):
         self.nodes: list[Node] = []
         self.snapshots: list[torch.Tensor] = []
         self.correction: torch.Tensor | None = None
+        self.evidence = evidence
+        """What the branch has seen of the current step."""
+        self.stream = stream
+        """"img" or "txt" for a tensor of one stream alone; others hold text and image, in this order."""
+        self.learned: dict = {}
+        """What a predictor remembers of this site: gains, labels."""
 
-    def record(self, tensor: torch.Tensor, node: Node, keep: int) -> None:
-        """Stores a full step's tensor (which must never be written to again), keeping the newest `keep`."""
+    def record(self, tensor: torch.Tensor, node: Node, predictor: Forecast) -> None:
+        """Stores a full step's tensor (which must never be written to again), keeping as many as the predictor needs."""
+        if self.snapshots and self.snapshots[0].shape == tensor.shape:
+            predictor.learn(self, tensor, node)
+        else:
+            self.nodes, self.snapshots, self.learned = [], [], {}
+        self.push(tensor, node, predictor.needs)
+
+    def push(self, tensor: torch.Tensor, node: Node, keep: int) -> None:
         self.nodes = [node, *self.nodes][:keep]
         self.snapshots = [tensor, *self.snapshots][:keep]
         self.correction = None
 
-    def forecast(self, predictor: Predictor, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The predictor's value at `node`; without `out` it may be a snapshot itself: do not write to it."""
-        weights = predictor.weights([n.at(predictor.coordinate) for n in self.nodes], node.at(predictor.coordinate))
-        if len(weights) == 1 or not any(weights[1:]):
+    def combine(self, weights: Sequence[float | torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+        """The snapshots by their weights; without `out` it may be a snapshot itself: do not write to it."""
+        plain = not any(isinstance(w, torch.Tensor) for w in weights)
+        if plain and weights[0] == 1 and not any(weights[1:]):
             return self.snapshots[0] if out is None else out.copy_(self.snapshots[0])
-        if len(weights) == 2:
-            # Weights sum to 1, so one fused lerp with a single rounding does it, also in bfloat16.
+        if plain and len(weights) == 2 and abs(sum(weights) - 1) < 1e-9:
+            # One fused lerp with a single rounding does it, also in bfloat16.
             return torch.lerp(self.snapshots[0], self.snapshots[1], weights[1], out=out)
-        total = sum(w * s.float() for w, s in zip(weights, self.snapshots)).to(self.snapshots[0].dtype)
-        return total if out is None else out.copy_(total)
+        return weighted_sum(self.snapshots, weights, out)
 
-    def value(self, predictor: Predictor, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
+    def forecast(self, predictor: Forecast, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The predictor's value at `node`; the same rule about writing as `combine`."""
+        return predictor.forecast(self, node, out)
+
+    def value(self, predictor: Forecast, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
         """Forecast plus correction; the same rule about writing as `forecast`."""
         base = self.forecast(predictor, node, out)
         if self.correction is None:
             return base
         return base + self.correction if out is None else base.add_(self.correction)
 
-    def correct(self, fresh: torch.Tensor, predictor: Predictor, node: Node, rows: torch.Tensor | None = None) -> None:
+    def correct(self, fresh: torch.Tensor, predictor: Forecast, node: Node, rows: torch.Tensor | None = None) -> None:
         """Keeps `fresh` minus forecast as correction, on the given rows ([1,k] or [B,k]) or on all."""
         base = self.forecast(predictor, node)
         if rows is None:
@@ -91,15 +150,38 @@ class Site:
         put_rows_(self.correction, rows, fresh - take_rows(base, rows))
 
     @property
+    def text_tokens(self) -> int:
+        """How many tokens at the beginning of this tensor are text."""
+        if self.evidence is None or self.stream == "img":
+            return 0
+        return self.snapshots[0].shape[1] if self.stream == "txt" else self.evidence.text_tokens
+
+    @property
     def bytes(self) -> int:
         tensors = [*self.snapshots] + ([self.correction] if self.correction is not None else [])
         return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class Evidence:
+    """What a branch has seen of the current step and of the last full ones: the probe, and where the image tokens lie."""
+
+    def __init__(self):
+        self.past = Site()
+        """The probe at full steps."""
+        self.now: torch.Tensor | None = None
+        self.text_tokens = 0
+        self.grid: tuple[int, int] | None = None
 
 
 class Branch:
     """Everything remembered of one branch (one conditioning entry, one phase, one shape) of a run."""
 
     def __init__(self):
+        self.evidence = Evidence()
+        self.signature: tuple | None = None
+        """Shape and dtype of the tokens of the last full step; None before one."""
+        self.size = 0
+        """Samples in that step."""
         self.sites: dict[Hashable, Site] = {}
         self.kept: dict[Hashable, torch.Tensor] = {}
         """Working tensors refreshed in place: keys and values for live attention, and value norms."""
@@ -109,7 +191,10 @@ class Branch:
         """Why rows of this branch cannot be refreshed alone, or None."""
 
     def site(self, name: Hashable) -> Site:
-        return self.sites.setdefault(name, Site())
+        if name not in self.sites:
+            part = str(name[-1]) if isinstance(name, tuple) else ""
+            self.sites[name] = Site(self.evidence, part[:3] if part.startswith(("img", "txt")) else "")
+        return self.sites[name]
 
     def forget_choices(self) -> None:
         """A full step computes every token, so none is older than another."""
@@ -117,7 +202,8 @@ class Branch:
 
     @property
     def bytes(self) -> int:
-        return sum(s.bytes for s in self.sites.values()) + sum(t.numel() * t.element_size() for t in self.kept.values())
+        sites = [*self.sites.values(), self.evidence.past]
+        return sum(s.bytes for s in sites) + sum(t.numel() * t.element_size() for t in self.kept.values())
 
 
 class Batch:
@@ -126,11 +212,16 @@ class Batch:
     def __init__(self, branches: list[Branch], node: Node):
         self.branches, self.node = branches, node
 
-    def record(self, name: Hashable, tensor: torch.Tensor, keep: int) -> None:
+    def record(self, name: Hashable, tensor: torch.Tensor, predictor: Forecast) -> None:
         for branch, part in zip(self.branches, tensor.chunk(len(self.branches))):
-            branch.site(name).record(part, self.node, keep)
+            branch.site(name).record(part, self.node, predictor)
 
-    def value(self, name: Hashable, predictor: Predictor, owned: bool = False) -> torch.Tensor:
+    def observe(self, probe: torch.Tensor) -> None:
+        """The probe of this call, for forecasts that look at it."""
+        for branch, part in zip(self.branches, probe.chunk(len(self.branches))):
+            branch.evidence.now = part
+
+    def value(self, name: Hashable, predictor: Forecast, owned: bool = False) -> torch.Tensor:
         """The site's value for the whole batch; `owned` promises a tensor that the caller may write to."""
         sites = self._sites(name)
         if len(sites) == 1 and not owned:
@@ -141,7 +232,7 @@ class Batch:
             site.value(predictor, self.node, out=part)
         return out
 
-    def correct(self, name: Hashable, fresh: torch.Tensor, predictor: Predictor, rows: torch.Tensor | None = None) -> None:
+    def correct(self, name: Hashable, fresh: torch.Tensor, predictor: Forecast, rows: torch.Tensor | None = None) -> None:
         n = len(self.branches)
         own_rows = [rows] * n if rows is None or rows.shape[0] == 1 else rows.chunk(n)
         for site, part, r in zip(self._sites(name), fresh.chunk(n), own_rows):

@@ -1,76 +1,140 @@
-"""Named methods as data: each preset names its parts, its source, and builds `Settings`.
+"""Named methods as data: each recipe of `recipes.json` names its parts and its source, and builds `Settings`.
 
-A preset is what the nodes offer. The generator's fields are those of `schedule.from_generator`; everything else names a registered part.
+A recipe is what the nodes offer and what users share. Its fields, all but the plan optional:
+about, source    sentences for people
+generator        the plan for any number of steps, as `schedule.from_generator` reads it, or
+kinds            a list of steps that is scaled to the run
+level, first     where aggressive steps put features back, as in `Settings`
+predictor, module_predictor    as `forecasts.forecast` reads them
+selector, attention, ratio, text_ratio    of conservative steps
+speedup          where a profile of the model is at hand: what a plan from it is made for, in place of the recipe's own
+families         by name of a model family: fields that differ for its models
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
 
-from .predictors import predictor
-from .schedule import CacheSchedule
+from .forecasts import forecast
+from .schedule import CacheSchedule, explicit, from_generator
 from .selectors import Selector
 from .settings import Settings
 
-PRESETS: dict[str, dict] = {
-    "balanced": {
-        "about": "Aggressive steps with a linear forecast of the final hidden state; every third step in full.",
-        "generator": {"type": "uniform", "interval": 3, "warmup": 3, "tail": 1},
-        "predictor": {"name": "linear", "gain": 0.9},
-    },
-    "quality": {
-        "about": "Every second step in full, a linear forecast between.",
-        "generator": {"type": "uniform", "interval": 2, "warmup": 3, "tail": 1},
-        "predictor": {"name": "linear", "gain": 0.9},
-    },
-    "fast": {
-        "about": "Every fifth step in full, a linear forecast between.",
-        "generator": {"type": "uniform", "interval": 5, "warmup": 3, "tail": 1},
-        "predictor": {"name": "linear", "gain": 0.8},
-    },
-    "duca": {
-        "about": "Dual caching: conservative and aggressive steps take turns; a tenth of the tokens is refreshed at random.",
-        "source": "Zou et al., DuCa, arXiv 2412.18911; cycle of the published FLUX figures",
-        "generator": {"type": "dual", "interval": 5, "order": "CA", "ratio": 0.1, "warmup": 3},
-    },
-    "duca + forecast": {
-        "about": "Dual caching with a linear forecast of the final hidden state on aggressive steps.",
-        "source": "Zou et al., DuCa, arXiv 2412.18911; forecast under the mixed-age rule",
-        "generator": {"type": "dual", "interval": 5, "order": "CA", "ratio": 0.1, "warmup": 3},
-        "predictor": {"name": "linear", "gain": 0.9},
-    },
-    "toca": {
-        "about": "Token-wise caching: every step between full ones refreshes a tenth of the tokens, those with the largest values.",
-        "source": "Zou et al., ToCa, ICLR 2025, arXiv 2410.05317; value norms in place of attention maps",
-        "generator": {"type": "dual", "interval": 4, "order": "C", "ratio": 0.1, "warmup": 3},
-        "selector": {"score": "value_norm_high"},
-    },
-    "fora": {
-        "about": "Plain reuse of the final hidden state, every third step in full.",
-        "source": "Selvaraju et al., FORA, arXiv 2407.01425; at the final hidden state",
-        "generator": {"type": "uniform", "interval": 3},
-    },
-    "off": {"about": "Every step in full.", "generator": {"type": "full"}},
-}
+FORMAT, KIND = 1, "cache_recipe"
+_PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "speedup")
+_PARTS = ("generator", "kinds", "predictor", "module_predictor", "selector", *_PLAIN)
+_TEXTS = ("about", "source")
+_LONGEST = 2000
+
+PRESETS: dict[str, dict] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def preset_names() -> list[str]:
-    """Names of the presets, the recommended one first."""
+    """Names of the recipes that come with the pack, the recommended one first."""
     return list(PRESETS)
 
 
+def preset(name: str) -> dict:
+    """The recipe of a name; ValueError names what is known."""
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}.")
+    return PRESETS[name]
+
+
 def from_preset(name: str, schedule: CacheSchedule | None = None, **changes) -> Settings:
-    """Settings of a preset, with its plan replaced by `schedule` when one is given, and any field of Settings by `changes`.
+    """Settings of a named recipe, its plan replaced by `schedule` when one is given, and any field of Settings by `changes`.
 
     Raises ValueError for an unknown name.
     """
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}.")
-    recipe = PRESETS[name]
-    settings = Settings(
-        method=name, schedule=schedule, generator=recipe["generator"],
-        predictor=predictor(**recipe.get("predictor", {"name": "reuse"})),
-        module_predictor=predictor(**recipe.get("module_predictor", {"name": "reuse"})),
-        selector=Selector(**recipe.get("selector", {"score": "random"})),
-        attention=recipe.get("attention", "frozen"))
-    return replace(settings, **changes)
+    return settings_of({"name": name, **preset(name)}, schedule, **changes)
+
+
+def settings_of(recipe: Mapping, schedule: CacheSchedule | None = None, **changes) -> Settings:
+    """Settings of a recipe; `changes` replace fields of Settings, for every family alike. ValueError in one sentence, naming the field."""
+    _check(recipe)
+    name = recipe.get("name", "custom")
+    own = _settings(recipe, name, schedule, changes)
+    families = recipe.get("families", {})
+    if not isinstance(families, Mapping):
+        raise ValueError("families must be an object that names model families.")
+    special = {}
+    for family, part in families.items():
+        if not isinstance(part, Mapping):
+            raise ValueError(f"families.{family} must be an object.")
+        _known(part, _PARTS, f"families.{family}")
+        rest = {k: v for k, v in recipe.items() if not (k in ("generator", "kinds") and {"generator", "kinds"} & set(part))}
+        special[family] = _settings({**rest, **part}, name, schedule, changes)
+    return replace(own, families=special)
+
+
+def _settings(recipe: Mapping, name: str, schedule: CacheSchedule | None, changes: Mapping) -> Settings:
+    parts = {key: recipe[key] for key in _PLAIN if key in recipe}
+    for key in ("predictor", "module_predictor"):
+        if key in recipe:
+            parts[key] = forecast(recipe[key])
+    if "selector" in recipe:
+        parts["selector"] = _selector(recipe["selector"])
+    if "kinds" in recipe:
+        parts["schedule"] = explicit(recipe["kinds"], recipe.get("ratio") or 0.1)
+    elif "generator" in recipe:
+        parts["generator"] = from_generator(recipe["generator"], 1).generator
+    if schedule is not None:
+        parts.update(schedule=schedule, speedup=None)
+        if schedule.forecast is not None:
+            parts.update(level="final", predictor=forecast(json.loads(schedule.forecast)))
+    return Settings(**{"method": name, **parts, **changes})
+
+
+def _selector(data) -> Selector:
+    if not isinstance(data, Mapping):
+        raise ValueError("selector must be an object.")
+    _known(data, [f.name for f in fields(Selector)], "selector")
+    return Selector(**data)
+
+
+def _check(recipe) -> None:
+    if not isinstance(recipe, Mapping):
+        raise ValueError("recipe must be a JSON object.")
+    _known(recipe, (*_PARTS, *_TEXTS, "name", "families"), "a recipe")
+    for key in ("name", *_TEXTS):
+        if not isinstance(recipe.get(key, ""), str) or len(recipe.get(key, "")) > _LONGEST:
+            raise ValueError(f"{key} must be a text of at most {_LONGEST} letters.")
+    if ("generator" in recipe) == ("kinds" in recipe):
+        raise ValueError("a recipe must have either a generator or kinds.")
+    speedup = recipe.get("speedup")
+    if speedup is not None and (isinstance(speedup, bool) or not isinstance(speedup, (int, float))):
+        raise ValueError("speedup must be a number from 1 to 100.")
+    for key in ("ratio", "text_ratio"):
+        value = recipe.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1):
+            raise ValueError(f"{key} must be a number from 0 to 1.")
+
+
+def _known(data: Mapping, known, what: str) -> None:
+    for key in data:
+        if key not in known:
+            raise ValueError(f"{key} is not a field of {what}; it has {', '.join(known)}.")
+
+
+def to_json(recipe: Mapping) -> str:
+    """A recipe as text to save and share; ValueError where it is none."""
+    settings_of(recipe)
+    return json.dumps({"format": FORMAT, "kind": KIND, **recipe}, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def from_json(text: str) -> dict:
+    """The recipe that `to_json` wrote, or that somebody wrote by hand; ValueError in one sentence."""
+    try:
+        data = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("recipe is not valid JSON.") from None
+    if not isinstance(data, dict) or data.get("kind") != KIND:
+        raise ValueError(f'kind must be "{KIND}": this is no recipe.')
+    if data.get("format") != FORMAT:
+        raise ValueError(f"format must be {FORMAT}; other versions of the recipe cannot be read.")
+    recipe = {k: v for k, v in data.items() if k not in ("format", "kind")}
+    settings_of(recipe)
+    return recipe

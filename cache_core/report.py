@@ -85,7 +85,8 @@ class Report:
     method, family, predictor, selector: names; family is empty when the model is not one the cache knows. steps: of the schedule.
     wall_seconds: of the whole run, measured. messages: sentences for the user. peak_bytes: most bytes cached at once.
     schedule: the plan as `CacheSchedule.to_dict` gives it.
-    conservative_cost: work of a conservative step as a share of a full one, where known.
+    conservative_cost: work of a conservative step as a share of a full one, where known. aggressive_cost: of an aggressive one, above 0
+    where some blocks run on every step.
     """
 
     records: list[StepRecord] = field(default_factory=list)
@@ -99,6 +100,7 @@ class Report:
     peak_bytes: int = 0
     schedule: dict = field(default_factory=dict)
     conservative_cost: float | None = None
+    aggressive_cost: float = 0.0
 
     def totals(self) -> dict:
         """Sums over the records.
@@ -132,7 +134,7 @@ class Report:
         if r.actual == "F":
             return 1.0
         in_full = min(1.0, r.full_calls / r.calls) if r.calls else 0.0
-        cheap = 0.0 if r.actual == "A" else 1.0 if self.conservative_cost is None else self.conservative_cost
+        cheap = self.aggressive_cost if r.actual == "A" else 1.0 if self.conservative_cost is None else self.conservative_cost
         return in_full + (1 - in_full) * cheap
 
     def why_nothing(self) -> str | None:

@@ -28,6 +28,8 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "uniform": {"interval": _REQUIRED, **_WINDOW},
     "dual": {"interval": _REQUIRED, "order": "CA", "ratio": 0.1, **_WINDOW},
     "duca_dit": {"interval": _REQUIRED, "ratio": 0.05},
+    "modulo": {"interval": _REQUIRED, "warmup": 1},
+    "growing": {"growth": _REQUIRED, "warmup": 1},
 }
 _DEFAULT_RATIO = 0.1
 
@@ -42,6 +44,9 @@ class CacheSchedule:
     parameters: the generator's settings as pairs, None for an explicit list. Settings that do not produce exactly these kinds and ratios
         are dropped, so that a generated schedule with a step or ratio replaced is an explicit list.
 
+    forecast: the forecast that was solved for these steps, as the JSON of `forecasts.forecast`, or None. It goes where the steps go, and is
+        dropped where they change.
+
     Raises ValueError, one sentence that begins with the field's name.
     """
 
@@ -49,6 +54,7 @@ class CacheSchedule:
     ratios: tuple[float, ...] = field(repr=False)
     name: str = "custom"
     parameters: tuple[tuple[str, Any], ...] | None = None
+    forecast: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -105,15 +111,16 @@ class CacheSchedule:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form as plain values."""
+        solved = {} if self.forecast is None else {"forecast": json.loads(self.forecast)}
         return {"format": FORMAT, "kind": KIND, "name": self.name, "steps": self.steps, "kinds": self.kinds, "ratios": list(self.ratios),
-                "generator": self.generator}
+                "generator": self.generator, **solved}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CacheSchedule:
-        """Reads `to_dict` back; every field is required, unknown ones are ignored. Raises ValueError naming the field."""
+        """Reads `to_dict` back; every field but forecast is required, unknown ones are ignored. Raises ValueError naming the field."""
         if not isinstance(data, Mapping):
             raise ValueError("schedule must be a JSON object.")
         if "format" not in data:
@@ -126,7 +133,10 @@ class CacheSchedule:
         if data["kind"] != KIND:
             raise ValueError(f'kind must be "{KIND}".')
         steps = _whole("steps", data["steps"], 1)
-        schedule = cls(data["kinds"], data["ratios"], data["name"])
+        solved = data.get("forecast")
+        if solved is not None and not isinstance(solved, Mapping):
+            raise ValueError("forecast must be an object.")
+        schedule = cls(data["kinds"], data["ratios"], data["name"], forecast=None if solved is None else json.dumps(solved))
         if steps != schedule.steps:
             raise ValueError("steps must equal the number of letters in kinds.")
         if data["generator"] is None:
@@ -183,6 +193,19 @@ def duca_dit(steps: int, interval: int, ratio: float = 0.05) -> CacheSchedule:
     return _generated({"type": "duca_dit", "interval": interval, "ratio": ratio}, steps)
 
 
+def modulo(steps: int, interval: int, warmup: int = 1) -> CacheSchedule:
+    """F on the first `warmup` steps and where the step's number is a multiple of `interval`, A elsewhere: AB-Cache (arXiv 2504.10540)."""
+    return _generated({"type": "modulo", "interval": interval, "warmup": warmup}, steps)
+
+
+def growing(steps: int, growth: float, warmup: int = 1) -> CacheSchedule:
+    """Intervals that grow: Spectrum's schedule (CVPR 2026). The interval is 2 after `warmup` full steps, and `growth` more after every F.
+
+    It counts with its whole part. At 50 steps with 5 of warm-up a growth of 0.75 gives 14 full steps and 3 gives 10.
+    """
+    return _generated({"type": "growing", "growth": growth, "warmup": warmup}, steps)
+
+
 def explicit(kinds: str, ratio: float | Sequence[float] = _DEFAULT_RATIO) -> CacheSchedule:
     """A list written by hand; blanks between groups ("FFF CCA FCA") are dropped. `ratio` is one number for all steps or one per step."""
     if isinstance(kinds, str):
@@ -207,6 +230,10 @@ def _plan(settings: Mapping[str, Any], steps: int) -> tuple[str, tuple[float, ..
     """Kinds and ratios of checked settings."""
     if settings["type"] == "duca_dit":
         kinds = _dit_kinds(steps, settings["interval"])
+    elif settings["type"] == "modulo":
+        kinds = "".join("F" if i < max(settings["warmup"], 1) or i % settings["interval"] == 0 else "A" for i in range(steps))
+    elif settings["type"] == "growing":
+        kinds = _growing_kinds(steps, settings["growth"], max(settings["warmup"], 1))
     else:
         kinds = _cycle_kinds(steps, **{"interval": 1, **_WINDOW, **{k: v for k, v in settings.items() if k not in ("type", "ratio")}})
     return kinds, (settings.get("ratio", _DEFAULT_RATIO),) * steps
@@ -235,6 +262,17 @@ def _dit_kinds(steps: int, interval: int) -> str:
         # interval / (1.4 - 0.8 d / steps) = 5 interval steps / (7 steps - 4 d), rounded half up in whole numbers
         below = 7 * steps - 4 * d
         current = 2 if steps <= 5 * d < 2 * steps else (10 * interval * steps + below) // (2 * below)
+    return kinds
+
+
+def _growing_kinds(steps: int, growth: float, warmup: int) -> str:
+    kinds, window, since = "F" * min(warmup, steps), 2.0, 0
+    while len(kinds) < steps:
+        since += 1
+        if since % math.floor(window) == 0:
+            kinds, window, since = kinds + "F", window + growth, 0
+        else:
+            kinds += "A"
     return kinds
 
 
@@ -291,6 +329,10 @@ def _settings(generator: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             settings[key] = value
         elif key in ("interval", "warmup", "tail"):
             settings[key] = _whole(prefix + key, value, 1 if key == "interval" else 0)
+        elif key == "growth":
+            if not _is_number(value) or not 0 <= value <= 100:
+                raise ValueError(f"{prefix}growth must be a number from 0 to 100.")
+            settings[key] = float(value)
         else:
             settings[key] = _fraction(prefix + key, value)
     if settings.get("start", 0.0) > settings.get("end", 1.0):

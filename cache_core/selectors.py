@@ -50,8 +50,8 @@ class Selector:
             raise ValueError(f"score must be one of {', '.join(SCORES)}, not {self.score!r}.")
         for name in ("staleness", "spatial_bonus"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, not {value}.")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, not {value!r}.")
         if not isinstance(self.cell, int) or self.cell < 1:
             raise ValueError(f"cell must be a whole number of at least 1, not {self.cell!r}.")
 

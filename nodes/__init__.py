@@ -6,10 +6,13 @@ from .cache_report import CacheReport
 from .demo_model import DemoCaption, DemoModel
 from .dual_cache import DualCache
 from .dual_cache_sampler import DualCacheSampler
+from .feature_forecast import FeatureForecast
+from .profiles import LoadCacheProfile, PlanCache, ProfileModel
 from .schedule_builder import CacheScheduleBuilder
 from .vcache_patch import VCacheAttentionPatch
 
-NODES = [CacheScheduleBuilder, DualCache, VCacheAttentionPatch, DualCacheSampler, CacheReport, DemoModel, DemoCaption]
+NODES = [CacheScheduleBuilder, DualCache, FeatureForecast, VCacheAttentionPatch, DualCacheSampler, CacheReport, ProfileModel,
+         LoadCacheProfile, PlanCache, DemoModel, DemoCaption]
 
 
 class DualCacheExtension(ComfyExtension):

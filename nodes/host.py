@@ -10,10 +10,12 @@ import logging
 import math
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.samplers
 import comfy.sd
 import comfy.supported_models
@@ -23,10 +25,13 @@ from comfy.patcher_extension import WrappersMP
 
 from ..cache_core.clock import stages_of
 from ..cache_core.controller import Controller
+from ..cache_core.families import find_family
+from ..cache_core.profile import Recorder, fingerprint
 from ..cache_core.report import Report
 from ..cache_core.selectors import Selector
 from ..cache_core.settings import Settings
 from ..cache_core.sites import CacheMismatch
+from . import profile_files
 
 log = logging.getLogger("dual_cache")
 KEY = "dual_cache"
@@ -73,6 +78,15 @@ class CacheRequest:
 
 
 @dataclass(frozen=True)
+class ProfileRequest:
+    """What the Profile Model node leaves in a model: the file to add to, the node to report to and the box for the report."""
+
+    path: Path
+    node_id: str | None = None
+    box: ReportBox = field(default_factory=ReportBox)
+
+
+@dataclass(frozen=True)
 class TokenRequest:
     """What the V-Cache Attention Patch leaves in a model: how conservative steps choose their tokens."""
 
@@ -106,11 +120,13 @@ def request_of(model) -> CacheRequest | None:
     return model.model_options.get("transformer_options", {}).get(KEY)
 
 
-def _settings(options: dict) -> Settings:
-    request, tokens = options[KEY], options.get(TOKENS)
+def _settings(options: dict, model) -> Settings:
+    """What to do on this model: the settings of its family, with the token choice of V-Cache Attention Patch."""
+    family, tokens = find_family(model), options.get(TOKENS)
+    settings = options[KEY].settings.for_family(family.name if family else "")
     if tokens is None:
-        return request.settings
-    return replace(request.settings, selector=tokens.selector, ratio=tokens.ratio, text_ratio=tokens.text_ratio,
+        return settings
+    return replace(settings, selector=tokens.selector, ratio=tokens.ratio, text_ratio=tokens.text_ratio,
                    attention=tokens.attention, seed=tokens.seed)
 
 
@@ -138,12 +154,23 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     if len(levels) < 2:
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-    controller = Controller(_settings(options), levels, stages_of(name), _conflict(guider.model_options))
+    model = guider.model_patcher.model
+    flow = isinstance(getattr(model, "model_sampling", None), comfy.model_sampling.CONST)
+    recorder, said = Recorder() if isinstance(request, ProfileRequest) else None, None
+    settings = Settings(method="profile", predictor=recorder) if recorder else _settings(options, _plain(model.diffusion_model))
+    conflict = _conflict(guider.model_options)
+    if settings.speedup is not None and conflict is None:
+        settings, said = profile_files.planned(settings, _identity(guider, latent_image, name), levels)
+    controller = Controller(settings, levels, stages_of(name), conflict, flow=flow)
+    if said:
+        controller.say(said)
     run = _Run(controller, request)
     guider.model_options["transformer_options"] = {**options, RUN: run}
     samples = None
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        if recorder:
+            controller.say(profile_files.keep(recorder, levels, _identity(guider, latent_image, name), request.path))
         return samples
     finally:
         guider.model_options["transformer_options"].pop(RUN, None)
@@ -151,6 +178,13 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
         request.box.add(report, samples)
         _send_steps(run, report)
         _tell(report, request.node_id)
+
+
+def _identity(guider, latent, sampler: str) -> dict:
+    """What a profile of this run holds for."""
+    model = _plain(guider.model_patcher.model.diffusion_model)
+    return {"model": fingerprint(model), "level": "final", "sampler": sampler, "guidance": float(getattr(guider, "cfg", 1.0)),
+            "resolution": list(latent.shape[2:])}
 
 
 def _predict_noise(executor, x, timestep, model_options=None, seed=None):
@@ -168,8 +202,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     run = options.get(RUN)
     if run is None:
         return executor(*arguments, **kwargs)
-    model = executor.class_obj.diffusion_model
-    model = getattr(model, "_orig_mod", model)  # torch.compile stands around the model it compiles
+    model = _plain(executor.class_obj.diffusion_model)
     chunks = _chunks(x, c_concat, c_crossattn, control, options, kwargs)
     patch_size = getattr(model, "patch_size", 2)
     grid = tuple(math.ceil(n / patch_size) for n in x.shape[-2:]) if isinstance(patch_size, int) and x.ndim == 4 else None
@@ -180,6 +213,11 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         run.controller.say(str(mismatch))
         with run.controller.retry(model, grid):
             return executor(*arguments, **kwargs)
+
+
+def _plain(model):
+    """The model itself where torch.compile stands around it."""
+    return getattr(model, "_orig_mod", model)
 
 
 def _shape(value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 Schedule = io.Custom("CACHE_SCHEDULE")
+CacheProfile = io.Custom("CACHE_PROFILE")
 Report = io.Custom("CACHE_REPORT")
 
 CATEGORY = "model/dual cache"

@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 from cache_core.cost import FLUX_DEV, CostModel, estimated_speedup, peak_bytes
 from cache_core.schedule import CacheSchedule, explicit, from_generator
+from cache_core.settings import LEVELS
 
 FIXTURE = Path(__file__).parent / "fixtures" / "schedules.json"
 SMALL = CostModel(width=256, image_tokens=256, text_tokens=24, double=3, single=6)
@@ -71,16 +72,23 @@ def _generators():
     yield {"type": "duca_dit", "interval": 4, "ratio": 0.1}, (50,)
     yield {"type": "duca_dit", "interval": 5}, (50,)
     yield {"type": "duca_dit", "interval": 1}, (8,)
+    yield {"type": "modulo", "interval": 6, "warmup": 5}, (1, 5, 7, 50)
+    yield {"type": "modulo", "interval": 1}, (8,)
+    yield {"type": "growing", "growth": 0.75, "warmup": 5}, (1, 4, 30, 50)
+    yield {"type": "growing", "growth": 3}, (8, 50)
+    yield {"type": "growing", "growth": 0, "warmup": 0}, (9,)
 
 
 def _case(generator, steps, schedule: CacheSchedule, number: int) -> dict:
     cost = (FLUX_DEV, SMALL)[number % 2]
     layout, live = ("built", "published")[number // 2 % 2], number % 5 == 4
     memory = {"snapshots": 1 + number % 3, "module_snapshots": 1 + number % 2, "bytes_per_value": 2 + number % 2 * 2,
-              "branches": 1 + number % 3 // 2}
+              "branches": 1 + number % 3 // 2, "level": LEVELS[number % len(LEVELS)]}
+    aggressive = (0.0, 1 / 3)[number % 7 // 4]
     return {
         "generator": generator, "steps": steps, "kinds": schedule.kinds, "ratios": list(schedule.ratios), "counts": schedule.counts(),
-        "cost": asdict(cost), "layout": layout, "live_attention": live, "speedup": estimated_speedup(schedule, cost, layout, live),
+        "cost": asdict(cost), "layout": layout, "live_attention": live, "aggressive": aggressive,
+        "speedup": estimated_speedup(schedule, cost, layout, live, aggressive),
         "memory": memory, "peak_bytes": peak_bytes(schedule, cost, live_attention=live, **memory), "json": schedule.to_dict(),
     }
 
@@ -138,6 +146,10 @@ def _invalid_generators():
     yield {"interval": 3}, 10
     yield {"type": "uniform"}, 10
     yield {"type": "full", "interval": 3}, 10
+    yield {"type": "growing"}, 10
+    for growth in (-0.5, 101, "1", None, True):
+        yield {"type": "growing", "growth": growth}, 10
+    yield {"type": "modulo", "interval": 3, "tail": 1}, 10
     yield {"type": "uniform", "interval": 3, "order": "CA"}, 10
     yield "dual", 10
     yield None, 10

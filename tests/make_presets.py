@@ -20,7 +20,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cache_core import cost, recipes, report, schedule
-from cache_core.predictors import predictor
+from cache_core.forecasts import NAMES, forecast
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "web" / "presets.js"
@@ -30,13 +30,20 @@ HEAD = """// Tables of the Python side, written by tests/make_presets.py. Change
 """
 
 
+def _held(part) -> int:
+    """Tensors that a forecast holds: its snapshots, and as many of its probe."""
+    return part.needs * (2 if part.probe else 1)
+
+
 def _presets() -> dict:
-    """Per preset: its text, its generator in full and how many snapshots its forecast of the final hidden state keeps."""
+    """Per preset: its text, its plan, where it puts features back and how many snapshots its forecast keeps."""
     made = {}
     for name, recipe in recipes.PRESETS.items():
-        forecast = predictor(**recipe.get("predictor", {"name": "reuse"}))
-        generator = schedule.from_generator(recipe["generator"], 1).generator
-        made[name] = {"about": recipe["about"], "generator": generator, "predictor": forecast.name, "snapshots": forecast.order + 1}
+        settings = recipes.from_preset(name)
+        plan = {"kinds": recipe["kinds"]} if "kinds" in recipe else {"generator": settings.generator}
+        run = sum(settings.blocks_run(["double"] * cost.FLUX_DEV.double + ["single"] * cost.FLUX_DEV.single))
+        made[name] = {"about": recipe["about"], **plan, "level": settings.level, "snapshots": _held(settings.predictor),
+                      "aggressive": run / (cost.FLUX_DEV.double + cost.FLUX_DEV.single)}
     return made
 
 
@@ -65,10 +72,14 @@ def build() -> dict:
         "GENERATOR_DEFAULTS": window,
         "LAYOUTS": {name: list(rows) for name, rows in cost.LAYOUTS.items()},
         "FLUX_DEV": asdict(cost.FLUX_DEV),
+        "LATENT_VALUES": cost.LATENT_VALUES,
         "PRESETS": _presets(),
         "CUSTOM": builder.CUSTOM,
         "PATTERNS": builder.PATTERNS,
         "FROM_PRESET": nodes_module("dual_cache").FROM_PRESET,
+        "FROM_RECIPE": nodes_module("feature_forecast").FROM_RECIPE,
+        "RECIPE": {"format": recipes.FORMAT, "kind": recipes.KIND},
+        "FORECASTS": {name: _held(forecast({"name": name})) for name in NAMES},
         "LOW_STEPS": report.LOW_STEPS,
         "REASONS": {name: what for name, (what, _) in report.REASONS.items()},
     }

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cache_core.controller import FINAL, Controller
+from cache_core.groups import ByChannel
 from cache_core.predictors import predictor
 from cache_core.recipes import from_preset
 from cache_core.schedule import explicit
@@ -315,3 +316,22 @@ def test_bad_settings_name_the_field(field, value):
 def test_a_run_needs_two_noise_levels():
     with pytest.raises(ValueError, match="sigmas"):
         Controller(from_preset("off"), [1.0])
+
+
+def test_curves_are_told_where_the_run_begins_and_ends_in_their_own_coordinate():
+    pool = ByChannel((predictor("chebyshev", coordinate="index"), predictor("chebyshev")))
+    cache = Controller(Settings(predictor=pool, level="block"), schedule_sigmas(8))
+    assert [p.span for p in cache.settings.predictor.pool] == [(0.0, 8.0), (0.0, 1.0)]
+
+
+def test_conservative_steps_of_an_unknown_model_run_in_full():
+    net = nn.Linear(4, 4)
+    cache = Controller(Settings(schedule=explicit("FCAF"), level="output"), schedule_sigmas(4))
+    kinds = []
+    for sigma in schedule_sigmas(4)[:-1]:
+        cache.begin_evaluation(sigma)
+        with torch.no_grad(), cache.call(net, ["c"]) as kind:
+            net(torch.ones(1, 4))
+        kinds.append(kind)
+    records = cache.finish().records
+    assert kinds == list("FFAF") and (records[1].reason, records[1].full_calls) == ("unknown", 1)

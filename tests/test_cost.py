@@ -14,7 +14,6 @@ def test_flux_step():
     assert FLUX_DEV.flops_full() / 1e12 == pytest.approx(74.4, abs=0.05)
     assert 50 * FLUX_DEV.flops_full() / 1e12 == pytest.approx(3719.5, rel=1e-3)  # published for 50 steps
     assert FLUX_DEV.flops_conservative(0.1, "published") / FLUX_DEV.flops_full() == pytest.approx(0.058, abs=5e-4)
-    assert FLUX_DEV.flops_aggressive() == 0
 
 
 @pytest.mark.parametrize("interval, ours, published", [(5, 3.82, 3.80), (7, 4.90, 4.89), (9, 5.43, 5.39)])
@@ -81,11 +80,29 @@ def test_flux_cache_in_bytes():
 def test_peak_bytes_by_part():
     tensor = 8 * 8 * 2
     blocks = 2 + 3
-    assert peak_bytes(explicit("FA"), SMALL, snapshots=3) == 3 * tensor
-    assert peak_bytes(explicit("FC"), SMALL, snapshots=3) == 2 * blocks * tensor
-    assert peak_bytes(explicit("FCA"), SMALL, snapshots=2, module_snapshots=2) == (2 + 2 * 2 * blocks) * tensor
+    assert peak_bytes(explicit("FFFA"), SMALL, snapshots=3) == 3 * tensor
+    assert peak_bytes(explicit("FFFC"), SMALL, snapshots=3) == 2 * blocks * tensor
+    assert peak_bytes(explicit("FFCA"), SMALL, snapshots=2, module_snapshots=2) == (2 + 2 * 2 * blocks) * tensor
     assert peak_bytes(explicit("FCA"), SMALL, live_attention=True) == (1 + 3 * blocks) * tensor
     assert peak_bytes(explicit("FCA"), SMALL, bytes_per_value=4, branches=2) == 4 * peak_bytes(explicit("FCA"), SMALL)
+
+
+def test_there_are_never_more_snapshots_than_full_steps():
+    assert peak_bytes(explicit("FFA"), SMALL, snapshots=100) == peak_bytes(explicit("FFA"), SMALL, snapshots=2)
+    assert peak_bytes(explicit("FCA"), SMALL, module_snapshots=3) == peak_bytes(explicit("FCA"), SMALL)
+
+
+def test_each_level_keeps_what_it_puts_back():
+    tensor, plan = 8 * 8 * 2, explicit("FFA")
+    assert peak_bytes(plan, SMALL, level="stack") == peak_bytes(plan, SMALL, level="final") == tensor
+    assert peak_bytes(plan, SMALL, level="block") == 5 * tensor
+    assert peak_bytes(plan, SMALL, level="module", snapshots=2) == 2 * (2 * 2 + 3) * tensor
+    assert peak_bytes(plan, SMALL, level="output") == SMALL.image_tokens * 64 * 2
+    assert peak_bytes(explicit("FFCA"), SMALL, level="module", snapshots=2) == 2 * 2 * 5 * tensor
+
+
+def test_blocks_that_always_run_cost_their_share():
+    assert estimated_speedup(explicit("FAA"), SMALL, aggressive=0.25) == pytest.approx(3 / 1.5)
 
 
 @pytest.mark.parametrize(

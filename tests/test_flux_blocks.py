@@ -297,7 +297,7 @@ def test_what_couples_tokens_in_another_way_is_refused_in_words(model, why):
     """Such a block runs untouched on the full step, and the branch says why its rows cannot be refreshed alone."""
     extra, word = REFUSALS[why]
     branch = Branch()
-    call = Call("F", Batch([branch], Node(0.0, 1.0)), Settings(), 0, 1, 0.1, (GRID, GRID), id(model), modules=True)
+    call = Call("F", Batch([branch], Node(0.0, 1.0)), Settings(), 0, 1, 0.1, (GRID, GRID), modules=True)
     g = torch.Generator().manual_seed(3)
     x = torch.randn(1, IMAGE + TEXT, 256, generator=g)
     seen = {}

@@ -55,8 +55,8 @@ def test_no_rows_are_an_empty_tensor():
 
 def test_reuse_gives_back_the_newest_snapshot_itself():
     site, a, b = Site(), tensor(1), tensor(2)
-    site.record(a, node(0), keep=1)
-    site.record(b, node(3), keep=1)
+    site.record(a, node(0), REUSE)
+    site.record(b, node(3), REUSE)
     assert site.nodes == [node(3)] and site.snapshots[0] is b and len(site.snapshots) == 1
     assert site.value(REUSE, node(4)) is b
     assert site.bytes == b.numel() * 4
@@ -68,7 +68,7 @@ def test_linear_forecast_draws_the_line_through_two_snapshots(coordinate):
     site, forecast = Site(), predictor("linear", coordinate=coordinate)
     where = {"sigma": lambda n: n.sigma, "index": lambda n: n.index}[coordinate]
     for n in (node(0, 1.0), node(2, 0.7), node(3, 0.45)):
-        site.record(start + where(n) * slope, n, forecast.needs)
+        site.record(start + where(n) * slope, n, forecast)
     assert [n.index for n in site.nodes] == [3.0, 2.0]
     target = node(5, 0.2)
     assert torch.allclose(site.forecast(forecast, target), start + where(target) * slope, atol=1e-5)
@@ -79,14 +79,14 @@ def test_linear_forecast_draws_the_line_through_two_snapshots(coordinate):
 
 def test_a_single_snapshot_is_reused_by_every_predictor():
     site = Site()
-    site.record(tensor(1), node(0), LINEAR.needs)
+    site.record(tensor(1), node(0), LINEAR)
     assert torch.equal(site.forecast(LINEAR, node(4)), tensor(1))
 
 
 def test_forecast_at_the_newest_node_is_that_snapshot_to_the_bit():
     site = Site()
     for i in (0, 2):
-        site.record(tensor(i) * 1e3, node(i), LINEAR.needs)
+        site.record(tensor(i) * 1e3, node(i), LINEAR)
     assert torch.equal(site.forecast(LINEAR, node(2)), tensor(2) * 1e3)
 
 
@@ -94,7 +94,7 @@ def test_forecast_at_the_newest_node_is_that_snapshot_to_the_bit():
 def test_an_owned_value_shares_nothing_with_the_snapshots(forecast):
     site = Site()
     for i in (0, 2):
-        site.record(tensor(i), node(i), forecast.needs)
+        site.record(tensor(i), node(i), forecast)
     expected = site.value(forecast, node(3)).clone()
     out = torch.empty(2, 6, 4)
     assert torch.equal(site.value(forecast, node(3), out=out), expected)
@@ -105,8 +105,8 @@ def test_an_owned_value_shares_nothing_with_the_snapshots(forecast):
 def test_the_mixed_age_rule():
     """Corrections are kept relative to the forecast, add up over conservative steps, drift with it, and end at the next full step."""
     site, s0, s1 = Site(), tensor(1), tensor(2)
-    site.record(s0, node(0), 2)
-    site.record(s1, node(2), 2)
+    site.record(s0, node(0), LINEAR)
+    site.record(s1, node(2), LINEAR)
 
     def line(n):
         return s1 + (n.sigma - 0.8) / (1.0 - 0.8) * (s0 - s1)
@@ -126,7 +126,7 @@ def test_the_mixed_age_rule():
     put_rows_(expected, second, b)
     assert torch.allclose(site.value(LINEAR, node(5)), expected, atol=1e-6)
 
-    site.record(tensor(5), node(6), 2)
+    site.record(tensor(5), node(6), LINEAR)
     assert site.correction is None
     assert torch.equal(site.value(REUSE, node(7)), tensor(5))
     assert [n.index for n in site.nodes] == [6.0, 2.0]
@@ -135,7 +135,7 @@ def test_the_mixed_age_rule():
 def test_reuse_with_corrections_is_an_in_place_scatter():
     """DuCa writes fresh rows into the cached tensor; forecast plus correction must give the same."""
     site, cache = Site(), tensor(1).clone()
-    site.record(tensor(1), node(0), 1)
+    site.record(tensor(1), node(0), REUSE)
     for step, chosen in enumerate((rows(0, 1, 4), rows((1, 2, 3), (0, 4, 5)), rows(5)), 1):
         fresh = tensor(10 + step, 2, chosen.shape[1], 4)
         site.correct(fresh, REUSE, node(step), chosen)
@@ -147,7 +147,7 @@ def test_reuse_with_corrections_is_an_in_place_scatter():
 
 def test_a_correction_without_rows_replaces_the_earlier_one():
     site = Site()
-    site.record(tensor(1), node(0), 1)
+    site.record(tensor(1), node(0), REUSE)
     site.correct(tensor(2, 2, 1, 4), REUSE, node(1), rows(2))
     site.correct(tensor(3), REUSE, node(2))
     assert torch.allclose(site.value(REUSE, node(3)), tensor(3), atol=1e-6)
@@ -157,8 +157,8 @@ def test_a_correction_without_rows_replaces_the_earlier_one():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_values_keep_the_type_and_round_once(dtype):
     site, a, b = Site(), tensor(1).to(dtype), tensor(2).to(dtype)
-    site.record(a, node(0, 1.0), 2)
-    site.record(b, node(1, 0.9), 2)
+    site.record(a, node(0, 1.0), LINEAR)
+    site.record(b, node(1, 0.9), LINEAR)
     value = site.forecast(LINEAR, node(2, 0.8))
     assert value.dtype == dtype
     exact = 2 * b.double() - a.double()
@@ -169,8 +169,8 @@ def test_values_keep_the_type_and_round_once(dtype):
 
 def test_values_far_apart_stay_finite():
     site = Site()
-    site.record(tensor(1), node(0, math.inf), 2)
-    site.record(tensor(2), node(1, 0.9), 2)
+    site.record(tensor(1), node(0, math.inf), LINEAR)
+    site.record(tensor(2), node(1, 0.9), LINEAR)
     assert torch.equal(site.forecast(LINEAR, node(2, 0.8)), tensor(2))
 
 
@@ -180,9 +180,9 @@ def test_values_far_apart_stay_finite():
 def test_a_batch_is_split_between_its_branches_and_joined_in_any_order():
     u, c = Branch(), Branch()
     first = tensor(1, 4, 6, 4)  # two samples per branch
-    Batch([u, c], node(0)).record("x", first, 2)
+    Batch([u, c], node(0)).record("x", first, LINEAR)
     second = tensor(2, 4, 6, 4)
-    Batch([c, u], node(2)).record("x", second, 2)
+    Batch([c, u], node(2)).record("x", second, LINEAR)
     flipped = torch.cat((second[2:], second[:2]))
     for branches, index in (([u, c], [0, 1]), ([c, u], [1, 0]), ([c], [1]), ([u], [0])):
         expected = torch.cat([torch.lerp(flipped[2 * i:2 * i + 2], first[2 * i:2 * i + 2], -0.5) for i in index])
@@ -194,7 +194,7 @@ def test_a_batch_is_split_between_its_branches_and_joined_in_any_order():
 def test_a_batch_corrects_each_branch_with_its_own_rows(chosen):
     branches, x = [Branch(), Branch()], tensor(1, 4, 6, 4)
     batch = Batch(branches, node(0))
-    batch.record("x", x, 1)
+    batch.record("x", x, REUSE)
     fresh = tensor(2, 4, 2, 4)
     batch.correct("x", fresh, REUSE, chosen)
     expected = put_rows_(x.clone(), chosen, fresh)
@@ -206,7 +206,7 @@ def test_a_batch_corrects_each_branch_with_its_own_rows(chosen):
 def test_an_owned_batch_value_may_be_written_to(count):
     branches, x = [Branch() for _ in range(count)], tensor(1, 2, 6, 4)
     batch = Batch(branches, node(0))
-    batch.record("x", x.clone(), 1)
+    batch.record("x", x.clone(), REUSE)
     batch.value("x", REUSE, owned=True).zero_()
     assert torch.equal(batch.value("x", REUSE), x)
 

@@ -282,7 +282,8 @@ def test_reports_count_what_the_model_did(model, preset, how):
     def count(name):
         return lambda *_: calls.__setitem__(name, calls[name] + 1)
 
-    places = {"model": model, "blocks": model.double_blocks[0].img_attn.qkv}
+    always = from_preset(preset).level == "stack"  # its first blocks run on every step
+    places = {"model": model, "blocks": model.single_blocks[-1].linear1 if always else model.double_blocks[0].img_attn.qkv}
     handles = [place.register_forward_pre_hook(count(name)) for name, place in places.items()]
     try:
         result = run(model, from_preset(preset), steps=9, **how)

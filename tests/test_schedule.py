@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from cache_core.schedule import MAX_STEPS, CacheSchedule, dual, duca_dit, explicit, from_generator, full, uniform
+from cache_core.schedule import (
+    GENERATORS,
+    MAX_STEPS,
+    CacheSchedule,
+    dual,
+    duca_dit,
+    explicit,
+    from_generator,
+    full,
+    growing,
+    modulo,
+    uniform,
+)
 
 _spec = importlib.util.spec_from_file_location("make_fixtures", Path(__file__).with_name("make_fixtures.py"))
 fixtures = importlib.util.module_from_spec(_spec)
@@ -298,6 +310,17 @@ def test_longest_schedule_is_accepted():
     assert explicit(longest.kinds).scaled(MAX_STEPS - 1).steps == MAX_STEPS - 1
 
 
+def test_growing_windows_are_spectrums():
+    """Full steps of 50 as its authors count them, and the first trace by hand."""
+    assert [growing(50, growth, warmup=5).counts()["F"] for growth in (0.75, 3)] == [14, 10]
+    assert growing(50, 0.75, warmup=5).full_steps == (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46)
+    assert growing(6, 0).kinds == "FAFAFA"
+
+
+def test_modulo_is_ab_caches():
+    assert modulo(50, 6, warmup=5).full_steps == (0, 1, 2, 3, 4, 6, 12, 18, 24, 30, 36, 42, 48)
+
+
 # The fixture shared with JavaScript
 
 
@@ -307,7 +330,7 @@ def test_committed_fixture_is_current():
 
 def test_fixture_json_reads_back():
     content = json.loads(fixtures.FIXTURE.read_text(encoding="utf-8"))
-    assert {case["generator"]["type"] for case in content["cases"] if case["generator"]} == {"full", "uniform", "dual", "duca_dit"}
+    assert {case["generator"]["type"] for case in content["cases"] if case["generator"]} == set(GENERATORS)
     assert {1, 2, 4, 8, 30, 50} <= {case["steps"] for case in content["cases"]}
     for case in content["cases"]:
         schedule = CacheSchedule.from_dict(case["json"])

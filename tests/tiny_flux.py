@@ -2,6 +2,9 @@
 
 import torch
 
+from cache_core.forecasts import forecast
+from cache_core.schedule import explicit
+from cache_core.settings import Settings
 from demo.flux import Flux, FluxConfig
 from demo.sampler import sample
 
@@ -52,3 +55,32 @@ def evaluate(cache, model, sigma, chunks=("cond",), data=None, begin=True):
 
 def assert_untouched(model):
     assert [name for name, m in model.named_modules() if "forward" in m.__dict__] == []
+
+
+LEVELS = {
+    "final": {"level": "final"}, "output": {"level": "output"}, "stack": {"level": "stack"},
+    "singles": {"level": "stack", "first": "single"}, "block": {"level": "block"}, "module": {"level": "module"},
+}
+RULES = [{"name": "reuse"}, {"name": "linear", "gain": 0.9}, {"name": "newton"}]
+FORECASTS = {
+    "reuse": RULES[0], "linear": RULES[1], "newton": RULES[2],
+    "least squares": {"name": "newton", "adapt": "least_squares"}, "back off": {"name": "linear", "adapt": "back_off"},
+    "channel": {"by": "channel", "pool": RULES, "clusters": 3}, "band": {"by": "band", "low": RULES[0], "high": RULES[2], "cut": 0.5},
+    "token": {"by": "token", "pool": RULES}, "probe": {"name": "probe_gain", "low": None},
+}
+PAIRS = [*(("final", f) for f in FORECASTS), *((level, "linear") for level in LEVELS if level != "final"), ("stack", "token"),
+         ("singles", "probe"), ("singles", "band"), ("output", "band"), ("output", "channel"), ("block", "channel"), ("block", "band"),
+         ("block", "least squares"), ("module", "newton"), ("module", "least squares")]
+"""Levels and forecasts that are tested together."""
+
+
+def cached(level, name, kinds, ratio=0.3):
+    """Settings with a forecast at a level."""
+    return Settings(schedule=explicit(kinds, ratio), predictor=forecast(FORECASTS[name]), **LEVELS[level])
+
+
+def follow(cache, model, sigmas, data=None):
+    """The outputs and kinds of evaluations at these noise levels."""
+    kinds, outs = zip(*(evaluate(cache, model, s, data=data) for s in sigmas))
+    assert_untouched(model)
+    return "".join(kinds), outs
