@@ -5,7 +5,10 @@ import sys
 WEB_DIRECTORY = "./web"
 
 if "comfy" in sys.modules:
+    from . import web_files
     from .nodes import DualCacheExtension
+
+    web_files.serve()
 
     async def comfy_entrypoint():
         return DualCacheExtension()

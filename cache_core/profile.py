@@ -1,0 +1,203 @@
+"""What is learned about a model once: inner products of its final hidden states along uncached runs.
+
+A forecast is a weighted sum of snapshots, so every error that it can make is a quadratic form of these products. A profile holds them per
+sample, some kilobytes each, and says which runs it holds for; no feature is kept. Files are safetensors with JSON metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .history import Node, Site
+from .schedule import MAX_STEPS
+
+FORMAT, KIND = 1, "cache_profile"
+IDENTITY = ("model", "family", "level", "sampler", "scheduler", "guidance", "resolution")
+"""What a profile holds for, beside its noise levels."""
+LARGEST_FILE = 1 << 30
+TOLERANCE = 1e-3
+"""How far noise levels may lie apart to count as equal."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Gram matrices [samples, T, T], float64, of features at the T steps of a run, each divided by the mean energy of its own sample.
+
+    sigmas: the T + 1 noise levels. identity: texts and numbers by the names of `IDENTITY`. resampled: from how many steps, where the
+    profile was adapted to another step count, else None. Raises ValueError naming the field.
+    """
+
+    grams: torch.Tensor
+    sigmas: tuple[float, ...]
+    identity: Mapping = field(default_factory=dict)
+    resampled: int | None = None
+
+    def __post_init__(self):
+        steps = len(self.sigmas) - 1
+        if not 1 <= steps <= MAX_STEPS:
+            raise ValueError(f"sigmas must hold 2 to {MAX_STEPS + 1} noise levels.")
+        if not all(map(math.isfinite, self.sigmas)):
+            raise ValueError("sigmas must be finite numbers.")
+        if self.grams.ndim != 3 or self.grams.shape[0] < 1 or self.grams.shape[1:] != (steps, steps):
+            raise ValueError(f"grams must be [samples, {steps}, {steps}] for {steps} steps, not {list(self.grams.shape)}.")
+        if not torch.isfinite(self.grams).all():
+            raise ValueError("grams must be finite.")
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    def merged(self, other: Profile) -> Profile:
+        """Both profiles' samples; ValueError says what differs where they are not of the same kind of run."""
+        wrong = self.differences(other.identity, other.sigmas)
+        if wrong:
+            raise ValueError(f"profiles of different runs cannot be merged: {wrong[0]}.")
+        return Profile(torch.cat([self.grams, other.grams]), self.sigmas, self.identity, self.resampled)
+
+    def differences(self, identity: Mapping, sigmas=None) -> list[str]:
+        """What of a run is not as in the profile, in words; empty where it fits. Fields the run does not tell are not compared."""
+        wrong = [f"{name} is {identity[name]}, the profile's {self.identity[name]}" for name in IDENTITY
+                 if name in identity and name in self.identity and identity[name] != self.identity[name]]
+        if sigmas is not None:
+            if len(sigmas) != len(self.sigmas):
+                wrong.append(f"the run has {len(sigmas) - 1} steps, the profile {self.steps}")
+            elif max(abs(a - b) for a, b in zip(sigmas, self.sigmas)) > TOLERANCE * max(map(abs, self.sigmas)):
+                wrong.append("the noise levels are others")
+        return wrong
+
+    def at(self, sigmas) -> Profile:
+        """The profile on other noise levels, interpolated between its own (linearly in sigma, which keeps the Gram matrix of features
+        interpolated alike); says so in `resampled`."""
+        sigmas = tuple(float(s) for s in sigmas)
+        if not self.differences({}, sigmas):
+            return self
+        own = self.sigmas[:-1]
+        rows = torch.zeros(len(sigmas) - 1, len(own), dtype=torch.float64)
+        for i, s in enumerate(sigmas[:-1]):
+            j = next((j for j, o in enumerate(own) if o <= s), len(own) - 1)
+            if j == 0 or own[j] > s or own[j - 1] == own[j]:
+                rows[i, j] = 1.0
+            else:
+                share = (s - own[j]) / (own[j - 1] - own[j])
+                rows[i, j - 1], rows[i, j] = share, 1 - share
+        return Profile(rows @ self.grams @ rows.T, sigmas, self.identity, self.steps)
+
+    def save(self, path: Path) -> None:
+        """Writes the file; FileExistsError rather than overwriting one."""
+        if Path(path).exists():
+            raise FileExistsError(f"{Path(path).name} exists already; choose another name or delete it.")
+        self._write(path)
+
+    def add_to(self, path: Path) -> Profile:
+        """Adds the samples to a file, which need not exist yet, and gives the whole.
+
+        ValueError, and an untouched file, where it holds another kind of run.
+        """
+        path = Path(path)
+        whole = Profile.load(path).merged(self) if path.exists() else self
+        beside = path.with_name(path.name + ".new")
+        whole._write(beside)
+        beside.replace(path)
+        return whole
+
+    def _write(self, path: Path) -> None:
+        head = {"format": FORMAT, "kind": KIND, "sigmas": list(self.sigmas), "identity": dict(self.identity), "resampled": self.resampled}
+        save_file({"grams": self.grams.contiguous()}, path, metadata={"profile": json.dumps(head, allow_nan=False)})
+
+    @classmethod
+    def load(cls, path: Path) -> Profile:
+        """Reads a file; ValueError in one sentence where it is no profile."""
+        name = Path(path).name
+        if not Path(path).is_file():
+            raise ValueError(f"{name} is not there.")
+        if Path(path).stat().st_size > LARGEST_FILE:
+            raise ValueError(f"{name} is too large for a profile.")
+        try:
+            with safe_open(path, "pt") as file:
+                head = json.loads((file.metadata() or {}).get("profile", "null"))
+                grams = file.get_tensor("grams") if "grams" in file.keys() else None  # noqa: SIM118 (a file, not a dict)
+        except (SafetensorError, ValueError, OSError, RecursionError) as error:
+            raise ValueError(f"{name} is not a profile: {type(error).__name__}.") from None
+        if not isinstance(head, dict) or head.get("kind") != KIND or grams is None:
+            raise ValueError(f"{name} is not a profile.")
+        if head.get("format") != FORMAT:
+            raise ValueError(f"{name} was written by another version of the pack.")
+        sigmas, identity = head.get("sigmas"), head.get("identity")
+        if not isinstance(sigmas, list) or not all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in sigmas):
+            raise ValueError(f"{name} has no noise levels.")
+        if not isinstance(identity, dict) or not all(isinstance(v, (str, int, float, list)) for v in identity.values()):
+            raise ValueError(f"{name} does not say what it holds for.")
+        resampled = head.get("resampled")
+        return cls(grams.to(torch.float64), tuple(map(float, sigmas)), identity, resampled if isinstance(resampled, int) else None)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """What tells a model from others: its class, and a hash of the shapes of its matrices and of some of their signs.
+
+    No precision changes these; vectors are left out, whose names differ between versions of a host.
+    """
+    digest, named = hashlib.sha256(), sorted((name, w) for name, w in model.named_parameters() if w.ndim > 1)
+    for i, (name, weight) in enumerate(named):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        if i % max(1, len(named) // 16) == 0:
+            digest.update(bytes((weight.detach().flatten()[:256].float() < 0).tolist()))
+    return f"{type(model).__name__} {digest.hexdigest()[:16]}"
+
+
+class Recorder:
+    """A forecast that forecasts nothing: it watches full steps and keeps the products of what it sees. One per run.
+
+    It holds all features of a run until the run ends: steps times the size of a site.
+    """
+
+    name, needs, probe, gain = "recorder", MAX_STEPS, None, 1.0
+    watches = True
+    """Full steps are looked at though nothing is skipped."""
+
+    def __init__(self):
+        self._rows: dict[int, tuple[Site, list[torch.Tensor]]] = {}
+
+    def over_run(self, first: Node, last: Node) -> Recorder:
+        return self
+
+    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
+        """Products [b, 1 + kept] of the truth with itself and with what is kept, newest first."""
+        rows = self._rows.setdefault(id(site), (site, []))[1]
+        if not rows:
+            rows += [self._products(s, site.snapshots[i:]) for i, s in reversed(list(enumerate(site.snapshots)))]
+        rows.append(self._products(truth, [truth, *site.snapshots]))
+
+    @staticmethod
+    def _products(x: torch.Tensor, others) -> torch.Tensor:
+        own = x.flatten(1).double()
+        return torch.stack([torch.linalg.vecdot(own, o.flatten(1).double()) for o in others], -1).cpu()
+
+    def forecast(self, site: Site, node: Node, out=None) -> torch.Tensor:
+        return site.combine([1.0], out)
+
+    def to_dict(self) -> dict:
+        raise ValueError("a recorder is no part of a recipe.")
+
+    def grams(self) -> torch.Tensor:
+        """Gram matrices [samples, T, T] of all sites seen, oldest step first, each by its mean energy. ValueError before any run."""
+        if not self._rows:
+            raise ValueError("nothing was recorded: sample at least two full steps.")
+        made = []
+        for _, rows in self._rows.values():
+            gram = torch.zeros(rows[0].shape[0], len(rows), len(rows), dtype=torch.float64)
+            for t, row in enumerate(rows):
+                gram[:, t, : t + 1] = row.flip(-1)
+            gram = gram + gram.tril(-1).mT
+            made.append(gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None].clamp_min(1e-300))
+        if len({len(g[0]) for g in made}) > 1:
+            raise ValueError("branches of different lengths were recorded; use a sampler of one evaluation per step and no time ranges.")
+        return torch.cat(made)

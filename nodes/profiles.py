@@ -1,0 +1,134 @@
+"""Profile Model, Load Cache Profile and Plan Cache: learn a model once, then plan for a target."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..cache_core.planner import OBJECTIVES, Plan, plan, segment_costs
+from ..cache_core.profile import Profile
+from . import host, profile_files
+from .types import CATEGORY, CacheProfile, Schedule, advanced
+
+SPEEDUP, ERROR = "speed-up", "error"
+
+
+class ProfileModel(io.ComfyNode):
+    """Patches a MODEL so that ordinary runs are recorded into a profile."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DualCacheProfileModel",
+            display_name="Profile Model",
+            category=CATEGORY,
+            description="Records the runs of a model, uncached, into a small file that Plan Cache makes plans from. Sample about a dozen "
+                        "pictures with it, then take it out.",
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model to learn about."),
+                io.String.Input("name", default="my model", tooltip="Name of the profile. Every run is added to it; a run of another kind "
+                                                                    "is refused and nothing is overwritten."),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, patched. Its pictures are those of plain sampling.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, name) -> io.NodeOutput:
+        return io.NodeOutput(host.patch(model, host.KEY, host.ProfileRequest(profile_files.path_of(name, new=True), cls.hidden.unique_id)))
+
+
+class LoadCacheProfile(io.ComfyNode):
+    """Reads a profile."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadCacheProfile",
+            display_name="Load Cache Profile",
+            category=CATEGORY,
+            description="Reads what Profile Model has recorded.",
+            inputs=[io.Combo.Input("name", options=profile_files.names(), default="embedded-30-steps.profile.safetensors",
+                                   tooltip="A file of the folder models/cache_profiles, or the pack's own.")],
+            outputs=[CacheProfile.Output(display_name="profile")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name):
+        path = profile_files.path_of(name)
+        return path.stat().st_mtime_ns, path.stat().st_size
+
+    @classmethod
+    def execute(cls, name) -> io.NodeOutput:
+        return io.NodeOutput(Profile.load(profile_files.path_of(name)))
+
+
+class PlanCache(io.ComfyNode):
+    """Plans full steps and solves forecast weights from a profile, for a speed-up or an error."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PlanCache",
+            display_name="Plan Cache",
+            category=CATEGORY,
+            description="Finds the full steps and the forecast weights of least expected error, from what a profile knows of the model.",
+            inputs=[
+                CacheProfile.Input("profile", tooltip="What is known of the model."),
+                io.Combo.Input("target", options=[SPEEDUP, ERROR], default=SPEEDUP,
+                               tooltip="What to reach: a speed-up with the least error, or an error with the least steps."),
+                io.Float.Input("speedup", default=3.0, min=1.0, max=10.0, step=0.1,
+                               tooltip="Steps over full steps. For the target speed-up."),
+                io.Float.Input("error", default=0.002, min=0.0001, max=1.0, step=0.0001, round=0.0001,
+                               tooltip="Expected error at the end, relative to the features. For the target error."),
+                io.Sigmas.Input("sigmas", optional=True, tooltip="Noise levels of the run, where they are not the profile's: the "
+                                                                 "profile is then adapted to them."),
+                advanced(io.Int.Input("warmup", default=1, min=1, max=100, tooltip="Full steps at the beginning.")),
+                advanced(io.Int.Input("window", default=3, min=1, max=8, tooltip="Full steps that a forecast leans on at most.")),
+                advanced(io.Combo.Input("objective", options=list(OBJECTIVES), default="power",
+                               tooltip="What is kept small: the sum of the errors, the sum of their 4th powers, which avoids peaks, or the "
+                                       "largest.")),
+            ],
+            outputs=[Schedule.Output(display_name="schedule", tooltip="The plan with its forecast, for Dual Cache or Dual Cache Sampler."),
+                     io.String.Output(display_name="text", tooltip="What to expect, in words.")],
+        )
+
+    @classmethod
+    def execute(cls, profile, target=SPEEDUP, speedup=3.0, error=0.002, sigmas=None, warmup=1, window=3,
+                objective="power") -> io.NodeOutput:
+        known = profile if sigmas is None else profile.at(sigmas.tolist())
+        made, reached = choose(known, target, speedup, error, warmup, window, objective)
+        text = "\n".join([*reached, *describe(known, made)])
+        return io.NodeOutput(made.schedule, text, ui={"text": [text]})
+
+
+def choose(profile: Profile, target: str, speedup: float, error: float, warmup: int, window: int, objective: str) -> tuple[Plan, list[str]]:
+    """The plan for a target, and sentences on what could not be reached."""
+    steps, warmup = profile.steps, min(warmup, profile.steps)
+    costs = segment_costs(profile)
+
+    def at(budget: int) -> Plan:
+        return plan(profile, budget, objective, warmup, window, costs=costs)
+
+    if target == SPEEDUP:
+        budget = round(steps / speedup)
+        if budget >= warmup:
+            return at(min(budget, steps)), []
+        return at(warmup), [f"A speed-up of {speedup:g} is not reachable with {warmup} full steps at the beginning; nearest is "
+                            f"{steps / warmup:.2g}."]
+    # The expected error falls with the budget, but for small bumps, so the first that fits from below is the cheapest.
+    for budget in range(warmup, steps):
+        made = at(budget)
+        if made.final <= error:
+            return made, []
+    return at(steps), [f"An error of {error:g} is not reachable by skipping any step; nothing is skipped."]
+
+
+def describe(profile: Profile, made: Plan) -> list[str]:
+    """The plan in words."""
+    full, steps = len(made.schedule.full_steps), profile.steps
+    lines = [f"{full} full of {steps} steps, {steps / full:.2g} times fewer calls: {made.schedule.kinds}",
+             f"Expected error at the end {made.final:.2g}, of the worst single forecast {max(made.expected):.2g} (step "
+             f"{made.expected.index(max(made.expected)) + 1}); learned from {len(profile.grams)} samples."]
+    if profile.resampled:
+        lines.append(f"The profile was recorded at {profile.resampled} steps and adapted to {steps}.")
+    return lines

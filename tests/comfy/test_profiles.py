@@ -1,0 +1,156 @@
+"""Profiles inside ComfyUI: runs are recorded without a change, other runs are refused, and a plan takes its forecast along."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+STEPS = 12
+
+
+@pytest.fixture
+def folder(part, monkeypatch, tmp_path):
+    """A models folder of its own."""
+    import folder_paths
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "cache_profiles", ([str(tmp_path)], set()))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def call(part):
+    """`call("PlanCache", profile=...)`: runs a node of nodes/profiles.py; gives its outputs."""
+    module = part("nodes.profiles")
+    nodes = {n.GET_SCHEMA().node_id: n for n in (module.ProfileModel, module.LoadCacheProfile, module.PlanCache)}
+
+    def run(node, /, **inputs):
+        clone = type(node, (nodes[node],), {"hidden": SimpleNamespace(unique_id=None)})
+        return clone.EXECUTE_NORMALIZED(**inputs).result
+
+    return run
+
+
+@pytest.fixture
+def recorded(flux, folder, call, sample):
+    """A profile of three runs of a tiny FLUX."""
+    model, = call("DualCacheProfileModel", model=flux, name="tiny")
+    for seed in range(3):
+        assert torch.equal(sample(model, steps=STEPS, seed=seed), sample(flux, steps=STEPS, seed=seed))
+    return call("LoadCacheProfile", name="tiny.profile.safetensors")[0]
+
+
+def test_runs_are_recorded_one_after_the_other(recorded, folder, shims, flux):
+    assert recorded.grams.shape == (3, STEPS, STEPS)
+    assert recorded.identity["model"].startswith("Flux ") and recorded.identity["sampler"] == "sample_euler"
+    assert [p.name for p in folder.iterdir()] == ["tiny.profile.safetensors"] and shims(flux) == []
+
+
+def test_a_run_of_another_kind_is_refused_and_its_picture_kept(recorded, flux, call, sample, report_of, folder):
+    before = (folder / "tiny.profile.safetensors").read_bytes()
+    model, = call("DualCacheProfileModel", model=flux, name="tiny")
+    for options, why in (({"steps": 8}, "the run has 8 steps, the profile 12"), ({"size": 12}, "resolution"),
+                         ({"sampler": "dpmpp_2m"}, "sampler"), ({"sampler": "heun"}, "one evaluation per step")):
+        options = {"steps": STEPS, **options}
+        assert torch.equal(sample(model, **options), sample(flux, **options))
+        said = " ".join(report_of(model).messages)
+        assert "was not added to tiny.profile.safetensors" in said and why in said
+    assert (folder / "tiny.profile.safetensors").read_bytes() == before
+
+
+def test_a_plan_takes_its_forecast_along(recorded, flux, call, cached, sample, ran, report_of, part):
+    schedule, text = call("PlanCache", profile=recorded, target="speed-up", speedup=3.0)
+    assert schedule.kinds.count("F") == 4 and schedule.kinds[0] == "F" and "4 full of 12 steps" in text
+    settings = part("cache_core.recipes").from_preset("balanced", schedule)
+    linear = sample(cached(flux, schedule.kinds, preset="balanced"), steps=STEPS)
+    solved = part("nodes.host").patch(flux, "dual_cache", part("nodes.host").CacheRequest(settings))
+    plain = sample(flux, steps=STEPS)
+    found = sample(solved, steps=STEPS)
+    assert ran(solved) == schedule.kinds and report_of(solved).predictor == "table"
+    assert not torch.equal(found, linear) and not torch.equal(found, plain)
+    again = part("cache_core.schedule").CacheSchedule.from_json(schedule.to_json())
+    assert again == schedule
+
+
+def test_a_plan_at_another_step_count_says_so_and_falls_back(recorded, flux, sample, report_of, call, part):
+    schedule, _ = call("PlanCache", profile=recorded, target="speed-up", speedup=2.0)
+    host = part("nodes.host")
+    model = host.patch(flux, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule)))
+    sample(model, steps=9)
+    assert "The forecast was solved for 12 steps; at 9 a linear one stands in for it." in report_of(model).messages
+
+
+def test_an_error_is_reached_with_the_fewest_steps(recorded, call):
+    loose, _ = call("PlanCache", profile=recorded, target="error", error=1.0)
+    tight, text = call("PlanCache", profile=recorded, target="error", error=1e-9)
+    assert loose.kinds.count("F") == 1 and tight.kinds == "F" * STEPS and "not reachable" in text
+
+
+def test_what_cannot_be_reached_is_said(recorded, call):
+    schedule, text = call("PlanCache", profile=recorded, target="speed-up", speedup=10.0, warmup=3)
+    assert schedule.kinds.count("F") == 3 and "A speed-up of 10 is not reachable with 3 full steps at the beginning; nearest is 4." in text
+
+
+def test_other_noise_levels_adapt_the_profile(recorded, call):
+    sigmas = torch.linspace(1, 0, 21)
+    schedule, text = call("PlanCache", profile=recorded, sigmas=sigmas, target="speed-up", speedup=2.0)
+    assert schedule.steps == 20 and "recorded at 12 steps and adapted to 20" in text
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "", ".hidden", "con", "NUL.profile", "x" * 300, "a\0b"])
+def test_names_that_leave_the_folder_are_refused(name, part, folder):
+    for new in (True, False):
+        with pytest.raises(ValueError, match="name must be the name of a file"):
+            part("nodes.profile_files").path_of(name, new=new)
+
+
+def test_links_are_not_followed(part, folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "secret.safetensors"
+    outside.write_bytes(b"x")
+    (folder / "link.safetensors").symlink_to(outside)
+    with pytest.raises(ValueError, match="There is no profile named link.safetensors"):
+        part("nodes.profile_files").path_of("link.safetensors")
+
+
+# --- the preset that plans by itself ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embedded(part):
+    """The embedded model as its loader node gives it, and a conditioning."""
+    module = part("nodes.demo_model")
+    caption = module.DemoCaption.execute("a large red heart center on a checkered white background").result[0]
+    return module.DemoModel.execute().result[0], caption
+
+
+def test_the_embedded_models_own_profile_is_found_and_used(embedded, part, sample, ran, report_of, cached):
+    model, caption = embedded
+    planned = cached(model, preset="planned")
+    options = {"positive": caption, "negative": caption, "steps": 30, "size": 32, "cfg": 2.0}
+    out = sample(planned, **options)
+    report = report_of(planned)
+    assert "Planned from embedded-30-steps.profile.safetensors." in report.messages
+    assert report.predictor == "table" and ran(planned).count("F") == 10
+    plain, even = sample(model, **options), sample(cached(model, preset="balanced"), **options)
+    assert (out - plain).norm() < (even - plain).norm()  # with fewer full steps than balanced
+
+
+def test_a_profile_recorded_otherwise_is_used_and_said(embedded, sample, report_of, cached):
+    model, caption = embedded
+    planned = cached(model, preset="planned")
+    sample(planned, positive=caption, negative=caption, steps=12, size=16, cfg=1.0)
+    said = " ".join(report_of(planned).messages)
+    assert "It was recorded otherwise: guidance is 1.0, the profile's 2.0; resolution is [16, 16], the profile's [32, 32]; " in said
+    assert "the run has 12 steps, the profile 30" in said
+
+
+def test_without_a_profile_the_presets_own_plan_runs(flux, sample, report_of, ran, cached, folder):
+    model = cached(flux, preset="planned")
+    sample(model, steps=STEPS)
+    assert ran(model) == "FFFAAFAAFAAF"
+    assert "There is no profile of this model, so the preset's own plan runs. Profile Model records one." in report_of(model).messages
+
+
+def test_a_broken_file_in_the_folder_harms_nothing(flux, sample, report_of, cached, folder):
+    (folder / "broken.safetensors").write_bytes(b"no")
+    model = cached(flux, preset="planned")
+    assert torch.isfinite(sample(model, steps=STEPS)).all()
+    assert any("no profile of this model" in m for m in report_of(model).messages)

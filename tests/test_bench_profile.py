@@ -1,0 +1,38 @@
+"""Recording for a profile: the same matrices in one process and on a Ray cluster, whatever the batches."""
+
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from bench import profile as bench
+from demo.weights import load_transformer
+
+CAPTIONS = bench.calibration(3)
+
+
+@pytest.fixture(scope="module")
+def one():
+    return bench.record(load_transformer(), bench.jobs(CAPTIONS, 4, 1.0, 3, size=64))
+
+
+def test_batches_do_not_matter(one):
+    two = bench.record(load_transformer(), bench.jobs(CAPTIONS, 4, 1.0, 1, size=64))
+    assert one.grams.shape == (3, 4, 4) and torch.allclose(one.grams, two.grams, rtol=1e-4) and one.identity == two.identity
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; requirements-dev.txt names it where it has builds")
+def test_a_ray_cluster_of_two_workers_gives_the_same(one):
+    spread = bench.record(load_transformer(), bench.jobs(CAPTIONS, 4, 1.0, 2, size=64), "local")
+    assert torch.allclose(spread.grams, one.grams, rtol=1e-4) and spread.identity == one.identity
+
+
+def test_without_ray_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RuntimeError, match="Ray is not installed"):
+        bench.record(None, bench.jobs(CAPTIONS, 4, 1.0, 2, size=64), "local")
+
+
+def test_calibration_captions_are_not_those_that_judge():
+    assert not set(bench.calibration(12)) & set(bench.prompts(16))

@@ -1,0 +1,132 @@
+"""A profile holds what a run's features make of each other, says what it holds for, and reads no file that is not one."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cache_core.controller import Controller
+from cache_core.profile import Profile, Recorder
+from cache_core.settings import Settings
+from demo.sampler import schedule_sigmas
+from tests.tiny_flux import BLUE, RED, assert_untouched, random_flux, run
+
+SIGMAS = (1.0, 0.7, 0.4, 0.0)
+IDENTITY = {"family": "FLUX", "sampler": "euler", "guidance": 1.0, "resolution": "64 x 64"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_flux()
+
+
+@pytest.fixture
+def profile():
+    x = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Profile(x @ x.mT, SIGMAS, IDENTITY)
+
+
+@pytest.mark.parametrize("how", [{"guidance": 1}, {"guidance": 2}, {"guidance": 2, "split": True}], ids=str)
+def test_recording_changes_nothing_and_keeps_every_product(model, how):
+    seen = []
+    handle = model.single_blocks[-1].register_forward_hook(lambda m, args, out: seen.append(out.clone()))
+    plain = run(model, captions=(RED, BLUE), **how)
+    handle.remove()
+    recorder = Recorder()
+    recorded = run(model, Settings(predictor=recorder), captions=(RED, BLUE), **how)
+    assert torch.equal(plain.latents, recorded.latents)
+    assert_untouched(model)
+    branches = 1 if how["guidance"] == 1 else 2
+    if how.get("split"):
+        paths = [torch.stack(seen[i::2]) for i in range(2)]
+    else:
+        paths = torch.stack(seen).chunk(branches, dim=1)
+    grams = recorder.grams()
+    assert grams.shape == (2 * branches, 6, 6) and grams.dtype == torch.float64
+    wanted = torch.cat([torch.einsum("tbnd,sbnd->bts", p.double(), p.double()) for p in paths])
+    wanted = wanted / wanted.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    assert torch.allclose(grams, wanted, rtol=1e-12, atol=0)
+
+
+def test_a_recorded_run_reports_full_steps_only(model):
+    result = run(model, Settings(predictor=Recorder()))
+    assert {r.actual for r in result.report.records} == {"F"} and result.report.peak_bytes > 0
+
+
+def test_nothing_recorded_is_said():
+    with pytest.raises(ValueError, match="nothing was recorded"):
+        Recorder().grams()
+
+
+def test_files_come_back_and_are_not_overwritten(profile, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    profile.save(path)
+    read = Profile.load(path)
+    assert torch.equal(read.grams, profile.grams) and (read.sigmas, read.identity) == (SIGMAS, IDENTITY) and read.resampled is None
+    assert path.stat().st_size < 2000
+    with pytest.raises(FileExistsError, match="mine.safetensors exists already"):
+        profile.save(path)
+
+
+def test_what_differs_is_said(profile):
+    assert profile.differences(IDENTITY, SIGMAS) == []
+    assert profile.differences({"sampler": "heun"}) == ["sampler is heun, the profile's euler"]
+    assert profile.differences({}, (1.0, 0.5, 0.0)) == ["the run has 2 steps, the profile 3"]
+    assert profile.differences({}, (1.0, 0.7, 0.5, 0.0)) == ["the noise levels are others"]
+    other = Profile(profile.grams, SIGMAS, {**IDENTITY, "sampler": "heun"})
+    with pytest.raises(ValueError, match="sampler is heun"):
+        profile.merged(other)
+    assert len(profile.merged(profile).grams) == 4
+
+
+def test_other_noise_levels_interpolate_the_features(profile):
+    """The Gram matrix of features interpolated along sigma is the interpolated Gram matrix, and the profile says where it comes from."""
+    x = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    new = profile.at((1.0, 0.85, 0.55, 0.4, 0.0))
+    rows = torch.stack([x[:, 0], (x[:, 0] + x[:, 1]) / 2, (x[:, 1] + x[:, 2]) / 2, x[:, 2]], 1)
+    assert torch.allclose(new.grams, rows @ rows.mT) and new.resampled == 3 and new.steps == 4
+    assert profile.at(SIGMAS) is profile
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    ({"grams": torch.zeros(2, 3, 4)}, "grams"), ({"grams": torch.zeros(0, 3, 3)}, "grams"),
+    ({"grams": torch.full((1, 3, 3), torch.nan)}, "grams"),
+    ({"sigmas": (1.0,)}, "sigmas"), ({"sigmas": (1.0, float("inf"), 0.1, 0.0)}, "sigmas"),
+], ids=str)
+def test_bad_profiles_name_the_field(profile, change, field):
+    with pytest.raises(ValueError, match=f"^{field} must"):
+        Profile(**{"grams": profile.grams, "sigmas": SIGMAS, **change})
+
+
+HEAD = {"format": 1, "kind": "cache_profile", "sigmas": list(SIGMAS), "identity": {}, "resampled": None}
+
+
+@pytest.mark.parametrize("head", [
+    None, "[]", "{", json.dumps({**HEAD, "kind": "workflow"}), json.dumps({**HEAD, "format": 2}), json.dumps({**HEAD, "sigmas": "1"}),
+    json.dumps({**HEAD, "sigmas": [1, True, 0.5, 0]}), json.dumps({**HEAD, "sigmas": [1, 0]}), json.dumps({**HEAD, "identity": []}),
+    json.dumps({**HEAD, "identity": {"family": {}}}), "[" * 100_000,
+], ids=lambda h: str(h)[:40])
+def test_files_that_are_no_profile_are_refused_in_a_sentence(head, profile, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    save_file({"grams": profile.grams}, path, metadata=None if head is None else {"profile": head})
+    with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
+        Profile.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 64, b"PK\x03\x04", (10).to_bytes(8, "little") + b'{"grams":1'])
+def test_files_of_another_kind_are_refused_in_a_sentence(content, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a profile"):
+        Profile.load(path)
+    with pytest.raises(ValueError, match="is not there"):
+        Profile.load(tmp_path / "missing.safetensors")
+
+
+def test_only_watched_full_steps_are_hooked(model):
+    """Without a recorder a run of full steps alone touches nothing."""
+    cache = Controller(Settings(), schedule_sigmas(3))
+    cache.begin_evaluation(1.0)
+    with cache.call(model, ["c"]):
+        assert_untouched(model)
