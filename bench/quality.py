@@ -73,7 +73,9 @@ class Config:
 
     def ideal_flops(self, cost: CostModel) -> float:
         if self.settings:
-            return estimated_speedup(self.schedule, cost, live_attention=self.settings.attention == "live")
+            run = sum(self.settings.blocks_run(["double"] * cost.double + ["single"] * cost.single))
+            return estimated_speedup(self.schedule, cost, live_attention=self.settings.attention == "live",
+                                     aggressive=run / (cost.double + cost.single))
         return self.steps / self.full_calls
 
 
@@ -195,29 +197,32 @@ def row_of(config: Config, result: dict, uncached_seconds: float, cost: CostMode
             "ssim_worst": min(result["ssim"]) if result["ssim"] else None}
 
 
-def realised(model, steps: int, repetitions: int, size: int, caption: str, quiet: bool = False) -> list[dict]:
-    """Wall time of schedules without C steps, side by side: every round runs uncached and then each cached way (batch 1, guidance 1).
+def realised(model, configs: dict[str, Config], steps: int, repetitions: int, size: int, captions: Sequence[str],
+             quiet: bool = False) -> list[dict]:
+    """Wall time of cached runs of `steps` steps, side by side: every round runs uncached and then each configuration (guidance 1).
 
-    The ideal is the ratio of full calls, speed-up the ratio of the median seconds. The first round has few steps and is discarded.
+    The ideal is the ratio of FLOPs, speed-up the ratio of the median seconds; a step's cost is the median of its kind over a full uncached
+    step. The first round has few steps and is discarded.
     """
-    ways: dict[str, Config | None] = {"uncached": None, "FORA (reuse), N=3": cached("fora", "", steps, 3),
-                                      "linear, N=3": cached("linear", "", steps, 3, gain=0.9),
-                                      "linear, N=5": cached("linear", "", steps, 5, gain=0.9)}
+    ways: dict[str, Config | None] = {"uncached": None, **configs}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    kinds: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     for i in tqdm(range(-1, repetitions), desc="realised over ideal", disable=quiet):
         for name, config in ways.items():
-            _, spent = timed_sample(model, [caption], [0], steps=min(steps, 6) if i < 0 else steps, guidance=1.0, size=size,
-                                    settings=config.settings if config else None)
+            out, spent = timed_sample(model, list(captions), list(range(len(captions))), steps=min(steps, 6) if i < 0 else steps,
+                                      guidance=1.0, size=size, settings=config.settings if config else None)
             if i >= 0:
                 seconds[name].append(spent)
-    plain = median(seconds["uncached"])
-    out = []
-    for name, config in ways.items():
-        if config is not None:
-            ideal, speedup = steps / config.full_calls, plain / median(seconds[name])
-            out.append({"name": name, "steps": steps, "full_calls": config.full_calls, "ideal": ideal, "speedup": speedup,
-                        "realised_over_ideal": speedup / ideal, "uncached_seconds": seconds["uncached"], "cached_seconds": seconds[name]})
-    return out
+                for kind, ms in (out.report.totals()["median_milliseconds"] if out.report else {}).items():
+                    kinds[name].setdefault(kind, []).append(ms)
+    plain, cost = median(seconds["uncached"]), cost_of(model, size)
+    rows = []
+    for name, config in configs.items():
+        ideal, speedup = config.ideal_flops(cost), plain / median(seconds[name])
+        rows.append({"name": name, "steps": steps, "full_calls": config.full_calls, "ideal": ideal, "speedup": speedup,
+                     "realised_over_ideal": speedup / ideal, "uncached_seconds": seconds["uncached"], "cached_seconds": seconds[name],
+                     "step_cost": {kind: median(ms) * steps / 1e3 / plain for kind, ms in kinds[name].items()}})
+    return rows
 
 
 def table_text(rows: Sequence[dict], again: Sequence[dict]) -> str:
@@ -270,7 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = sum(c.work for c in configs) * len(captions)
     print(f"{len(configs)} configurations, {len(captions)} captions: work of about {work:.0f} full evaluations of one picture.", flush=True)
     rows = measure(model, autoencoder, configs, captions, args.batch, args.guidance, size)
-    again = realised(model, args.steps[0], args.repetitions, size, captions[0]) if args.repetitions else []
+    n = args.steps[0]
+    side_by_side = {"FORA (reuse), N=3": cached("fora", "", n, 3), "linear, N=3": cached("linear", "", n, 3, gain=0.9),
+                    "linear, N=5": cached("linear", "", n, 5, gain=0.9)}
+    again = realised(model, side_by_side, n, args.repetitions, size, captions[:1]) if args.repetitions else []
     settings = {"prompts": captions, "seeds": list(range(len(captions))), "steps": args.steps, "only": list(args.only), "full": args.full,
                 "guidance": args.guidance, "size": size, "batch": args.batch, "warmup": WARMUP, "repetitions": args.repetitions}
     digest = hashlib.sha256((WEIGHTS / MODEL).read_bytes()).hexdigest()
