@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..cache_core.recipes import from_preset, preset_names
-from ..cache_core.schedule import CacheSchedule, explicit, from_generator
+from ..cache_core.schedule import LETTERS, MAX_STEPS, CacheSchedule, explicit, from_generator
 from .types import CATEGORY, Schedule, advanced
 
 CUSTOM = "custom"
@@ -60,7 +60,7 @@ def build(preset, steps, interval, pattern, ratio, warmup, tail, start, end, tex
     if text.startswith("{"):
         return CacheSchedule.from_json(text).scaled(steps)
     if text:
-        return explicit("".join(text.upper().split()), ratio).scaled(steps)
+        return _listed("".join(text.upper().split()), ratio).scaled(steps)
     if preset != CUSTOM:
         return from_preset(preset).schedule_for(steps)
     kind = PATTERNS[pattern]
@@ -68,3 +68,15 @@ def build(preset, steps, interval, pattern, ratio, warmup, tail, start, end, tex
     if kind == "A":
         return from_generator({"type": "uniform", **common}, steps)
     return from_generator({"type": "dual", "order": kind, "ratio": ratio, **common}, steps)
+
+
+def _listed(letters: str, ratio: float) -> CacheSchedule:
+    """The schedule of a list as typed; its errors count letters as a user does."""
+    if len(letters) > MAX_STEPS:
+        raise ValueError(f"explicit: the list must have at most {MAX_STEPS} letters.")
+    for number, letter in enumerate(letters, 1):
+        if letter not in LETTERS:
+            raise ValueError(f"explicit: letter {number} must be F, C or A.")
+    if letters[0] != "F":
+        raise ValueError("explicit: letter 1 must be F, because nothing is cached before the first step.")
+    return explicit(letters, ratio)

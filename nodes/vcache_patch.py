@@ -28,7 +28,7 @@ class VCacheAttentionPatch(io.ComfyNode):
                                tooltip="What makes a token worth refreshing. The two published value-norm scores have "
                                        "opposite signs; random does about as well."),
                 io.Float.Input("ratio", default=0.1, min=0.0, max=1.0, step=0.01,
-                    tooltip="Share of the image tokens refreshed on a conservative step."),
+                    tooltip="Share of the image tokens refreshed on a conservative step. It replaces the ratio in the plan."),
                 advanced(io.Float.Input("staleness", default=0.25, min=0.0, max=2.0, step=0.05,
                                tooltip="Weight of how long a token has not been refreshed.")),
                 advanced(io.Float.Input("spatial_bonus", default=0.0, min=0.0, max=2.0, step=0.05,

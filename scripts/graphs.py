@@ -94,6 +94,7 @@ def demo_model(g: Graph, **captions: str) -> tuple[Slot, Slot, Slot, list[Slot]]
     return model["MODEL"], model["VAE"], g.node("EmptySD3LatentImage", width=SIZE, height=SIZE)["LATENT"], texts
 
 
+PLANNED_SPEEDUP = 4.0
 DEMO_SAMPLING = {"steps": 30, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
 
 
@@ -155,6 +156,38 @@ To compare on a model of your own, replace the loader, the captions and the size
     for title, latent in (("Uncached", plain), ("Cached", cached["latent"])):
         g.node("PreviewImage", title=title, tall=PICTURE, images=g.node("VAEDecode", samples=latent, vae=vae)["IMAGE"])
     report(g, report=cached["report"])
+
+
+def planned(g: Graph) -> None:
+    g.column("Start here", 480)
+    g.note(f"""## A plan made for the model
+
+A *profile* is a small file that says how a model's features move from step to step; the pack brings one for its embedded model. From it
+**Plan Cache** finds which steps to run in full and how best to rebuild the others, for the speed-up that you ask for.
+
+Press **Run** and compare: the first picture runs all 30 steps in full, the second a quarter of them by the plan, the third about as
+many by *fast*, a preset that knows nothing of the model ({counts("fast", 30)}).
+
+**For a model of your own**: put **Profile Model** between its loader and KSampler, queue a dozen different prompts, and take it out again.
+Then choose its file in **Load Cache Profile**. It holds for the sampler, steps, guidance and size that you recorded. The preset *planned*
+finds it by itself.
+""", 440)
+    model, vae, latent, (positive, negative) = demo_model(g, positive="a small green ring left and a large orange star right on a dotted "
+                                                                      "gray background", negative="")
+    shared = {"model": model, "positive": positive, "negative": negative, "latent_image": latent, "seed": 3, **DEMO_SAMPLING}
+    g.column("Plan", 360)
+    profile = g.node("LoadCacheProfile")["profile"]
+    plan = g.node("PlanCache", tall=300, profile=profile, speedup=PLANNED_SPEEDUP)["schedule"]
+    g.column("Every step in full")
+    plain = g.node("KSampler", title="KSampler: uncached", **shared)["LATENT"]
+    g.column("By the plan", 360)
+    by_plan = g.node("DualCacheSampler", tall=SAMPLER, schedule=plan, **shared)
+    g.column("By a preset", 360)
+    by_preset = g.node("DualCacheSampler", tall=SAMPLER, preset="fast", **shared)
+    g.column("Pictures")
+    for title, latent in (("Uncached", plain), ("Planned", by_plan["latent"]), ("Fast", by_preset["latent"])):
+        g.node("PreviewImage", title=title, tall=PICTURE, images=g.node("VAEDecode", samples=latent, vae=vae)["IMAGE"])
+    report(g, report=by_plan["report"])
 
 
 def inpainting(g: Graph) -> None:
@@ -344,6 +377,7 @@ def blueprint(g: Graph) -> dict:
 WORKFLOWS = {  # function: title, preset and steps of the thumbnail's plan
     embedded: ("Start here", "balanced", 30),
     compare_cached_uncached: ("Cached and uncached", "balanced", 30),
+    planned: ("Planned", "planned", 30),
     inpainting: ("Inpainting", "balanced", 30),
     flux_dev_text_to_image: ("FLUX.1-dev", "balanced", 28),
     flux_kontext_edit: ("FLUX.1 Kontext edit", "balanced", 20),

@@ -19,10 +19,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from cache_core.planner import plan_for_speedup
+from cache_core.profile import Profile
 from cache_core.recipes import from_preset
+from demo.sampler import schedule_sigmas
+from demo.weights import PROFILE, WEIGHTS
 
 from .api_form import to_api
-from .graphs import BLUEPRINT, WORKFLOWS, blueprint, embedded
+from .graphs import BLUEPRINT, PLANNED_SPEEDUP, WORKFLOWS, blueprint, embedded
 from .litegraph import Graph
 from .pictures import draw_thumbnail, plans_svg, tokens_svg
 
@@ -62,6 +66,14 @@ def packs(definitions: dict) -> dict[str, tuple[str, str]]:
     return {definitions["DualCacheSampler"]["python_module"]: (name, version), "nodes": core, "comfy_extras": core}
 
 
+def kinds_of(preset: str, steps: int) -> str:
+    """The steps that a preset plans; from the embedded model's profile where it plans from profiles."""
+    settings = from_preset(preset)
+    if settings.speedup is None:
+        return settings.schedule_for(steps).kinds
+    return plan_for_speedup(Profile.load(WEIGHTS / PROFILE), schedule_sigmas(steps), PLANNED_SPEEDUP).schedule.kinds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("address", help="a running ComfyUI, such as http://127.0.0.1:8188")
@@ -80,7 +92,7 @@ def main() -> None:
         write(ROOT / "workflows" / f"{name}.json", workflow)
         needs_files = any("models" in node["properties"] for node in workflow["nodes"])
         pictures = [] if needs_files else comfyui.run(to_api(workflow, definitions))
-        draw_thumbnail(ROOT / "workflows" / f"{name}.jpg", title, from_preset(preset).schedule_for(steps).kinds, pictures)
+        draw_thumbnail(ROOT / "workflows" / f"{name}.jpg", title, kinds_of(preset, steps), pictures)
         if describe is embedded:
             pictures[0].convert("RGB").save(ROOT / "web/docs/demo.jpg", quality=90, optimize=True)
     write(ROOT / "subgraphs" / f"{BLUEPRINT}.json", blueprint(Graph(definitions, packs(definitions))))

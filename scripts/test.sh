@@ -72,8 +72,27 @@ js_part() {
   if ! any_file tests/js/*.test.mjs; then skip "JavaScript" "there are no tests in tests/js"
   elif ! command -v node >/dev/null; then skip "JavaScript" "node is not on the PATH"
   elif ! node -e 'process.exit(+process.versions.node.split(".")[0] >= 20 ? 0 : 1)'; then skip "JavaScript" "node 20 or newer is needed"
-  else node --test --test-reporter=spec tests/js/*.test.mjs || failed "JavaScript"
+  else
+    node --test --test-reporter=spec tests/js/*.test.mjs || failed "JavaScript"
+    type_check
+    return 0
   fi
+  skip "Type check" "the part JavaScript did not run"
+}
+
+# Checks the types that comments in web/ declare, with the TypeScript that package.json names; npm puts it into node_modules.
+type_check() {
+  local wanted have missing
+  wanted="$(node -p 'require("./package.json").devDependencies.typescript')"
+  have="$(node -p 'require("./node_modules/typescript/package.json").version' 2>/dev/null || true)"
+  missing="TypeScript $wanted is not in node_modules"
+  if [ "$have" = "$wanted" ]; then :
+  elif ! command -v npm >/dev/null; then skip "Type check" "$missing, and npm is not on the PATH"; return 0
+  elif ! npm install --no-save --no-package-lock --no-audit --no-fund --ignore-scripts --fetch-retries=1 --loglevel=error; then
+    skip "Type check" "$missing, and npm could not install it"; return 0
+  fi
+  echo "TypeScript $wanted"
+  node_modules/.bin/tsc --project jsconfig.json || failed "Type check"
 }
 
 find_chromium() {

@@ -12,7 +12,7 @@ import demo.run as demo_run
 from bench import quality
 from cache_core.metrics import psnr
 from cache_core.recipes import from_preset
-from cache_core.report import Report
+from cache_core.report import Report, StepRecord
 from demo import plots, scenes
 from demo.judge import Judge, labels_of, read_right
 from demo.run import SCENES, Options, decode, equal_time_steps, finite, machine, run_demo, sample_all, text_table
@@ -292,12 +292,12 @@ def clock(monkeypatch):
 
 
 def test_runs_of_the_demo(model, clock):
-    duca, balanced = (from_preset(p).schedule_for(6) for p in ("duca", "balanced"))
     runs = sample_all(model, TINY, quiet=True)
-    fulls = [len(s.full_steps) for s in (duca, balanced)]
-    assert [r.name for r in runs[:3]] == ["uncached", "duca", "balanced"] and [r.full_calls for r in runs[1:3]] == fulls
-    assert [r.steps for r in runs[3:]] == list(dict.fromkeys(fulls))
-    assert runs[3].name.startswith(f"{fulls[0]} plain steps (time of duca")
+    fulls = [len(demo_run.settings_of(p, 6).schedule_for(6).full_steps) for p in ("duca", "balanced", "planned")]
+    assert [r.name for r in runs[:4]] == ["uncached", "duca", "balanced", "planned"] and [r.full_calls for r in runs[1:4]] == fulls
+    assert fulls[2] == 2 and runs[3].reports[0].predictor == "table"
+    assert [r.steps for r in runs[4:]] == list(dict.fromkeys(fulls))
+    assert runs[4].name.startswith(f"{fulls[0]} plain steps (time of duca")
     assert all(r.latents.shape == (2, 16, 8, 8) and torch.isfinite(r.latents).all() for r in runs)
     plain = torch.cat([sample(model, [c], seeds=[i], steps=6, size=SIZE).latents for i, c in enumerate(TINY.captions)])
     assert torch.equal(runs[0].latents, plain)
@@ -407,12 +407,15 @@ def test_realised_over_ideal_alternates(model, monkeypatch):
 
     def timed(model, captions, seeds, *, steps, settings, **options):
         order.append(settings.generator["interval"] if settings else 0)
-        return SimpleNamespace(), 10.0 if settings is None else 5.0
+        report = Report(records=[StepRecord(0, 0, 1.0, "F", "F", milliseconds=500.0)]) if settings else None
+        return SimpleNamespace(report=report), 10.0 if settings is None else 5.0
 
     monkeypatch.setattr(quality, "timed_sample", timed)
-    rows = quality.realised(model, 9, 3, SIZE, RED, quiet=True)
-    assert order == [0, 3, 3, 5] * 4  # a warm-up round, then three
-    assert [r["full_calls"] for r in rows] == [5, 5, 4] and [r["speedup"] for r in rows] == [2, 2, 2]
+    configs = {str(n): quality.cached("fora", "", 9, n) for n in (3, 4, 5)}
+    rows = quality.realised(model, configs, 9, 3, SIZE, [RED], quiet=True)
+    assert order == [0, 3, 4, 5] * 4  # a warm-up round, then three
+    assert [r["full_calls"] for r in rows] == [5, 4, 4] and [r["speedup"] for r in rows] == [2, 2, 2]
+    assert rows[0]["step_cost"] == {"F": pytest.approx(0.5 * 9 / 10)}
     assert rows[0]["realised_over_ideal"] == pytest.approx(2 / (9 / 5)) and rows[0]["cached_seconds"] == [5.0] * 3
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cache_core.forecasts import NAMES
 from cache_core.recipes import from_preset, preset_names
 from cache_core.schedule import explicit, from_generator
+from cache_core.settings import LEVELS
 from demo.scenes import WORDS
 from scripts.pictures import plans_svg, tokens_svg
 
@@ -15,14 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "web" / "docs"
 NODES = json.loads((ROOT / "tests/fixtures/nodes.json").read_text(encoding="utf-8"))
 LANGUAGES = ("en", "zh")
+CHINESE = {"When to use it": "何时使用", "Inputs": "输入", "Example": "示例", "Presets": "预设", "Forecasts": "预测方式", "Levels": "层级"}
 
 
-def page(node: str) -> str:
-    return (DOCS / f"{node}.md").read_text(encoding="utf-8")
+def page(node: str, language: str = "") -> str:
+    """A help page: in English, or in another language where the front end looks first."""
+    return (DOCS / (f"{node}/{language}.md" if language else f"{node}.md")).read_text(encoding="utf-8")
 
 
-def section(node: str, title: str) -> str:
-    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page(node), re.MULTILINE | re.DOTALL)[1]
+def section(node: str, title: str, language: str = "") -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page(node, language), re.MULTILINE | re.DOTALL)[1]
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -37,13 +41,15 @@ def locale(language: str, name: str = "nodeDefs") -> dict:
 
 def test_a_page_for_every_node_and_none_else():
     assert {path.stem for path in DOCS.glob("*.md")} == set(NODES)
+    assert {path.relative_to(DOCS).as_posix() for path in DOCS.glob("*/*")} == {f"{node}/zh.md" for node in NODES}
 
 
 @pytest.mark.parametrize("node", NODES)
 def test_page_has_its_parts(node):
     headings = re.findall(r"^(#+ .+)$", re.sub(r"```.*?```", "", page(node), flags=re.DOTALL), re.MULTILINE)
     assert headings[0] == f"# {locale('en')[node]['display_name']}"
-    assert [h for h in headings if h != "## Presets"][1:] == ["## When to use it", "## Inputs", "## Example"]
+    own = ("## Presets", "## Forecasts", "## Levels")
+    assert [h for h in headings if h not in own][1:] == ["## When to use it", "## Inputs", "## Example"]
     assert all(section(node, title).strip() for title in ("When to use it", "Inputs", "Example"))
 
 
@@ -69,12 +75,49 @@ def test_page_names_every_output(node):
     assert all(f"`{output['name']}`" in text.split("**Output")[1] for output in NODES[node]["outputs"])
 
 
+@pytest.mark.parametrize("node", NODES)
+def test_chinese_page_says_what_the_english_one_says(node):
+    """Same parts, names in code, pictures, templates, tables, examples and numbers."""
+    def parts(text):
+        blocks, prose = re.findall(r"```.*?```", text, re.DOTALL), re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        templates = {name for name in re.findall(r"\*(\w+)\*", prose) if (ROOT / "workflows" / f"{name}.json").exists()}
+        tables = {key: cells[0] for key, cells in rows(prose).items() if re.match(r"[\d, ]+$", cells[0])}
+        names, numbers = set(re.findall(r"`([^`\n]+)`", prose)), set(re.findall(r"\d+(?:\.\d+)?", prose))
+        numbers.discard("1300")  # 1300 万 are 13 million
+        numbers.discard("13")
+        return blocks, templates, list(rows(prose)), tables, names, numbers, re.findall(r"\]\(([^)]+)\)", prose)
+
+    english, chinese = page(node), page(node, "zh")
+    assert parts(chinese) == parts(english)
+    assert chinese.startswith(f"# {locale('zh')[node]['display_name']}\n")
+    assert re.findall(r"^## (.+)$", chinese, re.MULTILINE) == [CHINESE[title] for title in re.findall(r"^## (.+)$", english, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_chinese_page_lists_every_input_as_the_node_shows_it(node):
+    inputs = section(node, "输入", "zh") + "\n\n"
+    items = re.findall(r"^- `(\w+)` (\S+?)（([^）]+)）：(.+?)(?=\n- |\n\n)", inputs, re.MULTILINE | re.DOTALL)
+    names = {name: text["name"] for name, text in locale("zh")[node].get("inputs", {}).items() if name != "control_after_generate"}
+    assert {name: shown for name, shown, _, _ in items} == names
+    english = dict(re.findall(r"^- `(\w+)` \((.+?)\): ", section(node, "Inputs"), re.MULTILINE))
+    for name, _, kind, about in items:
+        default = re.search(r", default (.+)", english[name])
+        wanted = {None: "", "empty": "，默认为空"}.get(default and default[1], f"，默认 {default and default[1]}")
+        assert kind.endswith(wanted) and about.strip().endswith("。"), name
+        assert ("默认" in kind, "可选" in kind) == (default is not None, "optional" in english[name]), name
+
+
 def test_presets_on_the_page_are_those_of_the_code():
     table = rows(section("DualCache", "Presets"))
     assert list(table) == preset_names()
     for name, (counts, about) in table.items():
         planned = from_preset(name).schedule_for(30).counts()
         assert counts == f"{planned['F']}, {planned['C']}, {planned['A']}" and about
+
+
+def test_forecasts_and_levels_on_the_page_are_those_of_the_code():
+    assert list(rows(section("FeatureForecast", "Forecasts"))) == list(NAMES)
+    assert list(rows(section("FeatureForecast", "Levels"))) == list(LEVELS)
 
 
 def test_schedule_example_is_what_the_code_plans():
@@ -93,7 +136,7 @@ def test_caption_page_lists_the_vocabulary():
 
 def test_pictures_are_there_used_and_current():
     linked = {name for node in NODES for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page(node))}
-    assert linked == {path.name for path in DOCS.iterdir() if path.suffix != ".md"}
+    assert linked == {path.name for path in DOCS.iterdir() if path.is_file() and path.suffix != ".md"}
     for name, drawn in (("plans.svg", plans_svg()), ("tokens.svg", tokens_svg())):
         assert (DOCS / name).read_text(encoding="utf-8") == drawn, f"{name}: run python -m scripts.make_workflows"
 

@@ -29,6 +29,14 @@ export const GENERATORS = {
   "duca_dit": [
     "interval",
     "ratio"
+  ],
+  "modulo": [
+    "interval",
+    "warmup"
+  ],
+  "growing": [
+    "growth",
+    "warmup"
   ]
 };
 
@@ -50,6 +58,12 @@ export const GENERATOR_DEFAULTS = {
   },
   "duca_dit": {
     "ratio": 0.05
+  },
+  "modulo": {
+    "warmup": 1
+  },
+  "growing": {
+    "warmup": 1
   }
 };
 
@@ -72,9 +86,11 @@ export const FLUX_DEV = {
   "single": 38
 };
 
+export const LATENT_VALUES = 64;
+
 export const PRESETS = {
   "balanced": {
-    "about": "Aggressive steps with a linear forecast of the final hidden state; every third step in full.",
+    "about": "Every third step in full; between them every token takes reuse, a line or a parabola, whichever predicts a cheap look at the step.",
     "generator": {
       "type": "uniform",
       "interval": 3,
@@ -83,11 +99,12 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
-    "predictor": "linear",
-    "snapshots": 2
+    "level": "final",
+    "snapshots": 6,
+    "aggressive": 0.0
   },
   "quality": {
-    "about": "Every second step in full, a linear forecast between.",
+    "about": "Every second step in full, the forecast of balanced between.",
     "generator": {
       "type": "uniform",
       "interval": 2,
@@ -96,11 +113,12 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
-    "predictor": "linear",
-    "snapshots": 2
+    "level": "final",
+    "snapshots": 6,
+    "aggressive": 0.0
   },
   "fast": {
-    "about": "Every fifth step in full, a linear forecast between.",
+    "about": "Every fifth step in full, the forecast of balanced between.",
     "generator": {
       "type": "uniform",
       "interval": 5,
@@ -109,8 +127,37 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
-    "predictor": "linear",
-    "snapshots": 2
+    "level": "final",
+    "snapshots": 6,
+    "aggressive": 0.0
+  },
+  "adaptive": {
+    "about": "A linear forecast whose gain is learned at every full step from how the last forecast went.",
+    "generator": {
+      "type": "uniform",
+      "interval": 3,
+      "warmup": 3,
+      "tail": 1,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "final",
+    "snapshots": 2,
+    "aggressive": 0.0
+  },
+  "planned": {
+    "about": "The best full steps and weights for this model at a third of the calls, where a profile of it is at hand; else as balanced.",
+    "generator": {
+      "type": "uniform",
+      "interval": 3,
+      "warmup": 3,
+      "tail": 1,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "final",
+    "snapshots": 6,
+    "aggressive": 0.0
   },
   "duca": {
     "about": "Dual caching: conservative and aggressive steps take turns; a tenth of the tokens is refreshed at random.",
@@ -124,8 +171,9 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
-    "predictor": "reuse",
-    "snapshots": 1
+    "level": "final",
+    "snapshots": 1,
+    "aggressive": 0.0
   },
   "duca + forecast": {
     "about": "Dual caching with a linear forecast of the final hidden state on aggressive steps.",
@@ -139,8 +187,9 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
-    "predictor": "linear",
-    "snapshots": 2
+    "level": "final",
+    "snapshots": 2,
+    "aggressive": 0.0
   },
   "toca": {
     "about": "Token-wise caching: every step between full ones refreshes a tenth of the tokens, those with the largest values.",
@@ -154,8 +203,9 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
-    "predictor": "reuse",
-    "snapshots": 1
+    "level": "final",
+    "snapshots": 1,
+    "aggressive": 0.0
   },
   "fora": {
     "about": "Plain reuse of the final hidden state, every third step in full.",
@@ -167,16 +217,184 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
-    "predictor": "reuse",
-    "snapshots": 1
+    "level": "final",
+    "snapshots": 1,
+    "aggressive": 0.0
+  },
+  "delta-dit": {
+    "about": "The double-stream blocks run on every step; what the single-stream blocks add is kept from every third.",
+    "generator": {
+      "type": "uniform",
+      "interval": 3,
+      "warmup": 1,
+      "tail": 0,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "stack",
+    "snapshots": 1,
+    "aggressive": 0.3333333333333333
+  },
+  "taylorseer": {
+    "about": "Every module's output is drawn on along a Taylor series of finite differences.",
+    "generator": {
+      "type": "uniform",
+      "interval": 6,
+      "warmup": 3,
+      "tail": 0,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "module",
+    "snapshots": 2,
+    "aggressive": 0.0
+  },
+  "taylorseer-lite": {
+    "about": "TaylorSeer's series of second order on one tensor, the final hidden state.",
+    "generator": {
+      "type": "uniform",
+      "interval": 5,
+      "warmup": 3,
+      "tail": 0,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "final",
+    "snapshots": 3,
+    "aggressive": 0.0
+  },
+  "ab-cache": {
+    "about": "The model's output is extrapolated through its last two full values.",
+    "generator": {
+      "type": "modulo",
+      "interval": 6,
+      "warmup": 5
+    },
+    "level": "output",
+    "snapshots": 2,
+    "aggressive": 0.0
+  },
+  "foca": {
+    "about": "Every module's output by a BDF2 forecast calibrated with a Heun step.",
+    "generator": {
+      "type": "uniform",
+      "interval": 5,
+      "warmup": 3,
+      "tail": 0,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "module",
+    "snapshots": 3,
+    "aggressive": 0.0
+  },
+  "hyca": {
+    "about": "What each block adds, its channels in two clusters, each with the rule that predicts it best.",
+    "generator": {
+      "type": "uniform",
+      "interval": 5,
+      "warmup": 4,
+      "tail": 0,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "block",
+    "snapshots": 3,
+    "aggressive": 0.0
+  },
+  "hicache": {
+    "about": "TaylorSeer with damped Hermite polynomials in place of powers.",
+    "generator": {
+      "type": "uniform",
+      "interval": 5,
+      "warmup": 3,
+      "tail": 0,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "module",
+    "snapshots": 3,
+    "aggressive": 0.0
+  },
+  "spectrum": {
+    "about": "The final hidden state by a ridge fit of Chebyshev polynomials to all full steps, blended with a line; intervals grow.",
+    "generator": {
+      "type": "growing",
+      "growth": 0.75,
+      "warmup": 5
+    },
+    "level": "final",
+    "snapshots": 100,
+    "aggressive": 0.0
+  },
+  "spectrum corrected": {
+    "about": "Spectrum with the constant term of its fit unpenalised, so that nothing shrinks.",
+    "generator": {
+      "type": "growing",
+      "growth": 0.75,
+      "warmup": 5
+    },
+    "level": "final",
+    "snapshots": 100,
+    "aggressive": 0.0
+  },
+  "meancache": {
+    "about": "The model's output by the mean velocity over the last full steps, on the published list of 17 full steps.",
+    "kinds": "FFFFFFFFFAFAAAAAAFAAAAAAFAAAAAAFAAAAAAFAAAAAAFAAFF",
+    "level": "output",
+    "snapshots": 2,
+    "aggressive": 0.0
+  },
+  "freqca": {
+    "about": "Low spatial frequencies of the final hidden state are kept, high ones drawn on.",
+    "generator": {
+      "type": "uniform",
+      "interval": 5,
+      "warmup": 3,
+      "tail": 0,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "final",
+    "snapshots": 3,
+    "aggressive": 0.0
+  },
+  "tap": {
+    "about": "Every token takes reuse, a line or a parabola, whichever predicts its modulated input best.",
+    "generator": {
+      "type": "uniform",
+      "interval": 5,
+      "warmup": 3,
+      "tail": 0,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "final",
+    "snapshots": 6,
+    "aggressive": 0.0
+  },
+  "dicache": {
+    "about": "What all blocks add, moved along its last change as far as the first block's output has moved.",
+    "generator": {
+      "type": "uniform",
+      "interval": 3,
+      "warmup": 3,
+      "tail": 1,
+      "start": 0.0,
+      "end": 1.0
+    },
+    "level": "stack",
+    "snapshots": 4,
+    "aggressive": 0.017543859649122806
   },
   "off": {
     "about": "Every step in full.",
     "generator": {
       "type": "full"
     },
-    "predictor": "reuse",
-    "snapshots": 1
+    "level": "final",
+    "snapshots": 1,
+    "aggressive": 0.0
   }
 };
 
@@ -190,6 +408,31 @@ export const PATTERNS = {
 };
 
 export const FROM_PRESET = "from preset";
+
+export const FROM_RECIPE = "from recipe";
+
+export const RECIPE = {
+  "format": 1,
+  "kind": "cache_recipe"
+};
+
+export const FORECASTS = {
+  "reuse": 1,
+  "linear": 2,
+  "newton": 3,
+  "taylor": 2,
+  "adams_bashforth": 3,
+  "rk2": 3,
+  "bdf2": 2,
+  "adams_moulton": 3,
+  "foca": 3,
+  "foca_heun": 3,
+  "hermite": 3,
+  "mean_velocity": 3,
+  "chebyshev": 100,
+  "spectrum": 100,
+  "probe_gain": 4
+};
 
 export const LOW_STEPS = 10;
 

@@ -4,7 +4,7 @@
  */
 
 import {
-  CUSTOM, DEFAULT_RATIO, FORMAT, GENERATORS, GENERATOR_DEFAULTS, KIND, LAYOUTS, MAX_STEPS, PATTERNS, PRESETS,
+  CUSTOM, DEFAULT_RATIO, FORMAT, GENERATORS, GENERATOR_DEFAULTS, KIND, LATENT_VALUES, LAYOUTS, MAX_STEPS, PATTERNS, PRESETS,
 } from "./presets.js";
 
 export const LETTERS = "FCA";
@@ -74,6 +74,9 @@ function settingsOf(generator, prefix = "") {
       settings[key] = value;
     } else if (key === "interval" || key === "warmup" || key === "tail") {
       settings[key] = whole(prefix + key, value, key === "interval" ? 1 : 0);
+    } else if (key === "growth") {
+      check(typeof value === "number" && value >= 0 && value <= 100, `${prefix}growth must be a number from 0 to 100.`);
+      settings[key] = value;
     } else {
       settings[key] = fraction(prefix + key, value);
     }
@@ -114,9 +117,33 @@ function ditKinds(steps, interval) {
   return kinds;
 }
 
+/** @param {number} steps @param {Generator} settings @returns {string} */
+function moduloKinds(steps, { interval, warmup }) {
+  return Array.from({ length: steps }, (_, i) => (i < Math.max(warmup, 1) || i % interval === 0 ? "F" : "A")).join("");
+}
+
+/** @param {number} steps @param {Generator} settings @returns {string} */
+function growingKinds(steps, { growth, warmup }) {
+  let kinds = "F".repeat(Math.min(Math.max(warmup, 1), steps)), window = 2, since = 0;
+  while (kinds.length < steps) {
+    since++;
+    if (since % Math.floor(window) === 0) {
+      kinds += "F";
+      window += growth;
+      since = 0;
+    } else {
+      kinds += "A";
+    }
+  }
+  return kinds;
+}
+
+/** The rules that are not cycles. @type {Record<string, (steps: number, settings: Generator) => string>} */
+const RULES = { duca_dit: (steps, { interval }) => ditKinds(steps, interval), modulo: moduloKinds, growing: growingKinds };
+
 /** @param {Generator} settings @param {number} steps @returns {Schedule} */
 function planned(settings, steps) {
-  const kinds = settings.type === "duca_dit" ? ditKinds(steps, settings.interval) : cycleKinds(steps, settings);
+  const kinds = (RULES[settings.type] ?? cycleKinds)(steps, settings);
   return { kinds, ratios: new Array(steps).fill(settings.ratio ?? DEFAULT_RATIO), name: settings.type, generator: settings };
 }
 
@@ -234,7 +261,21 @@ function resample(kinds, ratios, steps) {
 /** The schedule of a preset. @param {string} name @param {unknown} steps @returns {Schedule} */
 export function presetSchedule(name, steps) {
   check(Object.hasOwn(PRESETS, name), `preset must be one of ${Object.keys(PRESETS).join(", ")}, not '${name}'.`);
-  return fromGenerator(PRESETS[/** @type {keyof typeof PRESETS} */ (name)].generator, steps);
+  return recipeSchedule(PRESETS[/** @type {keyof typeof PRESETS} */ (name)], steps);
+}
+
+/** The schedule of a recipe: of its list, scaled, or of its generator. @param {Record<string, any>} recipe @param {unknown} steps */
+export function recipeSchedule({ kinds, generator }, steps) {
+  return kinds === undefined ? fromGenerator(generator, steps) : scaled(explicit(kinds), steps);
+}
+
+/** A list as typed; its errors count letters as a user does. @param {string} text @param {unknown} ratio @returns {Schedule} */
+function listed(text, ratio) {
+  const letters = [...text];
+  check(letters.length <= MAX_STEPS, `explicit: the list must have at most ${MAX_STEPS} letters.`);
+  letters.forEach((letter, i) => check(LETTERS.includes(letter), `explicit: letter ${i + 1} must be F, C or A.`));
+  check(letters[0] === "F", "explicit: letter 1 must be F, because nothing is cached before the first step.");
+  return explicit(text, ratio);
 }
 
 /**
@@ -244,7 +285,7 @@ export function presetSchedule(name, steps) {
 export function buildSchedule({ preset, steps, interval, pattern, ratio, warmup, tail, start, end, explicit: list = "" }) {
   const text = String(list ?? "").trim();
   if (text.startsWith("{")) return scaled(fromJson(text), steps);
-  if (text) return scaled(explicit(text.toUpperCase().replace(/\s+/g, ""), ratio), steps);
+  if (text) return scaled(listed(text.toUpperCase().replace(/\s+/g, ""), ratio), steps);
   if (preset !== CUSTOM) return presetSchedule(preset, steps);
   check(Object.hasOwn(PATTERNS, pattern), `pattern must be one of ${Object.keys(PATTERNS).join(", ")}.`);
   const order = PATTERNS[/** @type {keyof typeof PATTERNS} */ (pattern)];
@@ -269,25 +310,32 @@ export function flopsConservative(cost, ratio, layout = "built", live = false) {
 }
 
 /**
- * FLOPs of an uncached run over those of the schedule.
- * @param {Schedule} plan @param {CostModel} cost @param {string} [layout] @param {boolean} [live]
+ * FLOPs of an uncached run over those of the schedule; `aggressive` is the work of an A step as a share of a full one.
+ * @param {Schedule} plan @param {CostModel} cost @param {string} [layout] @param {boolean} [live] @param {number} [aggressive]
  */
-export function estimatedSpeedup({ kinds, ratios }, cost, layout = "built", live = false) {
-  const full = flopsFull(cost);
-  let spent = counts(kinds).F * full;
+export function estimatedSpeedup({ kinds, ratios }, cost, layout = "built", live = false, aggressive = 0) {
+  const full = flopsFull(cost), of = counts(kinds);
+  let spent = of.F * full + of.A * aggressive * full;
   for (let i = 0; i < kinds.length; i++) if (kinds[i] === "C") spent += flopsConservative(cost, ratios[i], layout, live);
   return (kinds.length * full) / spent;
 }
 
 /**
- * Bytes of cache held at once; 0 when nothing is skipped.
+ * Bytes of cache held at once, as `peak_bytes` in Python counts them; 0 when nothing is skipped.
  * @param {Schedule} plan @param {CostModel} cost
- * @param {{snapshots?: number, module_snapshots?: number, bytes_per_value?: number, branches?: number, live_attention?: boolean}} [options]
+ * @param {{snapshots?: number, module_snapshots?: number, bytes_per_value?: number, branches?: number, live_attention?: boolean,
+ *   level?: string}} [options]
  */
 export function peakBytes({ kinds }, cost, options = {}) {
-  const { snapshots = 1, module_snapshots = 1, bytes_per_value = 2, branches = 1, live_attention = false } = options;
-  const of = counts(kinds);
-  let tensors = of.A ? snapshots : 0;
-  if (of.C) tensors += (cost.double + cost.single) * (live_attention ? module_snapshots + 2 : 2 * module_snapshots);
-  return tensors * (cost.image_tokens + cost.text_tokens) * cost.width * bytes_per_value * branches;
+  const { module_snapshots = 1, bytes_per_value = 2, branches = 1, live_attention = false, level = "final" } = options;
+  const of = counts(kinds), snapshots = Math.min(options.snapshots ?? 1, of.F);
+  const blocks = cost.double + cost.single, feature = (cost.image_tokens + cost.text_tokens) * cost.width;
+  const modules = level === "module" ? snapshots : Math.min(module_snapshots, of.F);
+  let values = 0;
+  if (of.A && level !== "module") {
+    values += snapshots * (level === "output" ? cost.image_tokens * LATENT_VALUES : level === "block" ? blocks * feature : feature);
+  }
+  if (of.C) values += blocks * (live_attention ? modules + 2 : 2 * modules) * feature;
+  else if (of.A && level === "module") values += (2 * cost.double + cost.single) * modules * feature;
+  return values * bytes_per_value * branches;
 }

@@ -1,7 +1,9 @@
 /** What the schedule plot shows and says: a view state made from settings and a run, and its sentences. Pure, without a page. */
 
-import { FLUX_DEV, FROM_PRESET, LOW_STEPS, PRESETS, REASONS } from "./presets.js";
-import { LETTERS, ScheduleError, buildSchedule, counts, estimatedSpeedup, peakBytes, presetSchedule, scaled, toJson } from "./schedule.js";
+import { FLUX_DEV, FORECASTS as TABLE, FROM_PRESET, FROM_RECIPE, LOW_STEPS, PRESETS, REASONS, RECIPE } from "./presets.js";
+import {
+  LETTERS, ScheduleError, buildSchedule, counts, estimatedSpeedup, fromJson, peakBytes, presetSchedule, recipeSchedule, scaled, toJson,
+} from "./schedule.js";
 
 /**
  * @typedef {import("./schedule.js").Schedule} Schedule
@@ -56,6 +58,9 @@ import { LETTERS, ScheduleError, buildSchedule, counts, estimatedSpeedup, peakBy
 export const BUILDER = "CacheScheduleBuilder";
 export const SAMPLER = "DualCacheSampler";
 export const PATCH = "DualCache";
+export const FORECAST = "FeatureForecast";
+/** Snapshots that a forecast keeps. @type {Record<string, number>} */
+const FORECASTS = TABLE;
 /** @type {Record<string, string>} */
 export const WORDS = { F: "full", C: "conservative", A: "aggressive" };
 /** Steps assumed where nothing tells them. */
@@ -80,6 +85,20 @@ export function size(count) {
   return `${short(count)} GiB`;
 }
 
+/** The plan of a recipe written as JSON; the node itself checks the rest. @param {string} text @returns {Record<string, any>} */
+function readRecipe(text) {
+  let recipe;
+  try {
+    recipe = JSON.parse(text);
+  } catch {
+    throw new ScheduleError("recipe is not valid JSON.");
+  }
+  if (recipe?.kind !== RECIPE.kind) throw new ScheduleError(`kind must be "${RECIPE.kind}": this is no recipe.`);
+  const { format } = RECIPE;
+  if (recipe.format !== format) throw new ScheduleError(`format must be ${format}; other versions of the recipe cannot be read.`);
+  return recipe;
+}
+
 /**
  * The plan that a node's settings describe, or why they describe none.
  * @param {Context} context @returns {{plan: Schedule | null, error: string | null}}
@@ -87,7 +106,9 @@ export function size(count) {
 export function planOf({ node, values, builder }) {
   const source = node === BUILDER ? values : builder;
   try {
-    const plan = source ? buildSchedule(source) : presetSchedule(values.preset, values.steps ?? ASSUMED_STEPS);
+    const recipe = node === FORECAST ? String(values.recipe ?? "").trim() : "";
+    const steps = values.steps ?? ASSUMED_STEPS;
+    const plan = source ? buildSchedule(source) : recipe ? recipeSchedule(readRecipe(recipe), steps) : presetSchedule(values.preset, steps);
     return { plan: node === SAMPLER ? scaled(plan, values.steps) : plan, error: null };
   } catch (error) {
     if (error instanceof ScheduleError) return { plan: null, error: error.message };
@@ -114,8 +135,9 @@ export function viewOf(context) {
     view.warnings = [`These settings make no plan: ${error}`];
     return view;
   }
-  const memory = { snapshots: snapshotsOf(context), branches: finite(values.cfg) !== null && values.cfg !== 1 ? 2 : 1 };
-  view.speedup = estimatedSpeedup(plan, FLUX_DEV);
+  const { level, snapshots, aggressive } = partsOf(context);
+  const memory = { snapshots, level, branches: finite(values.cfg) !== null && values.cfg !== 1 ? 2 : 1 };
+  view.speedup = estimatedSpeedup(plan, FLUX_DEV, "built", false, aggressive);
   view.bytes = peakBytes(plan, FLUX_DEV, memory);
   view.bars = barsOf(plan, run);
   if (run && node !== BUILDER) {
@@ -134,12 +156,21 @@ export function viewOf(context) {
   return view;
 }
 
-/** Snapshots of the final hidden state that the forecast keeps. @param {Context} context */
-function snapshotsOf({ node, values, builder }) {
-  if (node !== BUILDER && values.forecast !== undefined && values.forecast !== FROM_PRESET) return values.forecast === "reuse" ? 1 : 2;
+/**
+ * Where the forecast puts features back, how many snapshots it keeps and what an aggressive step costs beside a full one.
+ * @param {Context} context @returns {{level: string, snapshots: number, aggressive: number}}
+ */
+function partsOf({ node, values, builder }) {
   const name = node === BUILDER && String(values.explicit ?? "").trim() ? "" : (values.preset ?? builder?.preset);
-  // A plan of one's own runs under the preset of another node; a linear forecast is what most of them have.
-  return Object.hasOwn(PRESETS, name) ? PRESETS[/** @type {keyof typeof PRESETS} */ (name)].snapshots : 2;
+  // A plan of one's own runs under the preset of another node; most of them are like the default.
+  const known = PRESETS[/** @type {keyof typeof PRESETS} */ (Object.hasOwn(PRESETS, name) ? name : "balanced")];
+  const parts = { level: known.level, snapshots: known.snapshots, aggressive: known.aggressive };
+  if (node === BUILDER) return parts;
+  if (node === FORECAST && (values.level ?? FROM_RECIPE) !== FROM_RECIPE) Object.assign(parts, { level: values.level, aggressive: 0 });
+  if (values.forecast !== undefined && values.forecast !== FROM_PRESET && values.forecast !== FROM_RECIPE) {
+    parts.snapshots = node === FORECAST && values.order ? values.order + 1 : (FORECASTS[values.forecast] ?? 2);
+  }
+  return parts;
 }
 
 /** @param {Schedule} plan @param {Run | null} run @returns {Bar[]} */
@@ -216,8 +247,19 @@ function runSummary(view, run) {
   return lines;
 }
 
+/**
+ * How many letters the list of a builder's settings has; 0 without one, and for JSON that a generator makes anew at any number of steps.
+ * @param {Record<string, any> | null} source settings that make a plan
+ */
+function listLength(source) {
+  const text = String(source?.explicit ?? "").trim();
+  if (!text.startsWith("{")) return text.replace(/\s+/g, "").length;
+  const { kinds, generator } = fromJson(text);
+  return generator ? 0 : kinds.length;
+}
+
 /** @param {View} view @param {Context} context @param {Run | null} run @returns {string[]} */
-function warningsOf(view, { node, foreign, builder, run: last }, run) {
+function warningsOf(view, { node, values, foreign, builder, run: last }, run) {
   const kinds = view.plan?.kinds ?? "", steps = kinds.length;
   const found = [];
   if (view.mode === "ran" && run) {
@@ -227,6 +269,10 @@ function warningsOf(view, { node, foreign, builder, run: last }, run) {
   if (view.mode === "running") return [];
   if (/^F*$/.test(kinds)) found.push("No step is skipped, so nothing gets faster.");
   else if (steps < LOW_STEPS) found.push(`With ${plural(steps)} caching can save little.`);
+  const letters = listLength(node === BUILDER ? values : builder);
+  if (letters && letters !== steps) {
+    found.push(`The list has ${plural(letters, "letter")}; it is ${letters < steps ? "stretched" : "shrunk"} to ${plural(steps)}.`);
+  }
   const gap = Math.max(...kinds.split("F").map((part) => part.length));
   if (gap >= LONG_GAP) found.push(`${gap} steps in a row run without a full one; expect the picture to change.`);
   if (view.bytes >= MUCH_MEMORY && kinds.includes("C")) {
@@ -236,7 +282,9 @@ function warningsOf(view, { node, foreign, builder, run: last }, run) {
     found.push(name === "schedule" ? "The plan comes from another node and shows once it has run; this is the preset's."
       : `The value of ${name} comes from another node and may differ from what is drawn.`);
   }
-  if (node === PATCH && !builder && !last) found.push(`Drawn for ${plural(steps)}; the sampler decides how many there are.`);
+  if ((node === PATCH || node === FORECAST) && !builder && !last) {
+    found.push(`Drawn for ${plural(steps)}; the sampler decides how many there are.`);
+  }
   if (last && !run && node !== BUILDER) found.push("The last run used another plan.");
   return found;
 }

@@ -2,8 +2,9 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { holderOf, scheduleOf, valuesOf } from "./graph.js";
 import { MIN_HEIGHT, SchedulePanel } from "./panel.js";
-import { BUILDER, PATCH, SAMPLER, edited, planOf, viewOf } from "./view.js";
+import { BUILDER, FORECAST, PATCH, SAMPLER, edited, planOf, viewOf } from "./view.js";
 
 /**
  * @typedef {import("./view.js").Context} Context
@@ -11,7 +12,7 @@ import { BUILDER, PATCH, SAMPLER, edited, planOf, viewOf } from "./view.js";
  * @typedef {any} GraphNode a litegraph node, which has no types here
  */
 
-const NODES = [BUILDER, SAMPLER, PATCH];
+const NODES = [BUILDER, SAMPLER, PATCH, FORECAST];
 const MARGIN = 8, WIDTH = 360;
 const RUNS_KEPT = 64;
 const REMEMBERED = 2000; // milliseconds
@@ -30,41 +31,6 @@ let started = 0;
 const root = () => app.rootGraph ?? app.graph;
 /** @param {GraphNode} node */
 const runKey = (node) => `${root()?.id} ${node.graph?.id} ${node.id}`;
-/** @param {GraphNode} node @param {string} name */
-const widgetOf = (node, name) => node.widgets?.find((/** @type {any} */ widget) => widget.name === name);
-
-/**
- * The node that feeds an input, through reroutes; undefined when nothing is linked, null when it lies out of sight.
- * @param {GraphNode} node @param {number} slot
- */
-function originOf(node, slot) {
-  if (slot < 0 || node.inputs[slot].link == null) return undefined;
-  let origin = node.getInputNode(slot);
-  for (let hops = 0; origin?.type === "Reroute" && hops < 100; hops++) origin = origin.getInputNode(0);
-  return origin ?? null;
-}
-
-/**
- * Widget values by name, with those that a primitive node feeds, and the names of those that cannot be known or written here.
- * @param {GraphNode} node
- */
-function valuesOf(node) {
-  /** @type {Record<string, any>} */
-  const values = {};
-  const foreign = [];
-  for (const widget of node.widgets ?? []) {
-    if (widget.serialize === false) continue;
-    const slot = (node.inputs ?? []).findIndex((/** @type {any} */ input) => input.widget?.name === widget.name);
-    const origin = originOf(node, slot);
-    const source = origin ? widgetOf(origin, "value") : undefined;
-    values[widget.name] = source ? source.value : widget.value;
-    if (origin === null || (origin && !source) || (source && widget.name === "explicit")) foreign.push(widget.name);
-  }
-  return { values, foreign };
-}
-
-/** What feeds the schedule input, as `originOf` tells it. @param {GraphNode} node */
-const scheduleOf = (node) => originOf(node, (node.inputs ?? []).findIndex((/** @type {any} */ input) => input.name === "schedule"));
 
 /** @param {GraphNode} node @returns {Context} */
 function contextOf(node) {
@@ -106,18 +72,18 @@ function refreshAll() {
  * @param {GraphNode} node @param {string} name @param {any} value
  */
 function setWidget(node, name, value) {
-  const widget = widgetOf(node, name);
+  const { owner, widget } = holderOf(node, name);
   if (!widget || widget.value === value) return;
   const before = widget.value;
   app.canvas?.emitBeforeChange?.();
-  node.graph?.beforeChange?.(node);
+  owner.graph?.beforeChange?.(owner);
   try {
     widget.value = value;
-    widget.callback?.(value, app.canvas, node);
-    node.onWidgetChanged?.(name, value, before, widget);
+    widget.callback?.(value, app.canvas, owner);
+    owner.onWidgetChanged?.(widget.name, value, before, widget);
   } finally {
-    node.graph?.afterChange?.(node);
-    node.graph?.change?.();
+    owner.graph?.afterChange?.(owner);
+    owner.graph?.change?.();
     node.setDirtyCanvas?.(true, true);
     app.canvas?.emitAfterChange?.();
   }
@@ -190,11 +156,12 @@ function addPlot(node) {
   const panel = new SchedulePanel({
     edit: (index, kind) => {
       const { plan } = panel.view ?? {};
-      if (plan) setWidget(node, "explicit", edited(plan, index, kind, widgetOf(node, "ratio")?.value));
+      if (plan) setWidget(node, "explicit", edited(plan, index, kind, holderOf(node, "ratio").widget?.value));
     },
     reset: () => setWidget(node, "explicit", ""),
   });
-  const options = { serialize: false, margin: MARGIN, getMinHeight: () => MIN_HEIGHT + 2 * MARGIN };
+  // Templates open zoomed out as far as their width asks for; the bars are readable there too.
+  const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: () => MIN_HEIGHT + 2 * MARGIN };
   const widget = node.addDOMWidget("schedule_plot", "dual_cache_plot", panel.element, options);
   widget.serialize = false; // of the workflow; the option above is for the prompt
   let forwarding = new AbortController();
@@ -278,6 +245,7 @@ const EXTENSION = {
     api.addEventListener("dual_cache.step", onStep);
     api.addEventListener("dual_cache.report", onReport);
     api.addEventListener("graphChanged", refreshAll);
+    app.canvas.canvas.addEventListener("litegraph:set-graph", refreshAll); // a subgraph is opened or left
     let scale = 0;
     follow(app.canvas, "onDrawForeground", () => {
       if (app.canvas.ds.scale === scale) return;

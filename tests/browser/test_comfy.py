@@ -3,105 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-COMFYUI = Path(os.environ.get("COMFYUI_UNDER_TEST", ""))
-FOLDER = "dual_cache_under_test"
-OURS = ("CacheScheduleBuilder", "DualCacheSampler", "DualCache")
-START, LOAD = 180, 120  # seconds to wait at most
+from tests.browser.front_end import FOLDER, OURS, SEND, bar, kinds_are, node, open_workflow, press_more, state, wait
+
 BALANCED = "FFF" + "AAF" * 9
-EDGE = 8  # pixels beside the bars
-DOM_WIDGETS_IN_NODES2 = (1, 30)
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False, "Comfy.ColorPalette": "dark"}
-
-# What a front end without a run would receive over the socket.
-SEND = """([id, kinds, count, done]) => {
-  const records = [...kinds].map((planned, step) => {
-    const actual = step === 4 ? "F" : planned;
-    return {
-      step, phase: 0, sigma: 10 * (1 - step / kinds.length) ** 2, planned, actual, reason: actual === planned ? "planned" : "no_snapshot",
-      calls: 1, full_calls: Number(actual === "F"), milliseconds: actual === "F" ? 100 : 5, ratio: 0.1, cached_bytes: 1024,
-      forecast_error: done && actual === "F" && step > 3 ? 0.01 * step : null,
-    };
-  });
-  const { api } = window.comfyAPI.api, send = (type, detail) => api.dispatchEvent(new CustomEvent(type, { detail }));
-  for (const record of records.slice(0, count)) send("dual_cache.step", { node: String(id), steps: kinds.length, record });
-  const report = { steps: kinds.length, records, wall_seconds: 2.5, totals: { peak_bytes: 1024 }, messages: ["A sentence of the report."] };
-  if (done) send("dual_cache.report", { node: String(id), report, text: "" });
-}"""
-
-
-def _python() -> str:
-    found = (COMFYUI / folder / binary for folder in (".venv", "venv") for binary in ("bin/python", "Scripts/python.exe"))
-    return os.environ.get("COMFYUI_PYTHON") or str(next((path for path in found if path.exists()), sys.executable))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Address of a ComfyUI server of its own, with nothing installed but this pack."""
-    if not (COMFYUI / "main.py").is_file():
-        pytest.fail("COMFYUI_UNDER_TEST must name a ComfyUI folder; scripts/test.sh finds one.")
-    base = tmp_path_factory.mktemp("comfyui")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / FOLDER).symlink_to(ROOT, target_is_directory=True)
-    address, log = f"http://127.0.0.1:{(port := _free_port())}", base / "server.log"
-    command = [_python(), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base),
-               "--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes"]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=COMFYUI, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(2 * START):
-            try:
-                urllib.request.urlopen(f"{address}/system_stats", timeout=10).close()
-                break
-            except OSError:
-                assert process.poll() is None, f"ComfyUI ended:\n{log.read_text()[-3000:]}"
-                time.sleep(0.5)
-        else:
-            pytest.fail(f"ComfyUI did not answer within {START} s:\n{log.read_text()[-3000:]}")
-        yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module", params=["classic", "nodes2"])
-def page(request, chromium, server, screens):
-    """The front end in one renderer. Errors that our scripts caused fail the renderer's last test."""
-    context = chromium.new_context(viewport={"width": 1500, "height": 1000})
-    page = context.new_page()
-    errors = []
-    page.on("console", lambda m: errors.append(m.text) if m.type == "error" and FOLDER in m.text + m.location.get("url", "") else None)
-    page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}") if FOLDER in f"{error} {error.stack}" else None)
-    for name, value in {**SETTINGS, "Comfy.VueNodes.Enabled": request.param == "nodes2"}.items():
-        context.request.post(f"{server}/api/settings/{name}", data=json.dumps(value))
-    page.goto(server, wait_until="commit")
-    page.wait_for_function("() => window.app?.extensionManager && window.LiteGraph?.registered_node_types?.CacheScheduleBuilder != null "
-                           "&& window.app.graph && !document.querySelector('#splash-loader')", timeout=1000 * LOAD)
-    version = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
-    if request.param == "nodes2" and tuple(map(int, version.split(".")[:2])) < DOM_WIDGETS_IN_NODES2:
-        context.close()
-        pytest.skip(f"the early Nodes 2.0 of front end {version} shows no DOM widgets of any pack")
-    page.renderer = request.param
-    yield page
-    page.screenshot(path=screens / f"comfy-{request.param}-last.png")
-    context.close()
-    assert errors == []
 
 
 @pytest.fixture
@@ -109,70 +17,6 @@ def graph(page):
     """A new workflow with a Cache Schedule Builder; returns the page."""
     open_workflow(page, OURS[:1])
     return page
-
-
-def open_workflow(page, types):
-    """Opens a workflow that holds one node of each type, as from a file, so that it has an id and an undo history."""
-    page.evaluate("""async types => {
-      const { app, LiteGraph } = window;
-      app.graph.clear();
-      types.reduce((x, type) => {
-        const node = LiteGraph.createNode(type);
-        node.pos = [x, 0];
-        app.graph.add(node);
-        return x + node.size[0] + 40;
-      }, 0);
-      const workflow = JSON.parse(JSON.stringify(app.graph.serialize()));
-      workflow.id = crypto.randomUUID();
-      await app.loadGraphData(workflow);
-      Object.assign(app.canvas.ds, { scale: 1, offset: [120, 120] });
-      app.canvas.setDirty(true, true);
-    }""", list(types))
-    for kind in types:
-        wait(page, "kind => window.plotOf?.(kind)?.draws > 0 || (window.plotOf = kind => [...document.querySelectorAll('.dual-cache')]"
-                   ".map((element) => element.__dualCache).find((state) => state?.node === kind), false)", kind)
-
-
-def wait(page, condition, argument=None):
-    page.wait_for_function(condition, arg=argument, timeout=20_000)
-
-
-def state(page, kind=OURS[0]):
-    return page.evaluate("kind => JSON.parse(JSON.stringify(window.plotOf(kind)))", kind)
-
-
-def node(page, expression, kind=OURS[0]):
-    """The value of a JavaScript expression about `node`, `widget(name)` and `app`."""
-    return page.evaluate(f"""kind => {{
-      const {{ app }} = window, node = app.graph._nodes.find((n) => n.type === kind);
-      const widget = (name) => node.widgets.find((w) => w.name === name);
-      return {expression};
-    }}""", kind)
-
-
-def kinds_are(page, kinds, kind=OURS[0]):
-    wait(page, "([kind, kinds]) => window.plotOf(kind)?.plan?.kinds === kinds", [kind, kinds])
-
-
-def press_more(page, name):
-    """Clicks on the arrow or plus that raises a number widget of the first node."""
-    if page.renderer == "classic":
-        x, y = node(page, f"[node.pos[0] + node.size[0] - 24, node.pos[1] + widget('{name}').last_y + 10]")
-        scale, (left, top) = node(page, "[app.canvas.ds.scale, app.canvas.ds.offset]")
-        box = page.locator("#graph-canvas").bounding_box()
-        page.mouse.click(box["x"] + (x + left) * scale, box["y"] + (y + top) * scale)
-    else:
-        row = page.locator("[data-testid='node-widget']").filter(has=page.get_by_text(name, exact=True))
-        row.get_by_test_id("increment").first.click()
-
-
-def bar(page, index, kind=OURS[0]):
-    """The middle of a bar in page coordinates."""
-    frame = page.locator(".dual-cache-frame").nth(page.evaluate(
-        "kind => [...document.querySelectorAll('.dual-cache')].findIndex((e) => e.__dualCache.node === kind)", kind))
-    box, inner = frame.bounding_box(), frame.evaluate("element => element.clientWidth")
-    side, steps = EDGE * box["width"] / inner, len(state(page, kind)["bars"])
-    return box["x"] + side + (box["width"] - 2 * side) * (index + 0.5) / steps, box["y"] + box["height"] / 2
 
 
 def history(page):
@@ -348,3 +192,21 @@ def test_a_removed_node_leaves_nothing(graph):
     graph.evaluate("() => window.app.graph.remove(window.app.graph._nodes[0])")
     wait(graph, "() => !document.querySelector('.dual-cache')")
     graph.evaluate(SEND, [number, BALANCED, 3, True])  # reports to a node that is gone are dropped
+
+
+@pytest.mark.parametrize(("language", "heading"), [("zh", "何时使用"), ("fr", "When to use it")])
+def test_help_is_in_the_language_of_the_front_end(open_front_end, screens, language, heading):
+    """In English where there is no page in that language; with its pictures."""
+    page = open_front_end("classic", **{"Comfy.Locale": language})
+    open_workflow(page, OURS[:1])
+    node(page, "(app.canvas.ds.offset[1] = 250, app.canvas.setDirty(true, true))")  # room for the toolbox above the node
+    left, top = node(page, "[node.pos[0] + app.canvas.ds.offset[0], node.pos[1] + app.canvas.ds.offset[1]]")
+    box = page.locator("#graph-canvas").bounding_box()
+    page.mouse.click(box["x"] + left + 100, box["y"] + top - 15)  # its title
+    page.get_by_test_id("info-button").click()
+    text = page.locator(".node-help-content")
+    text.get_by_role("heading", name=heading).wait_for()
+    wait(page, "() => [...document.querySelectorAll('.node-help-content img')].some((image) => image.naturalWidth > 0)")
+    page.screenshot(path=screens / f"comfy-help-{language}.png")
+    page.context.close()
+    assert page.errors == [] or language == "fr"  # where the front end has looked in vain

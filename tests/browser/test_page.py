@@ -166,7 +166,7 @@ def test_runs_are_shown(page):
 
 
 def test_settings_without_a_plan_say_so(page):
-    assert "make no plan: kinds[0] must be F" in page.locator("#wrong").inner_text()
+    assert "make no plan: explicit: letter 1 must be F" in page.locator("#wrong").inner_text()
     change(page, "wrong", explicit="")
     assert "make no plan" not in page.locator("#wrong").inner_text()
 

@@ -14,7 +14,7 @@ from scripts.litegraph import inputs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = ROOT / "tests" / "fixtures" / "nodes.json"
-COMFYUI_LISTS = ("sampler_name", "scheduler")  # their options are ComfyUI's
+COMFYUI_LISTS = ("sampler_name", "scheduler", "name")  # their options are ComfyUI's, and the files there are
 
 
 def contract(info: dict) -> dict:

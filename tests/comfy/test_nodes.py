@@ -10,8 +10,9 @@ import comfy_extras.nodes_custom_sampler as custom
 import pytest
 import torch
 
-NODES = ["CacheScheduleBuilder", "DualCache", "VCacheAttentionPatch", "DualCacheSampler", "CacheReport", "DualCacheDemoModel",
-         "DualCacheDemoCaption"]
+NODES = ["CacheScheduleBuilder", "DualCache", "FeatureForecast", "VCacheAttentionPatch", "DualCacheSampler", "CacheReport",
+         "DualCacheProfileModel", "LoadCacheProfile", "PlanCache",
+         "DualCacheDemoModel", "DualCacheDemoCaption"]
 CUSTOM = dict(preset="custom", steps=10, interval=4, pattern="conservative, aggressive", ratio=0.2, warmup=2, tail=1, start=0.0, end=1.0)
 
 
@@ -186,7 +187,7 @@ def test_a_schedule_replaces_the_presets_plan(call, flux, ksampler, ran, report_
     schedule, _ = call("CacheScheduleBuilder", **{**CUSTOM, "steps": 8, "explicit": "FFACACAF"}).result
     patched, = call("DualCache", model=flux, preset="balanced", schedule=schedule).result
     ksampler(patched)
-    assert ran(patched) == "FFACACAF" and report_of(patched).predictor == "linear" and not report_of(patched).messages
+    assert ran(patched) == "FFACACAF" and report_of(patched).predictor == "3 rules by token" and not report_of(patched).messages
     ksampler(patched, steps=16)
     assert len(ran(patched)) == 16 and "scaled" in report_of(patched).messages[0]
 
@@ -196,9 +197,9 @@ def test_forecast_and_gain_replace_the_presets_own(call, flux, ksampler, report_
     for forecast, gain in (("from preset", 0.1), ("from preset", 0.9), ("reuse", 0.9), ("linear", 0.4), ("linear", 0.9), ("linear", 0.0)):
         patched, = call("DualCache", model=flux, preset="balanced", forecast=forecast, gain=gain).result
         results[forecast, gain] = ksampler(patched)["samples"]
-        assert report_of(patched).predictor == ("reuse" if forecast == "reuse" else "linear")
-    assert torch.equal(results["from preset", 0.1], results["linear", 0.9])  # the gain counts where a forecast is chosen
-    assert torch.equal(results["from preset", 0.9], results["linear", 0.9])
+        assert report_of(patched).predictor == {"from preset": "3 rules by token"}.get(forecast, forecast)
+    assert torch.equal(results["from preset", 0.1], results["from preset", 0.9])  # the gain counts where a forecast is chosen
+    assert not torch.equal(results["from preset", 0.9], results["linear", 0.9])
     assert not torch.equal(results["linear", 0.4], results["linear", 0.9])
     assert torch.equal(results["linear", 0.0], results["reuse", 0.9])
 

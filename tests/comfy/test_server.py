@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -20,6 +22,7 @@ from PIL import Image, ImageChops
 
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ["COMFYUI_UNDER_TEST"]).resolve()
+FOLDER = "dual cache 缓存"  # in custom_nodes; a name that addresses have to quote
 STEPS, PATIENCE = 6, 240
 CAPTION = "a large red heart center on a checkered white background"
 
@@ -30,7 +33,7 @@ class Server:
     def __init__(self, base: Path):
         for folder in ("custom_nodes", "models/diffusion_models", "models/vae", "input", "output"):
             (base / folder).mkdir(parents=True)
-        (base / "custom_nodes" / "dual cache").symlink_to(ROOT, target_is_directory=True)
+        (base / "custom_nodes" / FOLDER).symlink_to(ROOT, target_is_directory=True)
         for name, folder in (("dual_cache_demo", "diffusion_models"), ("dual_cache_demo_vae", "vae")):
             shutil.copy(ROOT / "demo" / "weights" / f"{name}.safetensors", base / "models" / folder)
         with socket.socket() as free:
@@ -192,13 +195,37 @@ def first(server):
     return messages, outputs, server.picture(outputs, "7")
 
 
-def test_the_pack_is_loaded_under_a_name_with_a_space(server):
+def test_the_pack_is_loaded_under_a_name_that_needs_quoting(server):
     info = server.get("/object_info")
     for name in ("CacheScheduleBuilder", "DualCache", "VCacheAttentionPatch", "DualCacheSampler", "CacheReport", "DualCacheDemoModel",
                  "DualCacheDemoCaption"):
-        assert info[name]["python_module"] == "custom_nodes.dual cache", name
-    log = server.log.read_text()
-    assert "IMPORT FAILED" not in log and "dual cache" in log
+        assert info[name]["python_module"] == f"custom_nodes.{FOLDER}", name
+    log = server.log.read_text(encoding="utf-8")
+    assert "IMPORT FAILED" not in log and FOLDER in log
+
+
+def test_what_the_front_end_fetches_is_served(server):
+    """Scripts, help pages with their pictures, templates with their thumbnails, and translations."""
+    listed = server.get("/extensions")
+    for path in (path for path in (ROOT / "web").rglob("*") if path.is_file()):
+        name = path.relative_to(ROOT / "web").as_posix()
+        assert server.get(f"/extensions/{FOLDER}/{name}") == path.read_bytes(), name
+        assert path.suffix != ".js" or f"/extensions/{quote(FOLDER)}/{name}" in listed, name
+    templates = {path.stem: path for path in (ROOT / "workflows").glob("*.json")}
+    assert set(server.get("/api/workflow_templates")[FOLDER]) == set(templates)
+    for name, path in templates.items():
+        assert server.get(f"/api/workflow_templates/{FOLDER}/{name}.json") == json.loads(path.read_text(encoding="utf-8"))
+        assert server.get(f"/api/workflow_templates/{FOLDER}/{name}.jpg") == path.with_suffix(".jpg").read_bytes()
+    translations = server.get("/i18n")
+    assert all("DualCache" in translations[language]["nodeDefs"] for language in ("en", "zh"))
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "../pyproject.toml", "%2e%2e/pyproject.toml", "..%2fpyproject.toml", "docs/"])
+def test_nothing_else_is_served(server, name):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", f"/extensions/{quote(FOLDER)}/{name}")
+    assert connection.getresponse().status == 404
+    connection.close()
 
 
 def test_the_embedded_workflow_gives_a_picture_and_a_report(first):
@@ -236,7 +263,7 @@ def test_bad_input_is_one_sentence_on_the_node(server):
     messages, _ = server.queue(nodes)
     (error,) = of_type(messages, "execution_error")
     assert error["node_id"] == "11" and error["exception_type"] == "ValueError"
-    assert "kinds[1] must be F, C or A." in error["exception_message"]
+    assert "explicit: letter 2 must be F, C or A." in error["exception_message"]
 
 
 def test_comfyuis_own_loaders_read_the_embedded_model(server, first):

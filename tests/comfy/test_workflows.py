@@ -26,7 +26,7 @@ FILES[BLUEPRINT] = ROOT / "subgraphs" / f"{BLUEPRINT}.json"
 OURS = "custom_nodes.dual_cache"
 PACKS = {OURS: ("dual-cache", ""), "nodes": ("comfy-core", ""), "comfy_extras": ("comfy-core", "")}
 LOADERS = ("unet_name", "clip_name", "clip_name1", "clip_name2", "vae_name")
-RUNNABLE = ("embedded", "compare_cached_uncached", "inpainting")
+RUNNABLE = ("embedded", "compare_cached_uncached", "planned", "inpainting")
 EXAMPLE_PICTURE = "example.png"  # every ComfyUI has it in its input folder
 
 

@@ -27,7 +27,7 @@ for (const [i, item] of fixture.cases.entries()) {
     assert.deepEqual(counts(plan.kinds), item.counts);
     assert.deepEqual(JSON.parse(toJson(plan)), item.json);
     assert.deepEqual(fromJson(JSON.stringify(item.json)), plan);
-    close(estimatedSpeedup(plan, item.cost, item.layout, item.live_attention), item.speedup, "speed-up");
+    close(estimatedSpeedup(plan, item.cost, item.layout, item.live_attention, item.aggressive), item.speedup, "speed-up");
     assert.equal(peakBytes(plan, item.cost, { ...item.memory, live_attention: item.live_attention }), item.peak_bytes);
   });
 }

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PRESETS } from "../../web/presets.js";
-import { buildSchedule, fromJson, presetSchedule } from "../../web/schedule.js";
+import { buildSchedule, fromJson, presetSchedule, toJson } from "../../web/schedule.js";
 import { describe, edited, nextKind, planOf, size, spelled, viewOf } from "../../web/view.js";
 
 const VALUES = {
@@ -32,15 +32,15 @@ test("a builder's view follows its values", () => {
 test("what cannot be planned says why and draws nothing", () => {
   const view = viewOf(builder({ explicit: "CFF" }));
   assert.equal(view.plan, null);
-  assert.deepEqual(view.warnings, ["These settings make no plan: kinds[0] must be F, because nothing is cached before the first step."]);
+  assert.deepEqual(view.warnings, ["These settings make no plan: explicit: letter 1 must be F, because nothing is cached before the first step."]);
   assert.deepEqual(view.bars, []);
   assert.equal(view.editable, false);
 });
 
 test("memory and speed-up stand in the summary", () => {
   const view = viewOf(sampler());
-  assert.match(view.summary[1], /^Estimated speed-up 2\.\d times, cache 54 MiB \(FLUX\.1-dev at 1024 × 1024\)\.$/);
-  assert.equal(viewOf(sampler({ forecast: "reuse" })).bytes * 2, view.bytes);
+  assert.match(view.summary[1], /^Estimated speed-up 2\.\d times, cache 162 MiB \(FLUX\.1-dev at 1024 × 1024\)\.$/);
+  assert.equal(viewOf(sampler({ forecast: "reuse" })).bytes * 6, view.bytes);
   assert.equal(viewOf(sampler({ cfg: 4 })).bytes, view.bytes * 2);
   assert.deepEqual(viewOf(sampler({ preset: "off" })).warnings, ["No step is skipped, so nothing gets faster."]);
   assert.ok(viewOf(sampler({ preset: "duca" })).warnings.some((line) => line.startsWith("Conservative steps need most of that memory")));
@@ -48,6 +48,20 @@ test("memory and speed-up stand in the summary", () => {
 
 test("long gaps are warned of", () => {
   assert.ok(viewOf(builder({ interval: 20, steps: 30 })).warnings.some((line) => line.startsWith("19 steps in a row")));
+});
+
+test("a list of another length says that it is scaled, and to what", () => {
+  const said = (view) => view.warnings.filter((line) => line.startsWith("The list has"));
+  const letters = "FCAF CAFC AFCA";
+  assert.deepEqual(said(viewOf(builder({ explicit: letters, steps: 12 }))), []);
+  assert.deepEqual(said(viewOf(builder({ explicit: letters, steps: 30 }))), ["The list has 12 letters; it is stretched to 30 steps."]);
+  assert.deepEqual(said(viewOf(builder({ explicit: letters, steps: 1 }))), ["The list has 12 letters; it is shrunk to 1 step."]);
+  assert.deepEqual(said(viewOf(builder({ explicit: "F", steps: 8 }))), ["The list has 1 letter; it is stretched to 8 steps."]);
+  const connected = viewOf(sampler({ steps: 20 }, { builder: { ...VALUES, explicit: letters, steps: 12 } }));
+  assert.deepEqual(said(connected), ["The list has 12 letters; it is stretched to 20 steps."]);
+  const json = toJson({ kinds: "FCAF", ratios: [0.1, 0.1, 0.2, 0.1], name: "custom", generator: null });
+  assert.deepEqual(said(viewOf(builder({ explicit: json, steps: 8 }))), ["The list has 4 letters; it is stretched to 8 steps."]);
+  assert.deepEqual(said(viewOf(builder({ explicit: toJson(presetSchedule("balanced", 20)), steps: 8 }))), [], "it is made anew");
 });
 
 test("a sampler shows the plan of a connected builder, scaled to its own steps", () => {

@@ -1,0 +1,156 @@
+"""Workflows in ComfyUI's own front end: all of them open, the embedded one runs, and nodes inside a subgraph show what others show."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.browser.front_end import OURS, bar, kinds_are, load, node, open_workflow, press_run, set_widget, state, template, wait
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))}
+BLUEPRINT = json.loads((ROOT / "subgraphs" / "Text to Image (Dual Cache).json").read_text(encoding="utf-8"))
+SAMPLER = "DualCacheSampler"
+STEPS, KINDS = 8, "FFFAAFAF"
+RUN = 120_000  # milliseconds to wait at most
+REPORT = "pre[aria-label='Cache report']"
+seeds = count(1)  # ComfyUI does not run again what it has just run
+
+
+def run_to_the_end(page):
+    """Presses Run and waits for the end and for the sampler's plot to show it; gives the plot's state."""
+    page.evaluate("""() => {
+      window.ended = "";
+      const { api } = window.comfyAPI.api, end = ({ type }) => { window.ended = type; };
+      for (const type of ["execution_success", "execution_error"]) api.addEventListener(type, end, { once: true });
+    }""")
+    press_run(page)
+    wait(page, "() => window.ended", timeout=RUN)
+    assert page.evaluate("() => window.ended") == "execution_success"
+    wait(page, "kind => window.plotOf(kind)?.mode === 'ran'", SAMPLER)
+    return state(page, SAMPLER)
+
+
+def check_run(now, kinds=KINDS):
+    """Every bar is measured, and the run went as planned."""
+    assert "".join(bar["actual"] for bar in now["bars"]) == kinds and now["done"] == len(kinds)
+    assert all(bar["ran"] and not bar["changed"] and bar["milliseconds"] > 0 for bar in now["bars"])
+    assert now["sigmas"] == "measured" and now["summary"][0].startswith(f"Ran {len(kinds)} steps")
+
+
+def set_up_run(page):
+    set_widget(page, "seed", next(seeds), SAMPLER)
+    set_widget(page, "steps", STEPS, SAMPLER)
+    kinds_are(page, KINDS, SAMPLER)
+    assert state(page, SAMPLER)["mode"] == "plan"
+
+
+def enter(page):
+    """Opens the subgraph of the graph that is shown, and waits until the view has come to rest there."""
+    page.evaluate("""async () => {
+      const { canvas } = window.app, around = canvas.graph._nodes.find((node) => node.subgraph);
+      const frame = () => new Promise((done) => requestAnimationFrame(done));
+      canvas.openSubgraph(around.subgraph, around);
+      for (let still = 0, seen = ""; still < 10; still++) {
+        await frame();
+        const now = `${canvas.ds.scale} ${canvas.ds.offset}`;
+        if (now !== seen) [still, seen] = [0, now];
+      }
+    }""")
+
+
+def leave(page, inside=SAMPLER):
+    page.evaluate("() => { const { app } = window; app.canvas.setGraph(app.rootGraph ?? app.graph); }")
+    wait(page, "kind => !window.plotOf(kind)", inside)
+
+
+def wrap(page, *kinds):
+    """Puts the nodes of these types into a subgraph."""
+    page.evaluate("""kinds => {
+      const { graph } = window.app.canvas;
+      graph.convertToSubgraph(new Set(graph._nodes.filter((node) => kinds.includes(node.type))));
+    }""", list(kinds))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_opens(page, name):
+    load(page, template(page, name), name)
+    for kind in {row["type"] for row in WORKFLOWS[name]["nodes"]} & set(OURS):
+        wait(page, "kind => window.plotOf(kind)?.draws > 0", kind)
+        assert state(page, kind)["error"] is None
+    assert page.errors == []
+
+
+def test_the_embedded_workflow_runs(page, screens):
+    load(page, template(page, "embedded"))
+    wait(page, "kind => window.plotOf(kind)?.draws > 0", SAMPLER)
+    assert len(state(page, SAMPLER)["bars"]) == 30
+    set_up_run(page)
+    report = page.locator(REPORT)
+    assert "after a run" in report.inner_text()
+    check_run(run_to_the_end(page))
+    wait(page, "selector => document.querySelector(selector).textContent.startsWith('balanced on FLUX: 8 steps')", REPORT)
+    page.screenshot(path=screens / f"comfy-{page.renderer}-embedded.png")
+
+
+def test_a_run_reaches_nodes_in_a_subgraph(page, screens):
+    load(page, template(page, "embedded"))
+    wrap(page, SAMPLER, "CacheReport")
+    wait(page, "kind => !window.plotOf(kind)", SAMPLER)
+    enter(page)
+    wait(page, "kind => window.plotOf(kind)?.draws > 0", SAMPLER)
+    set_up_run(page)
+    check_run(run_to_the_end(page))
+    wait(page, "selector => document.querySelector(selector).textContent.startsWith('balanced on FLUX: 8 steps')", REPORT)
+    page.screenshot(path=screens / f"comfy-{page.renderer}-subgraph.png")
+    leave(page)
+    enter(page)
+    wait(page, "kind => window.plotOf(kind)?.mode === 'ran'", SAMPLER)
+
+
+def test_a_plot_in_a_subgraph_follows_what_the_subgraph_is_given(page):
+    load(page, BLUEPRINT)
+    enter(page)
+    wait(page, "kind => window.plotOf(kind)?.draws > 0", SAMPLER)
+    assert len(state(page, SAMPLER)["bars"]) == 30 and state(page, SAMPLER)["warnings"] == []
+    leave(page)
+    page.evaluate("""() => {
+      const { app, LiteGraph } = window, around = app.graph._nodes.find((node) => node.subgraph);
+      const steps = around.widgets.find((widget) => widget.name === "steps"), builder = LiteGraph.createNode("CacheScheduleBuilder");
+      steps.value = 12;
+      steps.callback?.(12, app.canvas, around);
+      builder.pos = [-600, 0];
+      app.graph.add(builder);
+      builder.connect(0, around, around.inputs.findIndex((input) => input.name === "schedule"));
+    }""")
+    set_widget(page, "explicit", "FFAAFFFFFFFF")
+    set_widget(page, "steps", 12)
+    enter(page)
+    kinds_are(page, "FFAAFFFFFFFF", SAMPLER)
+    assert state(page, SAMPLER)["warnings"] == []
+
+
+def test_a_plan_from_inside_a_subgraph_shows_outside(page, screens):
+    open_workflow(page, OURS[:2])
+    page.evaluate("""() => {
+      const [builder, sampler] = window.app.graph._nodes;
+      builder.connect(0, sampler, sampler.inputs.findIndex((input) => input.name === "schedule"));
+    }""")
+    set_widget(page, "explicit", "FFAF")
+    wrap(page, OURS[0])
+    wait(page, "kind => window.plotOf(kind)?.plan?.generator === null", SAMPLER)
+    before = state(page, SAMPLER)["plan"]["kinds"]
+    assert state(page, SAMPLER)["warnings"] == ["The list has 4 letters; it is stretched to 30 steps."]
+    enter(page)
+    wait(page, "kind => window.plotOf(kind)?.draws > 0", OURS[0])
+    page.mouse.click(*bar(page, 1))
+    wait(page, "kind => window.plotOf(kind).plan.kinds[1] === 'C'", OURS[0])
+    page.screenshot(path=screens / f"comfy-{page.renderer}-builder-inside.png")
+    after = node(page, "widget('explicit').value")
+    leave(page, OURS[0])
+    wait(page, "kind => window.plotOf(kind)?.draws > 0", SAMPLER)
+    kinds_are(page, after, SAMPLER)
+    assert after != before
