@@ -129,8 +129,8 @@ def test_the_embedded_models_own_profile_is_found_and_used(embedded, part, sampl
     report = report_of(planned)
     assert "Planned from embedded-30-steps.profile.safetensors." in report.messages
     assert report.predictor == "table" and ran(planned).count("F") == 10
-    plain, even = sample(model, **options), sample(cached(model, preset="balanced"), **options)
-    assert (out - plain).norm() < (even - plain).norm()  # with fewer full steps than balanced
+    plain, fewer = sample(model, **options), sample(model, **{**options, "steps": 10})
+    assert (out - plain).norm() < (fewer - plain).norm()  # closer than as many calls without caching
 
 
 def test_a_profile_recorded_otherwise_is_used_and_said(embedded, sample, report_of, cached):

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 import nodes as core_nodes
-from cache_core.recipes import from_preset
 from scripts.api_form import FRONT_END_NODES, to_api
 from scripts.graphs import BLUEPRINT, WORKFLOWS, blueprint
 from scripts.litegraph import INPUT_END, OUTPUT_END, Graph, inputs_of, is_widget, widget_slots
+from scripts.make_workflows import kinds_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
@@ -216,16 +216,16 @@ def pictures(shown: dict) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_runs(name, definitions):
-    """The embedded workflow as it stands, the others in fewer steps to save time."""
+    """The embedded and the planned workflow as they stand, the others in fewer steps to save time."""
     prompt = to_api(read(name), definitions)
-    steps = 30 if name == "embedded" else 9
+    steps = 30 if name in ("embedded", "planned") else 9
     for node in prompt.values():
-        if "steps" in node["inputs"] and name != "embedded":
+        if "steps" in node["inputs"]:
             node["inputs"]["steps"] = steps
     shown = run(prompt)
     report = next(json.loads(node["dual_cache_report"][0]) for node in shown.values() if "dual_cache_report" in node)
-    planned = from_preset("balanced").schedule_for(steps).counts()
-    assert report["family"] and (report["totals"]["full"], report["totals"]["skipped"]) == (planned["F"], planned["A"])
+    kinds = kinds_of("planned" if name == "planned" else "balanced", steps)
+    assert report["family"] and (report["totals"]["full"], report["totals"]["skipped"]) == (kinds.count("F"), kinds.count("A"))
     images = pictures(shown)
     assert all(image.shape == (256, 256, 3) and image.std() > 5 for image in images)
     if name == "embedded":
@@ -233,6 +233,10 @@ def test_runs(name, definitions):
     elif name == "compare_cached_uncached":
         uncached, cached = images
         assert 0 < np.abs(cached - uncached).mean() < np.abs(uncached - uncached.mean((0, 1))).mean() / 4  # close, and not the same
+    elif name == "planned":
+        uncached, planned, fast = images
+        spread = np.abs(uncached - uncached.mean((0, 1))).mean()
+        assert 0 < np.abs(planned - uncached).mean() < spread / 4 and 0 < np.abs(fast - uncached).mean() < spread / 4
     else:
         before, after = images
         assert np.abs(after - before)[:, :112].mean() < 2 < 5 < np.abs(after - before)[:, 144:].mean()  # the right half alone is new
