@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from comfy_api.latest import io
 
 from ..cache_core.planner import OBJECTIVES, Plan, plan, segment_costs
@@ -90,6 +92,7 @@ class PlanCache(io.ComfyNode):
             ],
             outputs=[Schedule.Output(display_name="schedule", tooltip="The plan with its forecast, for Dual Cache or Dual Cache Sampler."),
                      io.String.Output(display_name="text", tooltip="What to expect, in words.")],
+            is_output_node=True,  # so that it can be tried alone, and shows its plan again when nothing has changed
         )
 
     @classmethod
@@ -97,8 +100,10 @@ class PlanCache(io.ComfyNode):
                 objective="power") -> io.NodeOutput:
         known = profile if sigmas is None else profile.at(sigmas.tolist())
         made, reached = choose(known, target, speedup, error, warmup, window, objective)
-        text = "\n".join([*reached, *describe(known, made)])
-        return io.NodeOutput(made.schedule, text, ui={"text": [text]})
+        headline, *more = describe(known, made)
+        text = "\n".join([*reached, headline, *more])
+        drawn = {"kinds": made.schedule.kinds, "expected": made.expected, "sigmas": known.sigmas, "text": [*reached, *more]}
+        return io.NodeOutput(made.schedule, text, ui={"text": [text], "dual_cache_plan": [json.dumps(drawn)]})
 
 
 def choose(profile: Profile, target: str, speedup: float, error: float, warmup: int, window: int, objective: str) -> tuple[Plan, list[str]]:

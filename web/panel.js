@@ -40,6 +40,7 @@ const STYLE = `
 .dual-cache-legend .sigma.planned::before { border-top-style: dashed; }
 .dual-cache-legend .changed::before { background: var(--dc-alert); clip-path: polygon(0 0, 100% 0, 50% 100%); }
 .dual-cache-legend .error::before { background: var(--dc-error); clip-path: polygon(50% 0, 100% 50%, 50% 100%, 0 50%); }
+.dual-cache-legend .expected::before { width: 14px; height: 0; border-top: 2px solid var(--dc-error); vertical-align: 3px; border-radius: 0; }
 .dual-cache-legend .time::before { background: currentColor; opacity: .4; width: 3px; margin-inline-end: 5px; border-radius: 0; }
 .dual-cache p { margin: 0; }
 .dual-cache-warnings { color: var(--dc-text); }
@@ -189,6 +190,7 @@ export class SchedulePanel {
     const items = [...LETTERS].filter((kind) => kinds.has(kind)).map((kind) => make("span", kind, WORDS[kind]));
     items.push(make("span", `sigma ${view.sigmas}`, view.sigmas === "planned" ? "noise level, planned" : "noise level"));
     if (view.bars.some((bar) => bar.changed)) items.push(make("span", "changed", "not as planned"));
+    if (view.bars.some((bar) => bar.expected !== null)) items.push(make("span", "expected", "expected error"));
     if (view.bars.some((bar) => bar.error !== null)) items.push(make("span", "error", "forecast error"));
     if (view.bars.some((bar) => bar.ran)) items.push(make("span", "time", "time"));
     return items;

@@ -137,14 +137,25 @@ function drawSigmas(ctx, { left, bar, top, bottom }, view, theme) {
 
 /** @param {CanvasRenderingContext2D} ctx @param {Frame} frame @param {View} view @param {Theme} theme */
 function drawErrors(ctx, { left, bar, top, bottom }, view, theme) {
-  const most = Math.max(0, ...view.bars.map((step) => step.error ?? 0));
+  const most = Math.max(0, ...view.bars.map((step) => Math.max(step.error ?? 0, step.expected ?? 0)));
   if (!most) return;
+  /** @param {number} error */
+  const heightOf = (error) => bottom - (bottom - top) * 0.9 * (error / most);
+  ctx.strokeStyle = theme.error;
+  ctx.lineWidth = 1.5;
+  view.bars.forEach((step, i) => { // expected: a dash across the step
+    if (step.expected === null) return;
+    ctx.beginPath();
+    ctx.moveTo(left + i * bar, heightOf(step.expected));
+    ctx.lineTo(left + (i + 1) * bar, heightOf(step.expected));
+    ctx.stroke();
+  });
   ctx.fillStyle = theme.error;
   ctx.strokeStyle = theme.letter;
   ctx.lineWidth = 1;
   view.bars.forEach((step, i) => {
     if (step.error === null) return;
-    const x = left + (i + 0.5) * bar, y = bottom - (bottom - top) * 0.9 * (step.error / most), half = Math.max(2, Math.min(4, bar / 2));
+    const x = left + (i + 0.5) * bar, y = heightOf(step.error), half = Math.max(2, Math.min(4, bar / 2));
     ctx.beginPath();
     ctx.moveTo(x - half, y);
     ctx.lineTo(x, y - half);

@@ -2,7 +2,7 @@
 
 import { FLUX_DEV, FORECASTS as TABLE, FROM_PRESET, FROM_RECIPE, LOW_STEPS, PRESETS, REASONS, RECIPE } from "./presets.js";
 import {
-  LETTERS, ScheduleError, buildSchedule, counts, estimatedSpeedup, fromJson, peakBytes, presetSchedule, recipeSchedule, scaled, toJson,
+  LETTERS, ScheduleError, buildSchedule, counts, estimatedSpeedup, explicit, fromJson, peakBytes, presetSchedule, recipeSchedule, scaled, toJson,
 } from "./schedule.js";
 
 /**
@@ -28,6 +28,13 @@ import {
  * @property {Record<string, any> | null} builder the widget values of a connected Cache Schedule Builder
  * @property {string[]} foreign names of inputs whose values come from nodes that cannot be read before the run
  * @property {Run & {asked: string} | null} run asked: the kinds of its settings when the run began
+ * @property {Solved | null} [solved] what Plan Cache has solved last: this node, or the one that gives it its schedule
+ * @typedef {object} Solved
+ * @property {string} kinds
+ * @property {number[]} expected relative error of each step's forecast, 0 at full steps
+ * @property {number[]} sigmas one more than steps
+ * @property {string[]} text what to expect, in sentences
+ * @property {boolean} stale whether the settings have changed since
  * @typedef {object} Bar
  * @property {string} planned
  * @property {string} actual what ran, or the planned kind before that
@@ -37,7 +44,8 @@ import {
  * @property {number} ratio
  * @property {number} sigma
  * @property {number | null} milliseconds
- * @property {number | null} error
+ * @property {number | null} error of the forecast, as measured
+ * @property {number | null} expected error of the forecast, as solved before the run
  * @property {number} evaluations
  * @typedef {object} View
  * @property {string} node
@@ -59,6 +67,7 @@ export const BUILDER = "CacheScheduleBuilder";
 export const SAMPLER = "DualCacheSampler";
 export const PATCH = "DualCache";
 export const FORECAST = "FeatureForecast";
+export const PLANNER = "PlanCache";
 /** Snapshots that a forecast keeps. @type {Record<string, number>} */
 const FORECASTS = TABLE;
 /** @type {Record<string, string>} */
@@ -103,12 +112,13 @@ function readRecipe(text) {
  * The plan that a node's settings describe, or why they describe none.
  * @param {Context} context @returns {{plan: Schedule | null, error: string | null}}
  */
-export function planOf({ node, values, builder }) {
+export function planOf({ node, values, builder, solved }) {
   const source = node === BUILDER ? values : builder;
+  if (node === PLANNER && !solved) return { plan: null, error: null };
   try {
     const recipe = node === FORECAST ? String(values.recipe ?? "").trim() : "";
     const steps = values.steps ?? ASSUMED_STEPS;
-    const plan = source ? buildSchedule(source) : recipe ? recipeSchedule(readRecipe(recipe), steps) : presetSchedule(values.preset, steps);
+    const plan = solved ? explicit(solved.kinds) : source ? buildSchedule(source) : recipe ? recipeSchedule(readRecipe(recipe), steps) : presetSchedule(values.preset, steps);
     return { plan: node === SAMPLER ? scaled(plan, values.steps) : plan, error: null };
   } catch (error) {
     if (error instanceof ScheduleError) return { plan: null, error: error.message };
@@ -121,7 +131,7 @@ export function viewOf(context) {
   const { node, values, foreign } = context;
   const { plan: settled, error } = planOf(context);
   let run = settled && context.run?.asked === settled.kinds ? context.run : null;
-  if (node === BUILDER && run?.steps !== settled?.kinds.length) run = null;
+  if ((node === BUILDER || node === PLANNER) && run?.steps !== settled?.kinds.length) run = null;
   // The sampler decides how many steps there are: Dual Cache learns it from the run, and some schedulers add or leave out a step.
   const plan = settled && run ? scaled(settled, run.steps) : settled;
   const source = node === BUILDER ? values : context.builder;
@@ -132,7 +142,7 @@ export function viewOf(context) {
     bars: [], sigmas: "planned", mode: "plan", done: 0, speedup: 1, bytes: 0, summary: [], warnings: [],
   };
   if (!plan) {
-    view.warnings = [`These settings make no plan: ${error}`];
+    view.warnings = [error === null ? "The plan is solved when this node runs, and then shows here." : `These settings make no plan: ${error}`];
     return view;
   }
   const { level, snapshots, aggressive } = partsOf(context);
@@ -140,7 +150,15 @@ export function viewOf(context) {
   view.speedup = estimatedSpeedup(plan, FLUX_DEV, "built", false, aggressive);
   view.bytes = peakBytes(plan, FLUX_DEV, memory);
   view.bars = barsOf(plan, run);
-  if (run && node !== BUILDER) {
+  const { solved } = context, length = plan.kinds.length;
+  if (solved?.kinds.length === length) {
+    view.bars.forEach((bar, i) => {
+      bar.expected = solved.expected[i] > 0 ? solved.expected[i] : null;
+      if (!bar.ran) bar.sigma = solved.sigmas[i];
+    });
+    view.sigmas = "measured";
+  }
+  if (run && node !== BUILDER && node !== PLANNER) {
     view.mode = run.report ? "ran" : "running";
     view.done = view.bars.filter((bar) => bar.ran).length;
   } else {
@@ -152,6 +170,7 @@ export function viewOf(context) {
   }
   if (run?.records.length) view.sigmas = "measured";
   view.summary = view.mode === "plan" || !run ? planSummary(view, memory.branches) : runSummary(view, run);
+  if (node === PLANNER && solved) view.summary = [view.summary[0], ...solved.text];
   view.warnings = warningsOf(view, context, run);
   return view;
 }
@@ -179,7 +198,7 @@ function barsOf({ kinds, ratios }, run) {
   /** @type {Bar[]} */
   const bars = [...kinds].map((kind, i) => ({
     planned: kind, actual: kind, ran: false, changed: false, reason: "", ratio: ratios[i], sigma: 1 - i / steps, milliseconds: null,
-    error: null, evaluations: 0,
+    error: null, expected: null, evaluations: 0,
   }));
   for (const record of run?.records ?? []) {
     const bar = bars[record.step];
@@ -259,7 +278,7 @@ function listLength(source) {
 }
 
 /** @param {View} view @param {Context} context @param {Run | null} run @returns {string[]} */
-function warningsOf(view, { node, values, foreign, builder, run: last }, run) {
+function warningsOf(view, { node, values, foreign, builder, run: last, solved }, run) {
   const kinds = view.plan?.kinds ?? "", steps = kinds.length;
   const found = [];
   if (view.mode === "ran" && run) {
@@ -282,10 +301,11 @@ function warningsOf(view, { node, values, foreign, builder, run: last }, run) {
     found.push(name === "schedule" ? "The plan comes from another node and shows once it has run; this is the preset's."
       : `The value of ${name} comes from another node and may differ from what is drawn.`);
   }
-  if ((node === PATCH || node === FORECAST) && !builder && !last) {
+  if (solved?.stale) found.push("Settings have changed since this plan was solved; it is solved anew when it runs.");
+  if ((node === PATCH || node === FORECAST) && !builder && !last && !solved) {
     found.push(`Drawn for ${plural(steps)}; the sampler decides how many there are.`);
   }
-  if (last && !run && node !== BUILDER) found.push("The last run used another plan.");
+  if (last && !run && node !== BUILDER && node !== PLANNER) found.push("The last run used another plan.");
   return found;
 }
 
@@ -306,7 +326,10 @@ export function describe(view, index) {
     const facts = [`Sigma ${short(bar.sigma)}`, `${short(bar.milliseconds ?? 0)} ms`];
     if (bar.evaluations > 1) facts.push(`${bar.evaluations} evaluations`);
     if (bar.error !== null) facts.push(`forecast error ${short(bar.error)}`);
+    if (bar.expected !== null) facts.push(`expected error ${short(bar.expected)}`);
     parts.push(`${facts.join(", ")}.`);
+  } else if (bar.expected !== null) {
+    parts.push(`Expected forecast error ${short(bar.expected)}.`);
   } else if (view.editable) {
     const first = "The first step is always full: nothing is cached before it.";
     parts.push(index ? `Click to make it ${WORDS[nextKind(bar.planned)]}.` : first);

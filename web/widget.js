@@ -4,15 +4,16 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { holderOf, scheduleOf, valuesOf } from "./graph.js";
 import { MIN_HEIGHT, SchedulePanel } from "./panel.js";
-import { BUILDER, FORECAST, PATCH, SAMPLER, edited, planOf, viewOf } from "./view.js";
+import { BUILDER, FORECAST, PATCH, PLANNER, SAMPLER, edited, planOf, viewOf } from "./view.js";
 
 /**
  * @typedef {import("./view.js").Context} Context
  * @typedef {import("./view.js").Run} Run
+ * @typedef {import("./view.js").Solved} Solved
  * @typedef {any} GraphNode a litegraph node, which has no types here
  */
 
-const NODES = [BUILDER, SAMPLER, PATCH, FORECAST];
+const NODES = [BUILDER, SAMPLER, PATCH, FORECAST, PLANNER];
 const MARGIN = 8, WIDTH = 360;
 const RUNS_KEPT = 64;
 const REMEMBERED = 2000; // milliseconds
@@ -27,17 +28,28 @@ const panels = new Map();
  */
 const runs = new Map();
 let started = 0;
+/** What Plan Cache nodes have solved last, and from which settings. @type {Map<string, {plan: Omit<Solved, "stale">, asked: string}>} */
+const solved = new Map();
 
 const root = () => app.rootGraph ?? app.graph;
 /** @param {GraphNode} node */
 const runKey = (node) => `${root()?.id} ${node.graph?.id} ${node.id}`;
 
+/** @param {GraphNode} node @returns {Solved | null} */
+function solvedBy(node) {
+  const found = solved.get(runKey(node));
+  return found ? { ...found.plan, stale: found.asked !== JSON.stringify(valuesOf(node).values) } : null;
+}
+
 /** @param {GraphNode} node @returns {Context} */
 function contextOf(node) {
   const { values, foreign } = valuesOf(node);
   const origin = scheduleOf(node);
-  let builder = null;
-  if (origin?.comfyClass === BUILDER) {
+  let builder = null, plan = node.comfyClass === PLANNER ? solvedBy(node) : null;
+  if (origin?.comfyClass === PLANNER) plan = READ_ONLY_MODES.includes(origin.mode) ? null : solvedBy(origin);
+  if (plan) {
+    // The plan is known; nothing else decides.
+  } else if (origin?.comfyClass === BUILDER) {
     if (!READ_ONLY_MODES.includes(origin.mode)) {
       const upstream = valuesOf(origin);
       builder = upstream.values;
@@ -47,7 +59,7 @@ function contextOf(node) {
     foreign.push("schedule");
   }
   const kept = runs.get(runKey(node));
-  return { node: node.comfyClass, values, builder, foreign, run: kept ? { ...kept.run, asked: kept.asked } : null };
+  return { node: node.comfyClass, values, builder, foreign, run: kept ? { ...kept.run, asked: kept.asked } : null, solved: plan };
 }
 
 /** What each panel was last made of. @type {WeakMap<SchedulePanel, string>} */
@@ -187,11 +199,20 @@ function addPlot(node) {
   for (const other of node.widgets) if (other !== widget) follow(other, "callback", refreshAll);
   follow(node, "onWidgetChanged", refreshAll);
   follow(node, "onConfigure", refreshAll);
+  if (node.comfyClass === PLANNER) follow(node, "onExecuted", (output) => keepPlan(node, output?.dual_cache_plan?.[0]));
   follow(node, "onConnectionsChange", () => queueMicrotask(refreshAll));
   if (node.graph) attach();
   else refresh(node, panel);
   const [width, height] = node.computeSize();
   node.setSize?.([Math.max(WIDTH, width, node.size[0]), Math.max(height, node.size[1])]);
+}
+
+/** @param {GraphNode} node @param {string | undefined} text JSON of the plan that the node has solved */
+function keepPlan(node, text) {
+  if (!text) return;
+  solved.set(runKey(node), { plan: JSON.parse(text), asked: JSON.stringify(valuesOf(node).values) });
+  for (const oldest of [...solved.keys()].slice(0, Math.max(0, solved.size - RUNS_KEPT))) solved.delete(oldest);
+  refreshAll();
 }
 
 /** The node that an event names: its id, behind those of the subgraphs around it. @param {unknown} id @returns {GraphNode} */

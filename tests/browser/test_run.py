@@ -154,3 +154,26 @@ def test_a_plan_from_inside_a_subgraph_shows_outside(page, screens):
     wait(page, "kind => window.plotOf(kind)?.draws > 0", SAMPLER)
     kinds_are(page, after, SAMPLER)
     assert after != before
+
+
+def test_a_solved_plan_shows_with_the_error_to_expect(page, screens):
+    open_workflow(page, ("PlanCache", "DualCache"))
+    assert state(page, "PlanCache")["warnings"] == ["The plan is solved when this node runs, and then shows here."]
+    page.evaluate("""() => {
+      const { app, LiteGraph } = window, [plan, cache] = app.graph._nodes;
+      const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
+      const profile = add("LoadCacheProfile"), show = add("PreviewAny");
+      [profile.pos, show.pos] = [[0, -200], [900, -200]];
+      profile.connect(0, plan, plan.inputs.findIndex((input) => input.name === "profile"));
+      plan.connect(0, cache, cache.inputs.findIndex((input) => input.name === "schedule"));
+      plan.connect(1, show, 0);
+    }""")
+    press_run(page)
+    wait(page, "() => window.plotOf('PlanCache')?.plan?.kinds.length === 30", timeout=RUN)
+    now = state(page, "PlanCache")
+    assert now["plan"]["kinds"].count("F") == 10 and now["summary"][0].startswith("30 steps: 10 full, 20 aggressive")
+    assert all((bar["expected"] is None) == (bar["actual"] == "F") for bar in now["bars"]) and now["sigmas"] == "measured"
+    assert state(page, "DualCache")["plan"]["kinds"] == now["plan"]["kinds"] and state(page, "DualCache")["warnings"] == []
+    page.screenshot(path=screens / f"comfy-{page.renderer}-plan.png")
+    set_widget(page, "speedup", 5.0, "PlanCache")
+    wait(page, "() => window.plotOf('PlanCache').warnings.some((line) => line.startsWith('Settings have changed'))")

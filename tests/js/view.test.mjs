@@ -174,3 +174,35 @@ test("sizes read like those of the report", () => {
 test("every preset has a view", () => {
   for (const preset of Object.keys(PRESETS)) assert.equal(viewOf(sampler({ preset })).error, null, preset);
 });
+
+const SOLVED = {
+  kinds: "FAAFAAFA", expected: [0, 0.01, 0.02, 0, 0.03, 0.05, 0, 0.01], sigmas: [9, 8, 7, 6, 5, 4, 3, 2, 0], text: ["Expected 0.05."], stale: false,
+};
+const planner = (rest = {}) => ({ node: "PlanCache", values: { speedup: 3 }, builder: null, foreign: [], run: null, solved: null, ...rest });
+
+test("a plan to be solved says when it shows", () => {
+  const view = viewOf(planner());
+  assert.deepEqual([view.plan, view.error, view.bars], [null, null, []]);
+  assert.deepEqual(view.warnings, ["The plan is solved when this node runs, and then shows here."]);
+});
+
+test("a solved plan shows its steps, noise levels and expected errors", () => {
+  const view = viewOf(planner({ solved: SOLVED }));
+  assert.equal(view.plan.kinds, SOLVED.kinds);
+  assert.deepEqual(view.bars.map((bar) => bar.expected), [null, 0.01, 0.02, null, 0.03, 0.05, null, 0.01]);
+  assert.deepEqual(view.bars.map((bar) => bar.sigma), SOLVED.sigmas.slice(0, 8));
+  assert.deepEqual(view.summary, ["8 steps: 3 full, 5 aggressive.", "Expected 0.05."]);
+  assert.match(describe(view, 5), /Expected forecast error 0\.05\.$/);
+  assert.equal(view.editable, false);
+  assert.ok(viewOf(planner({ solved: { ...SOLVED, stale: true } })).warnings.some((line) => line.startsWith("Settings have changed")));
+});
+
+test("a sampler fed by a solved plan shows it, and its expectation beside what was measured", () => {
+  const view = viewOf(sampler({ steps: 8 }, { solved: SOLVED }));
+  assert.equal(view.plan.kinds, SOLVED.kinds);
+  const run = { steps: 8, records: [...SOLVED.kinds].map((kind, step) => record(step, kind)), report: null, text: "", asked: SOLVED.kinds };
+  const ran = viewOf(sampler({ steps: 8 }, { solved: SOLVED, run }));
+  assert.match(describe(ran, 5), /expected error 0\.05\.$/);
+  const scaled = viewOf(sampler({ steps: 16 }, { solved: SOLVED }));
+  assert.ok(scaled.bars.length === 16 && scaled.bars.every((bar) => bar.expected === null));
+});
