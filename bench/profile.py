@@ -19,6 +19,7 @@ import torch
 from cache_core.planner import Plan, plan, refine, segment_costs, solved
 from cache_core.predictors import predictor
 from cache_core.profile import Profile, Recorder, fingerprint
+from cache_core.report import PROFILE
 from cache_core.schedule import uniform
 from cache_core.settings import Settings
 from cache_core.table import Table
@@ -59,7 +60,7 @@ def run_job(model, job: Job) -> torch.Tensor:
     """Gram matrices of a job's uncached runs."""
     recorder = Recorder()
     sample(model, list(job.captions), steps=job.steps, seeds=range(job.first, job.first + len(job.captions)), guidance=job.guidance,
-           size=job.size, settings=Settings(method="profile", predictor=recorder))
+           size=job.size, settings=Settings(method=PROFILE, predictor=recorder))
     return recorder.grams()
 
 

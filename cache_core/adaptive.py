@@ -42,7 +42,9 @@ class Adaptive:
 
     def __post_init__(self):
         if self.how not in ADAPTATIONS:
-            raise ValueError(f"adapt must be one of {', '.join(ADAPTATIONS)}, not {self.how!r}.")
+            raise ValueError(f"adapt must be one of {', '.join(ADAPTATIONS)}, not {repr(self.how)[:40]}.")
+        if not self.rule.order:
+            raise ValueError(f"{self.rule.name} has no gain to adapt.")
 
     probe = None
 

@@ -24,7 +24,7 @@ from .levels import FINAL, OUTPUT, STACK, Wiring
 from .report import Report, StepRecord
 from .settings import Settings
 from .sites import CacheMismatch, shim
-from .table import Table
+from .table import Table, same_levels
 
 __all__ = ["FINAL", "OUTPUT", "STACK", "CacheMismatch", "Controller"]
 
@@ -44,7 +44,7 @@ class Controller:
         self.steps, self._flow = len(sigmas) - 1, flow
         self.messages: list[str] = []
         self._ends = Node(0.0, float(sigmas[0]), flow), Node(float(self.steps), float(sigmas[-1]), flow)
-        self.settings = settings = self._spanned(settings)
+        self.settings = settings = self._spanned(settings, sigmas)
         self.schedule = settings.schedule_for(self.steps)
         if settings.schedule is not None and settings.schedule.steps != self.steps:
             self.say(f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {self.steps}.")
@@ -71,11 +71,15 @@ class Controller:
         if refusal is not None:
             self.say(f"Nothing was cached: {refusal}.")
 
-    def _spanned(self, settings: Settings) -> Settings:
-        """Predictors that fit a curve to a whole run are told where it begins and ends."""
+    def _spanned(self, settings: Settings, sigmas: Sequence[float]) -> Settings:
+        """Predictors that fit a curve to a whole run are told where it begins and ends; those solved for another run are replaced."""
         def over(part):
             if isinstance(part, Table) and part.steps != self.steps:
                 self.say(f"The forecast was solved for {part.steps} steps; at {self.steps} a {part.fallback.name} one stands in for it.")
+                part = part.fallback
+            elif isinstance(part, Table) and part.sigmas and not same_levels(part.sigmas, sigmas):
+                self.say(f"The forecast was solved for other noise levels; a {part.fallback.name} one stands in for it. Connect the run's "
+                         "sigmas to Plan Cache.")
                 part = part.fallback
             return part.over_run(*self._ends)
         modules = settings.module_predictor

@@ -53,10 +53,10 @@ def forecast(data: Mapping) -> Forecast:
 
 def _grouped(data: Mapping) -> Forecast:
     if data["by"] == "step":
-        _known(data, ("by", "steps", "table"), "a forecast by step")
-        return Table.read(data.get("steps"), data.get("table"))
+        _known(data, ("by", "steps", "table", "sigmas"), "a forecast by step")
+        return Table.read(data.get("steps"), data.get("table"), data.get("sigmas", ()))
     if not isinstance(data["by"], str) or data["by"] not in GROUPS:
-        raise ValueError(f"by must be one of {', '.join(GROUPS)}, step, not {data['by']!r}.")
+        raise ValueError(f"by must be one of {', '.join(GROUPS)}, step, not {repr(data['by'])[:40]}.")
     kind, known = GROUPS[data["by"]]
     rest = {k: v for k, v in data.items() if k != "by"}
     _known(rest, known, f"a forecast by {data['by']}")

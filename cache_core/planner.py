@@ -1,4 +1,4 @@
-"""Plans from a profile: the best weights for any full steps, and the full steps of least expected error for a budget.
+"""Plans from a profile: the best weights for any full steps, and the full steps of least cost for a budget.
 
 All errors are quadratic forms of the profile's Gram matrices. With Euler a step's velocity error moves the end of the path by the step's
 length in sigma, so what a plan does to the result is the length of one sum: over the skipped steps, step length times forecast error.
@@ -21,6 +21,10 @@ OBJECTIVES = ("sum", "power", "minimax")
 POWER = 4.0
 """Exponent of the objective "power", which suppresses peaks (MeanCache uses 4 to 5)."""
 WINDOW, RIDGE = 3, 1e-3
+NOISE = 2.0**-18
+"""Differences of features below this share of their energy are rounding (bfloat16 keeps 8 bits), and no ground to extrapolate from."""
+MOST_STEPS = 200
+"""Of a run that is planned: the cost table grows with their cube."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +43,23 @@ class Plan:
 def solve(profile: Profile, target: int, nodes: Sequence[int], ridge: float = RIDGE) -> list[float]:
     """Weights of the full steps `nodes` (newest first) for step `target`: sum 1, least mean square error over the samples plus ridge.
 
-    The ridge pulls towards reuse of the newest, relative to the energy of the differences (L2P, arXiv 2604.26365, in closed form).
+    The ridge pulls towards reuse of the newest: `ridge` of the energy of the differences, and the energy of rounding. This is L2P
+    (arXiv 2604.26365) in closed form.
     """
     if not nodes:
         raise ValueError("nodes must hold at least one full step.")
-    gram = profile.grams.mean(0)
-    size, count = profile.steps, len(nodes) - 1
-    if not count:
+    return _solve(profile.grams.mean(0), target, nodes, ridge)
+
+
+def _solve(gram: torch.Tensor, target: int, nodes: Sequence[int], ridge: float) -> list[float]:
+    """`solve` on a mean Gram matrix [T, T]."""
+    if len(nodes) == 1:
         return [1.0]
-    rows = torch.zeros(count + 1, size, dtype=torch.float64)
-    for i, n in enumerate(nodes[1:]):
-        rows[i, n] += 1.0
-    rows[count, target] += 1.0
-    rows[:, nodes[0]] -= 1.0
-    products = rows @ gram @ rows.T
-    a, b = products[:count, :count], products[:count, count]
-    a = a + ridge * torch.diag(a.diagonal().clamp_min(1e-30))
+    places = [*nodes, target]
+    own = gram[places][:, places]
+    products = (own - own[0] - own[:, :1] + own[0, 0])[1:, 1:]  # of the differences to the newest
+    a, b = products[:-1, :-1], products[:-1, -1]
+    a = a + torch.diag(ridge * a.diagonal() + NOISE * gram.diagonal().mean())
     older = torch.linalg.solve(a, b).tolist()
     return [1.0 - sum(older), *older]
 
@@ -65,55 +70,67 @@ def errors(profile: Profile, combination: torch.Tensor) -> torch.Tensor:
     return quadratic.clamp_min(0).sqrt()
 
 
+def _lengths(profile: Profile) -> torch.Tensor:
+    """Step lengths [T] in sigma."""
+    return torch.tensor([a - b for a, b in zip(profile.sigmas, profile.sigmas[1:])], dtype=torch.float64)
+
+
 def solved(profile: Profile, full: Sequence[int], window: int = WINDOW, ridge: float = RIDGE) -> Plan:
-    """The plan with full steps at `full` (ascending, beginning with 0) and its best weights over the newest `window` of them."""
+    """The plan with full steps at `full` (beginning with 0) and its best weights over the newest `window` of them.
+
+    Its forecast has weights for the full steps too, so that a run can measure there what the plan would have forecast.
+    """
     steps, full = profile.steps, sorted(set(full))
     if not full or full[0] != 0 or full[-1] >= steps:
         raise ValueError(f"full steps must begin with 0 and lie below {steps}.")
-    lengths = torch.tensor([a - b for a, b in zip(profile.sigmas, profile.sigmas[1:])], dtype=torch.float64)
-    table, misses = {}, torch.zeros(steps, steps, dtype=torch.float64)
-    for t in range(steps):
-        if t in full:
-            continue
+    gram, lengths = profile.grams.mean(0), _lengths(profile)
+    rows, misses = {}, torch.zeros(steps, steps, dtype=torch.float64)
+    for t in range(1, steps):
         nodes = [f for f in reversed(full) if f < t][:window]
-        weights = solve(profile, t, nodes, ridge)
-        table[t] = dict(zip(nodes, weights))
-        misses[t, nodes] = torch.tensor(weights, dtype=torch.float64)
-        misses[t, t] -= 1.0
+        weights = _solve(gram, t, nodes, ridge)
+        rows[t] = dict(zip(nodes, weights))
+        if t not in full:
+            misses[t, nodes] = torch.tensor(weights, dtype=torch.float64)
+            misses[t, t] -= 1.0
     expected = errors(profile, misses).mean(0)
     final = errors(profile, (lengths[:, None] * misses).sum(0)).mean() / lengths.abs().sum().clamp_min(1e-30)
     kinds = "".join("F" if t in full else "A" for t in range(steps))
-    forecast = json.dumps(Table.of(steps, table).to_dict()) if table else None
+    forecast = json.dumps(Table.of(steps, rows, profile.sigmas).to_dict()) if "A" in kinds else None
     schedule = replace(explicit(kinds), name="planned", forecast=forecast)
-    return Plan(schedule, table, tuple(expected.tolist()), float(final))
+    return Plan(schedule, {t: row for t, row in rows.items() if t not in full}, tuple(expected.tolist()), float(final))
 
 
-def segment_costs(profile: Profile, ridge: float = RIDGE) -> torch.Tensor:
+def segment_costs(profile: Profile, ridge: float = RIDGE, window: int = WINDOW) -> torch.Tensor:
     """Cost [T, T, T + 1] of having full steps i < j and then k next: length of the summed error of the steps between j and k.
 
-    i = j stands for no earlier full step (reuse). k = T is the end. Infinite where the order is not kept.
+    Forecast along the best line through i and j; reuse of j where i = j, which stands for no earlier full step, and at window 1. k = T is
+    the end. Infinite where the order is not kept. ValueError above `MOST_STEPS` steps.
     """
     gram, steps = profile.grams.mean(0), profile.steps
-    lengths = torch.tensor([a - b for a, b in zip(profile.sigmas, profile.sigmas[1:])], dtype=torch.float64)
+    if steps > MOST_STEPS:
+        raise ValueError(f"plans can be made for at most {MOST_STEPS} steps, not {steps}.")
+    lengths = _lengths(profile)
     costs = torch.full((steps, steps, steps + 1), math.inf, dtype=torch.float64)
     energy = gram.diagonal()
+    floor = NOISE * energy.mean()
     for j in range(steps):
-        for i in range(j + 1):
-            d = torch.zeros(steps, dtype=torch.float64)  # the direction of the line: older minus newest
-            if i < j:
-                d[i], d[j] = 1.0, -1.0
-            along = gram @ d
-            size = (d @ along).clamp_min(0)
-            # Share of the direction in each later step's way from j.
-            share = (along - along[j]) / (size * (1 + ridge)) if size > 1e-12 * energy[j] else torch.zeros(steps, dtype=torch.float64)
-            total = torch.zeros(steps, dtype=torch.float64)
-            costs[i, j, j + 1] = 0.0
-            for t in range(j + 1, steps):
-                miss = share[t] * d
-                miss[j] += 1.0
-                miss[t] -= 1.0
-                total = total + lengths[t] * miss
-                costs[i, j, t + 1] = (total @ gram @ total).clamp_min(0).sqrt()
+        # The line's direction is older minus newest, one row per i <= j; i = j has none.
+        along = gram[: j + 1] - gram[j]
+        size = (along.diagonal() - along[:, j]).clamp_min(0)
+        share = (along - along[:, j:j + 1]) / (size * (1 + ridge) + floor)[:, None]
+        if window < 2:
+            share = torch.zeros_like(share)
+        costs[: j + 1, j, j + 1] = 0.0
+        if j + 1 == steps:
+            break
+        # The summed error is a d + b f_j - sum of l f, all along the steps behind j; its square is written out.
+        own = lengths[j + 1:]
+        a, b = (share[:, j + 1:] * own).cumsum(1), own.cumsum(0)
+        weighted = own[:, None] * gram[j + 1:, j + 1:] * own
+        square = (2 * weighted.tril().sum(1) - weighted.diagonal()).cumsum(0)
+        line, newest = (along[:, j + 1:] * own).cumsum(1), (gram[j, j + 1:] * own).cumsum(0)
+        total = a**2 * size[:, None] + b**2 * energy[j] + square + 2 * a * b * along[:, j:j + 1] - 2 * a * line - 2 * b * newest
+        costs[: j + 1, j, j + 2:] = total.clamp_min(0).sqrt()
     return costs
 
 
@@ -153,15 +170,19 @@ def plan_full_steps(costs: torch.Tensor, budget: int, objective: str = "sum", wa
 
 def plan(profile: Profile, budget: int, objective: str = "sum", warmup: int = 1, window: int = WINDOW, ridge: float = RIDGE,
          costs: torch.Tensor | None = None) -> Plan:
-    """The solved plan of least expected error for a number of full steps."""
-    costs = segment_costs(profile, ridge) if costs is None else costs
+    """The solved plan for a number of full steps, those of least cost by `segment_costs` (which may be given).
+
+    That cost counts every segment for itself, forecast along one line. Moving single steps on until the error at the end with all weights
+    is least, lowered that number and not the error of the pictures: forecasts change the path they are made on, early ones most.
+    """
+    costs = segment_costs(profile, ridge, window) if costs is None else costs
     return solved(profile, plan_full_steps(costs, budget, objective, warmup), window, ridge)
 
 
 def plan_for_speedup(profile: Profile, sigmas: Sequence[float], speedup: float) -> Plan:
-    """The plan for a run of these noise levels with 1/speedup of its steps full.
+    """The plan for a run of these noise levels with 1/speedup of its steps full. ValueError where the profile does not reach them.
 
-    The objective "power" gave the best worst picture on the embedded model (bench/results/profile.json).
+    The objective "power" is the one that served best on the embedded model over all budgets (docs/profiles.md).
     """
     steps = len(sigmas) - 1
     budget = min(max(round(steps / speedup), 1), steps)

@@ -277,6 +277,10 @@ class Predictor:
                                       if f.name not in ("name", "span") and getattr(self, f.name) != getattr(plain, f.name)}}
 
 
+LARGEST = 1e4
+"""Sum of absolute weights above which the oldest snapshot is left out, as noise would swamp the feature."""
+
+
 @lru_cache(maxsize=4096)
 def _weights(p: Predictor, nodes: tuple[float, ...], target: float) -> tuple[float, ...]:
     """Every site of a step asks for the same weights, hence the cache."""
@@ -291,6 +295,9 @@ def _weights(p: Predictor, nodes: tuple[float, ...], target: float) -> tuple[flo
         found = [math.nan]
     if not all(map(math.isfinite, found)):
         found = [p.gain]
+    if sum(map(abs, found)) > LARGEST:  # nodes that nearly coincide
+        shorter = _weights(p, nodes[: len(usable) - 1], target)
+        return (*shorter, *[0.0] * (len(nodes) - len(shorter)))
     older = found[1:] + [0.0] * (len(nodes) - len(found))
     return (1.0 - sum(older) if member.sums_to_one else found[0] + 1.0 - p.gain, *older)
 

@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 
 from .history import Node, Site
 from .schedule import MAX_STEPS
+from .table import same_levels
 
 FORMAT, KIND = 1, "cache_profile"
-IDENTITY = ("model", "family", "level", "sampler", "scheduler", "guidance", "resolution")
+IDENTITY = ("model", "level", "sampler", "guidance", "resolution")
 """What a profile holds for, beside its noise levels."""
 LARGEST_FILE = 1 << 30
-TOLERANCE = 1e-3
-"""How far noise levels may lie apart to count as equal."""
+DENSEST = 1.5
+"""Steps that may be planned per recorded one: between recorded steps features count as lines, which are forecast without error."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,14 @@ class Profile:
             raise ValueError("sigmas must be finite numbers.")
         if self.grams.ndim != 3 or self.grams.shape[0] < 1 or self.grams.shape[1:] != (steps, steps):
             raise ValueError(f"grams must be [samples, {steps}, {steps}] for {steps} steps, not {list(self.grams.shape)}.")
-        if not torch.isfinite(self.grams).all():
-            raise ValueError("grams must be finite.")
+        if not self.grams.is_floating_point() or not torch.isfinite(self.grams).all():
+            raise ValueError("grams must be finite numbers.")
+        energy = self.grams.diagonal(dim1=-2, dim2=-1)
+        # What inner products are, up to rounding; anything else would make plans of nonsense.
+        limit = (energy[..., :, None] * energy[..., None, :]).clamp_min(0).sqrt() * (1 + 1e-3) + 1e-9
+        even = torch.allclose(self.grams, self.grams.mT, atol=1e-6)
+        if not even or (energy < 0).any() or (energy > 1e9).any() or (self.grams.abs() > limit).any():
+            raise ValueError("grams must hold inner products of features.")
 
     @property
     def steps(self) -> int:
@@ -70,17 +77,27 @@ class Profile:
         if sigmas is not None:
             if len(sigmas) != len(self.sigmas):
                 wrong.append(f"the run has {len(sigmas) - 1} steps, the profile {self.steps}")
-            elif max(abs(a - b) for a, b in zip(sigmas, self.sigmas)) > TOLERANCE * max(map(abs, self.sigmas)):
+            elif not same_levels(self.sigmas, sigmas):
                 wrong.append("the noise levels are others")
         return wrong
 
     def at(self, sigmas) -> Profile:
         """The profile on other noise levels, interpolated between its own (linearly in sigma, which keeps the Gram matrix of features
-        interpolated alike); says so in `resampled`."""
+        interpolated alike); says so in `resampled`.
+
+        ValueError where they leave the recorded range or lie much closer together than the recorded ones, see `DENSEST`.
+        """
         sigmas = tuple(float(s) for s in sigmas)
+        if len(sigmas) < 2:
+            raise ValueError("sigmas must hold at least two noise levels.")
         if not self.differences({}, sigmas):
             return self
-        own = self.sigmas[:-1]
+        own, span = self.sigmas[:-1], max(map(abs, self.sigmas))
+        if not all(min(self.sigmas) - 0.02 * span <= s <= max(self.sigmas) + 0.02 * span for s in sigmas):
+            raise ValueError("the run's noise levels go beyond those of the profile.")
+        recorded = sum(min(sigmas) - 1e-6 * span <= s <= max(sigmas) + 1e-6 * span for s in own)
+        if len(sigmas) - 1 > DENSEST * recorded:
+            raise ValueError(f"the profile has {recorded} recorded steps where the run has {len(sigmas) - 1}, too few to plan from.")
         rows = torch.zeros(len(sigmas) - 1, len(own), dtype=torch.float64)
         for i, s in enumerate(sigmas[:-1]):
             j = next((j for j, o in enumerate(own) if o <= s), len(own) - 1)
@@ -89,7 +106,7 @@ class Profile:
             else:
                 share = (s - own[j]) / (own[j - 1] - own[j])
                 rows[i, j - 1], rows[i, j] = share, 1 - share
-        return Profile(rows @ self.grams @ rows.T, sigmas, self.identity, self.steps)
+        return Profile(rows @ self.grams @ rows.T, sigmas, self.identity, self.resampled or self.steps)
 
     def save(self, path: Path) -> None:
         """Writes the file; FileExistsError rather than overwriting one."""
@@ -100,7 +117,7 @@ class Profile:
     def add_to(self, path: Path) -> Profile:
         """Adds the samples to a file, which need not exist yet, and gives the whole.
 
-        ValueError, and an untouched file, where it holds another kind of run.
+        ValueError, and an untouched file, where it holds another kind of run; OSError where it cannot be written.
         """
         path = Path(path)
         whole = Profile.load(path).merged(self) if path.exists() else self
@@ -111,7 +128,10 @@ class Profile:
 
     def _write(self, path: Path) -> None:
         head = {"format": FORMAT, "kind": KIND, "sigmas": list(self.sigmas), "identity": dict(self.identity), "resampled": self.resampled}
-        save_file({"grams": self.grams.contiguous()}, path, metadata={"profile": json.dumps(head, allow_nan=False)})
+        try:
+            save_file({"grams": self.grams.contiguous()}, path, metadata={"profile": json.dumps(head, allow_nan=False)})
+        except SafetensorError as error:
+            raise OSError(f"{Path(path).name} could not be written: {error}") from None
 
     @classmethod
     def load(cls, path: Path) -> Profile:
@@ -137,7 +157,11 @@ class Profile:
         if not isinstance(identity, dict) or not all(isinstance(v, (str, int, float, list)) for v in identity.values()):
             raise ValueError(f"{name} does not say what it holds for.")
         resampled = head.get("resampled")
-        return cls(grams.to(torch.float64), tuple(map(float, sigmas)), identity, resampled if isinstance(resampled, int) else None)
+        try:
+            return cls(grams if grams.is_complex() else grams.to(torch.float64), tuple(map(float, sigmas)), identity,
+                       resampled if isinstance(resampled, int) else None)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{name} is not a profile: {str(error).rstrip('.')}.") from None
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -149,7 +173,7 @@ def fingerprint(model: torch.nn.Module) -> str:
     for i, (name, weight) in enumerate(named):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         if i % max(1, len(named) // 16) == 0:
-            digest.update(bytes((weight.detach().flatten()[:256].float() < 0).tolist()))
+            digest.update(bytes(weight.detach().flatten()[:256].float().signbit().tolist()))  # of what becomes -0 in float8 too
     return f"{type(model).__name__} {digest.hexdigest()[:16]}"
 
 
@@ -165,12 +189,16 @@ class Recorder:
 
     def __init__(self):
         self._rows: dict[int, tuple[Site, list[torch.Tensor]]] = {}
+        self._changed = False
 
     def over_run(self, first: Node, last: Node) -> Recorder:
         return self
 
     def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
         """Products [b, 1 + kept] of the truth with itself and with what is kept, newest first."""
+        if any(s.shape != truth.shape for s in site.snapshots):
+            self._changed = True
+            return
         rows = self._rows.setdefault(id(site), (site, []))[1]
         if not rows:
             rows += [self._products(s, site.snapshots[i:]) for i, s in reversed(list(enumerate(site.snapshots)))]
@@ -191,6 +219,8 @@ class Recorder:
         """Gram matrices [samples, T, T] of all sites seen, oldest step first, each by its mean energy. ValueError before any run."""
         if not self._rows:
             raise ValueError("nothing was recorded: sample at least two full steps.")
+        if self._changed:
+            raise ValueError("the size of the features changed during the run.")
         made = []
         for _, rows in self._rows.values():
             gram = torch.zeros(rows[0].shape[0], len(rows), len(rows), dtype=torch.float64)

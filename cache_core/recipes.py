@@ -65,6 +65,7 @@ def settings_of(recipe: Mapping, schedule: CacheSchedule | None = None, **change
         if not isinstance(part, Mapping):
             raise ValueError(f"families.{family} must be an object.")
         _known(part, _PARTS, f"families.{family}")
+        _check_numbers(part, f"families.{family}.")
         rest = {k: v for k, v in recipe.items() if not (k in ("generator", "kinds") and {"generator", "kinds"} & set(part))}
         special[family] = _settings({**rest, **part}, name, schedule, changes)
     return replace(own, families=special)
@@ -84,6 +85,7 @@ def _settings(recipe: Mapping, name: str, schedule: CacheSchedule | None, change
     if schedule is not None:
         parts.update(schedule=schedule, speedup=None)
         if schedule.forecast is not None:
+            name = schedule.name
             parts.update(level="final", predictor=forecast(json.loads(schedule.forecast)))
     return Settings(**{"method": name, **parts, **changes})
 
@@ -104,19 +106,20 @@ def _check(recipe) -> None:
             raise ValueError(f"{key} must be a text of at most {_LONGEST} letters.")
     if ("generator" in recipe) == ("kinds" in recipe):
         raise ValueError("a recipe must have either a generator or kinds.")
-    speedup = recipe.get("speedup")
-    if speedup is not None and (isinstance(speedup, bool) or not isinstance(speedup, (int, float))):
-        raise ValueError("speedup must be a number from 1 to 100.")
-    for key in ("ratio", "text_ratio"):
-        value = recipe.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1):
-            raise ValueError(f"{key} must be a number from 0 to 1.")
+    _check_numbers(recipe)
+
+
+def _check_numbers(part: Mapping, where: str = "") -> None:
+    for key, least, most in (("speedup", 1, 100), ("ratio", 0, 1), ("text_ratio", 0, 1)):
+        value = part.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most):
+            raise ValueError(f"{where}{key} must be a number from {least} to {most}.")
 
 
 def _known(data: Mapping, known, what: str) -> None:
     for key in data:
         if key not in known:
-            raise ValueError(f"{key} is not a field of {what}; it has {', '.join(known)}.")
+            raise ValueError(f"{str(key)[:40]} is not a field of {what}; it has {', '.join(known)}.")
 
 
 def to_json(recipe: Mapping) -> str:

@@ -18,6 +18,8 @@ KINDS = {"F": "full", "C": "conservative", "A": "aggressive"}
 TABLE_ROWS = 48
 MESSAGES_SHOWN = 8
 LOW_STEPS = 10
+PROFILE = "profile"
+"""Method of a run that is recorded and cached nowhere."""
 """Below this many steps caching has little to skip."""
 
 REASONS: dict[str, tuple[str, str]] = {
@@ -149,6 +151,8 @@ class Report:
         if not self.family:
             return "the cache does not know this model, so it was sampled plainly. The help page of the node lists the models it knows."
         wanted = [r for r in self.records if r.planned != "F"]
+        if self.method == PROFILE:
+            return "this run was recorded for a profile."
         if not wanted:
             plan = self.schedule.get("generator") or {}
             cycle, warmup = plan.get("interval", 2), plan.get("warmup", 0)

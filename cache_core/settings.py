@@ -48,11 +48,11 @@ class Settings:
 
     def __post_init__(self):
         if self.attention not in ("frozen", "live"):
-            raise ValueError(f"attention must be 'frozen' or 'live', not {self.attention!r}.")
+            raise ValueError(f"attention must be 'frozen' or 'live', not {repr(self.attention)[:40]}.")
         if self.level not in LEVELS:
-            raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {self.level!r}.")
+            raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {repr(self.level)[:40]}.")
         if isinstance(self.first, bool) or not isinstance(self.first, (int, str)) or (isinstance(self.first, int) and self.first < 0):
-            raise ValueError(f"first must be a number of blocks or a kind of block, not {self.first!r}.")
+            raise ValueError(f"first must be a number of blocks or a kind of block, not {repr(self.first)[:40]}.")
         if self.predictor.probe and self.level not in ("final", "stack"):
             raise ValueError(f"predictor {self.predictor.name} needs a probe, so level must be final or stack, not {self.level}.")
         if self.modules.probe:

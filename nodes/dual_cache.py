@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..cache_core.predictors import predictor
 from ..cache_core.recipes import from_preset, preset_names
 from . import host
-from .types import CATEGORY, Schedule, advanced
+from .types import CATEGORY, advanced, schedule_input
 
 FROM_PRESET = "from preset"
 
@@ -47,7 +47,7 @@ class DualCache(io.ComfyNode):
                 io.Combo.Input("preset", options=preset_names(), default="balanced",
                                tooltip="The method and its plan: quality skips least, fast skips most, the others are "
                                        "named after their papers."),
-                Schedule.Input("schedule", optional=True, tooltip="A plan from Cache Schedule Builder; it replaces the preset's own."),
+                schedule_input("preset"),
                 *forecast_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The model, patched.")],

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..cache_core.recipes import preset_names
 from . import host
 from .dual_cache import FROM_PRESET, forecast_inputs, settings_from
-from .types import CATEGORY, Report, Schedule
+from .types import CATEGORY, Report, schedule_input
 
 
 class DualCacheSampler(io.ComfyNode):
@@ -35,7 +35,7 @@ class DualCacheSampler(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1 keeps part of the given latent."),
                 io.Combo.Input("preset", options=preset_names(), default="balanced", tooltip="The caching method and its plan."),
-                Schedule.Input("schedule", optional=True, tooltip="A plan from Cache Schedule Builder; it replaces the preset's own."),
+                schedule_input("preset"),
                 *forecast_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent"), Report.Output(display_name="report")],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..cache_core.forecasts import NAMES, forecast
@@ -9,7 +11,7 @@ from ..cache_core.predictors import COORDINATES, MEMBERS
 from ..cache_core.recipes import from_json, preset, preset_names, settings_of, to_json
 from ..cache_core.settings import LEVELS
 from . import host
-from .types import CATEGORY, Schedule, advanced
+from .types import CATEGORY, advanced, schedule_input
 
 FROM_RECIPE, OWN = "from recipe", 0
 ADAPT = {"fixed": None, "least squares": "least_squares", "back-off": "back_off"}
@@ -67,7 +69,7 @@ class FeatureForecast(io.ComfyNode):
                 io.Combo.Input("level", options=[FROM_RECIPE, *LEVELS], default=FROM_RECIPE,
                                tooltip="Where features are put back: the final hidden state, the model's output, a run of blocks, every "
                                        "block or every module."),
-                Schedule.Input("schedule", optional=True, tooltip="A plan from Cache Schedule Builder; it replaces the recipe's own."),
+                schedule_input("recipe"),
                 advanced(io.Int.Input("order", default=OWN, min=0, max=5,
                                tooltip="Order of the forecast, 0 for its usual one. Used when forecast is set above.")),
                 advanced(io.Combo.Input("coordinate", options=[FROM_RECIPE, *COORDINATES], default=FROM_RECIPE,
@@ -87,5 +89,7 @@ class FeatureForecast(io.ComfyNode):
     def execute(cls, model, preset, forecast=FROM_RECIPE, gain=1.0, level=FROM_RECIPE, schedule=None, order=OWN, coordinate=FROM_RECIPE,
                 adapt="fixed", recipe="") -> io.NodeOutput:
         made = recipe_from(preset, forecast, order, gain, coordinate, adapt, level, recipe)
+        if schedule is not None and (forecast, level) != (FROM_RECIPE, FROM_RECIPE):
+            schedule = replace(schedule, forecast=None)  # what is chosen here wins, as in Dual Cache
         request = host.CacheRequest(settings_of(made, schedule), node_id=cls.hidden.unique_id)
         return io.NodeOutput(host.patch(model, host.KEY, request), to_json(made))

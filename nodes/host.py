@@ -27,7 +27,7 @@ from ..cache_core.clock import stages_of
 from ..cache_core.controller import Controller
 from ..cache_core.families import find_family
 from ..cache_core.profile import Recorder, fingerprint
-from ..cache_core.report import Report
+from ..cache_core.report import PROFILE, Report
 from ..cache_core.selectors import Selector
 from ..cache_core.settings import Settings
 from ..cache_core.sites import CacheMismatch
@@ -157,7 +157,7 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     model = guider.model_patcher.model
     flow = isinstance(getattr(model, "model_sampling", None), comfy.model_sampling.CONST)
     recorder, said = Recorder() if isinstance(request, ProfileRequest) else None, None
-    settings = Settings(method="profile", predictor=recorder) if recorder else _settings(options, _plain(model.diffusion_model))
+    settings = Settings(method=PROFILE, predictor=recorder) if recorder else _settings(options, _plain(model.diffusion_model))
     conflict = _conflict(guider.model_options)
     if settings.speedup is not None and conflict is None:
         settings, said = profile_files.planned(settings, _identity(guider, latent_image, name), levels)
@@ -170,7 +170,9 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         if recorder:
-            controller.say(profile_files.keep(recorder, levels, _identity(guider, latent_image, name), request.path))
+            kept = profile_files.keep(recorder, levels, _identity(guider, latent_image, name), request.path)
+            controller.say(kept)
+            _show(kept, request.node_id)
         return samples
     finally:
         guider.model_options["transformer_options"].pop(RUN, None)
@@ -245,6 +247,13 @@ def _send(event: str, data: dict) -> None:
     instance = getattr(server, "instance", None)
     if instance is not None:
         instance.send_sync(event, data)
+
+
+def _show(sentence: str, node_id: str | None) -> None:
+    """Shows a sentence on a node when a server is running."""
+    instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if instance is not None and node_id is not None:
+        instance.send_progress_text(sentence, node_id)
 
 
 def _send_steps(run: _Run, source) -> None:

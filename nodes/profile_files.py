@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from ..cache_core.forecasts import forecast
-from ..cache_core.planner import plan_for_speedup
+from ..cache_core.planner import Plan, plan_for_speedup
 from ..cache_core.profile import Profile, Recorder
 from ..cache_core.settings import Settings
 
 log = logging.getLogger("dual_cache")
 PROFILES = "cache_profiles"
 OWN_PROFILES = Path(__file__).resolve().parents[1] / "demo" / "weights"
+MOST_AREA = 2.5
+"""How many times larger or smaller than recorded a picture may be to be planned for by itself."""
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}
 """Names that are no files on Windows."""
 
@@ -56,25 +60,60 @@ def keep(recorder: Recorder, levels: list[float], identity: dict, path: Path) ->
         whole = Profile(recorder.grams(), tuple(levels), identity).add_to(path)
     except (ValueError, OSError) as error:
         return f"This run was not added to {path.name}: {str(error).rstrip('.')}."
-    return f"{path.name} now holds {len(whole.grams)} samples."
+    return f"{path.name} now holds {len(whole.grams)} recorded runs; with guidance, a picture counts twice."
 
 
 def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Settings, str]:
-    """The settings with a plan from the profile that fits a run best, and a sentence on it."""
-    best = None
+    """The settings with a plan from the profile that fits a run best, and a sentence on it; as they are where none fits."""
+    fitting, refused = [], []
     for name in names():
         try:
-            profile = Profile.load(path_of(name))
-        except ValueError as error:
-            log.warning("Dual Cache: %s", error)
-            continue
-        if profile.identity.get("model") == identity["model"]:
-            wrong = profile.differences(identity, levels)
-            best = min(best or (wrong, name, profile), (wrong, name, profile), key=lambda found: len(found[0]))
-    if best is None:
-        return settings, "There is no profile of this model, so the preset's own plan runs. Profile Model records one."
-    wrong, name, profile = best
-    made = plan_for_speedup(profile, levels, settings.speedup)
+            path = path_of(name)
+            profile = Profile.load(path)
+            if profile.identity.get("model") != identity["model"]:
+                continue
+            wrong = _unfit(profile, identity)
+            if wrong:
+                raise ValueError(wrong)
+            made = _plan(path, path.stat().st_mtime_ns, tuple(levels), settings.speedup)
+            fitting.append((_distance(profile, identity, levels), name, profile, made))
+        except (ValueError, OSError) as error:
+            log.info("Dual Cache: %s does not serve this run: %s", name, error)
+            refused.append((name, str(error).rstrip(".")))
+    if not fitting:
+        ours = [f"{name}: {why}" for name, why in refused[:3]]
+        return settings, "No profile fits this run, so the preset's own plan runs." + (f" {'; '.join(ours)}." if ours else
+                                                                                       " Profile Model records one.")
+    _, name, profile, made = min(fitting, key=lambda found: found[:2])
+    wrong = profile.differences(identity, levels)
     other = f" It was recorded otherwise: {'; '.join(wrong)}." if wrong else ""
     predictor = forecast(json.loads(made.schedule.forecast)) if made.schedule.forecast else settings.predictor
     return replace(settings, schedule=made.schedule, level="final", predictor=predictor), f"Planned from {name}.{other}"
+
+
+@lru_cache(maxsize=64)
+def _plan(path: Path, changed: int, levels: tuple[float, ...], speedup: float) -> Plan:
+    """The plan from a file as it was when it changed last; a second of work that repeats with every run."""
+    return plan_for_speedup(Profile.load(path), levels, speedup)
+
+
+def _unfit(profile: Profile, identity: dict) -> str | None:
+    """Why a profile of the same model tells nothing of a run, or None."""
+    if profile.identity.get("sampler", identity["sampler"]) != identity["sampler"]:
+        return f"it was recorded with {profile.identity['sampler']}, the run uses {identity['sampler']}"
+    ratio = _area(identity) / max(1, _area(profile.identity) or _area(identity))
+    if not 1 / MOST_AREA <= ratio <= MOST_AREA:
+        return f"it was recorded at another size, {profile.identity['resolution']} where the run has {identity['resolution']}"
+    return None
+
+
+def _area(identity: dict) -> int:
+    size = identity.get("resolution")
+    return math.prod(size) if isinstance(size, list) and all(isinstance(n, int) and n > 0 for n in size) else 0
+
+
+def _distance(profile: Profile, identity: dict, levels: list[float]) -> tuple:
+    """How far a run is from what was recorded: guidance first, then size, then steps."""
+    guidance = profile.identity.get("guidance")
+    apart = abs(guidance - identity["guidance"]) if isinstance(guidance, (int, float)) else math.inf
+    return apart, abs(_area(profile.identity) - _area(identity)), abs(profile.steps - len(levels) + 1)

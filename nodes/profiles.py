@@ -73,7 +73,8 @@ class PlanCache(io.ComfyNode):
             node_id="PlanCache",
             display_name="Plan Cache",
             category=CATEGORY,
-            description="Finds the full steps and the forecast weights of least expected error, from what a profile knows of the model.",
+            description="Finds full steps and the best forecast weights for a speed-up or an error, from what a profile knows of the "
+                        "model.",
             inputs=[
                 CacheProfile.Input("profile", tooltip="What is known of the model."),
                 io.Combo.Input("target", options=[SPEEDUP, ERROR], default=SPEEDUP,
@@ -98,6 +99,8 @@ class PlanCache(io.ComfyNode):
     @classmethod
     def execute(cls, profile, target=SPEEDUP, speedup=3.0, error=0.002, sigmas=None, warmup=1, window=3,
                 objective="power") -> io.NodeOutput:
+        if sigmas is not None and len(sigmas) < 2:
+            raise ValueError("sigmas holds no step to plan: the scheduler's denoise may be 0.")
         known = profile if sigmas is None else profile.at(sigmas.tolist())
         made, reached = choose(known, target, speedup, error, warmup, window, objective)
         headline, *more = describe(known, made)
@@ -109,7 +112,7 @@ class PlanCache(io.ComfyNode):
 def choose(profile: Profile, target: str, speedup: float, error: float, warmup: int, window: int, objective: str) -> tuple[Plan, list[str]]:
     """The plan for a target, and sentences on what could not be reached."""
     steps, warmup = profile.steps, min(warmup, profile.steps)
-    costs = segment_costs(profile)
+    costs = segment_costs(profile, window=window)
 
     def at(budget: int) -> Plan:
         return plan(profile, budget, objective, warmup, window, costs=costs)
@@ -120,8 +123,7 @@ def choose(profile: Profile, target: str, speedup: float, error: float, warmup: 
             return at(min(budget, steps)), []
         return at(warmup), [f"A speed-up of {speedup:g} is not reachable with {warmup} full steps at the beginning; nearest is "
                             f"{steps / warmup:.2g}."]
-    # The expected error falls with the budget, but for small bumps, so the first that fits from below is the cheapest.
-    for budget in range(warmup, steps):
+    for budget in range(warmup, steps):  # from the cheapest
         made = at(budget)
         if made.final <= error:
             return made, []
@@ -133,7 +135,7 @@ def describe(profile: Profile, made: Plan) -> list[str]:
     full, steps = len(made.schedule.full_steps), profile.steps
     lines = [f"{full} full of {steps} steps, {steps / full:.2g} times fewer calls: {made.schedule.kinds}",
              f"Expected error at the end {made.final:.2g}, of the worst single forecast {max(made.expected):.2g} (step "
-             f"{made.expected.index(max(made.expected)) + 1}); learned from {len(profile.grams)} samples."]
+             f"{made.expected.index(max(made.expected)) + 1}); learned from {len(profile.grams)} recorded runs."]
     if profile.resampled:
         lines.append(f"The profile was recorded at {profile.resampled} steps and adapted to {steps}.")
     return lines

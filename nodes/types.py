@@ -15,3 +15,10 @@ def advanced(entry: io.Input) -> io.Input:
     """The input, marked as advanced in a way that every supported ComfyUI understands."""
     entry.extra_dict = {**entry.extra_dict, "advanced": True}
     return entry
+
+
+def schedule_input(part: str) -> io.Input:
+    """The optional plan of a node whose `part` (its preset, its recipe) brings one of its own."""
+    tooltip = (f"A plan from Cache Schedule Builder or Plan Cache; it replaces the {part}'s own. "
+               "Plan Cache brings its forecast along, unless one is chosen here.")
+    return Schedule.Input("schedule", optional=True, tooltip=tooltip)

@@ -1,14 +1,16 @@
 """Weights and plans from a profile are the best there are, which brute force and explicit features confirm."""
 
+import json
 import math
 from itertools import combinations
 
 import pytest
 import torch
 
+from cache_core import planner
 from cache_core.forecasts import forecast
 from cache_core.history import Node, Site
-from cache_core.planner import OBJECTIVES, errors, plan, plan_full_steps, refine, segment_costs, solve, solved
+from cache_core.planner import MOST_STEPS, NOISE, OBJECTIVES, errors, plan, plan_full_steps, refine, segment_costs, solve, solved
 from cache_core.profile import Profile
 from cache_core.table import Table
 
@@ -35,11 +37,12 @@ def unit(x):
 
 
 @pytest.mark.parametrize("nodes", [(3,), (3, 1), (5, 3, 0), (6, 5, 4, 2)])
-def test_weights_are_the_least_squares_solution(nodes):
+def test_weights_are_the_least_squares_solution(nodes, monkeypatch):
     x, target = unit(features()), 7
-    weights = solve(profile_of(features()), target, nodes, ridge=0.0)
     older = torch.stack([x[:, n] - x[:, nodes[0]] for n in nodes[1:]], -1).flatten(0, 1) if len(nodes) > 1 else torch.zeros(len(x) * 40, 0)
     wanted = torch.linalg.lstsq(older.double(), (x[:, target] - x[:, nodes[0]]).reshape(-1, 1)).solution.flatten().tolist()
+    monkeypatch.setattr(planner, "NOISE", 0.0)
+    weights = solve(profile_of(features()), target, nodes, ridge=0.0)
     assert weights[1:] == pytest.approx(wanted, abs=1e-7) and sum(weights) == pytest.approx(1)
 
 
@@ -76,10 +79,13 @@ def test_segment_costs_are_lengths_of_summed_errors():
         total = torch.zeros(40, dtype=torch.float64)
         for t in range(j + 1, k):
             d = y[i] - y[j]
-            share = 0 if i == j else float(d @ (y[t] - y[j]) / (d @ d * (1 + ridge)))
+            share = 0 if i == j else float(d @ (y[t] - y[j]) / (d @ d * (1 + ridge) + NOISE))
             total += (SIGMAS[t] - SIGMAS[t + 1]) * (y[j] + share * d - y[t])
         assert float(costs[i, j, k]) == pytest.approx(float(total.norm()), abs=1e-12)
     assert math.isinf(costs[3, 2, 5]) and math.isinf(costs[1, 2, 2])
+    reuse = segment_costs(profile_of(x), ridge, window=1)
+    miss = sum((SIGMAS[t] - SIGMAS[t + 1]) * (y[2] - y[t]) for t in (3, 4))
+    assert float(reuse[0, 2, 5]) == float(reuse[2, 2, 5]) == pytest.approx(float(miss.norm()), abs=1e-12)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -102,6 +108,39 @@ def test_dynamic_programming_finds_what_brute_force_finds(objective, warmup):
 def test_impossible_plans_are_refused_in_words(budget, warmup, objective):
     with pytest.raises(ValueError, match=r"^(budget|objective) must .*\.$"):
         plan_full_steps(segment_costs(profile_of(features())), budget, objective, warmup)
+
+
+def test_features_that_hardly_move_are_not_extrapolated():
+    """Noise levels bunched at the beginning ask for weights in the hundreds, which would amplify rounding."""
+    sigmas = tuple(8 * s / (1 + 7 * s) for s in torch.linspace(1, 0, 21, dtype=torch.float64).tolist())
+    x = torch.randn(1, 1, 50, dtype=torch.float64) + torch.tensor(sigmas[:-1])[None, :, None] * torch.randn(1, 1, 50, dtype=torch.float64)
+    gram = x @ x.mT
+    bunched = Profile(gram / gram.diagonal(dim1=-2, dim2=-1).mean(), sigmas)
+    for budget in range(2, 20):
+        made = plan(bunched, budget, warmup=2)
+        assert all(abs(w) < 100 for row in made.table.values() for w in row.values())
+
+
+def test_the_window_decides_on_the_plan_too():
+    profile = profile_of(features(5))
+    assert plan(profile, 4, window=1).schedule.kinds != plan(profile, 4, window=2).schedule.kinds
+    assert all(len(row) == 1 for row in plan(profile, 4, window=1).table.values())
+
+
+def test_runs_too_long_to_plan_are_refused():
+    long = Profile(torch.ones(1, MOST_STEPS + 1, MOST_STEPS + 1, dtype=torch.float64), tuple(range(MOST_STEPS + 1, -1, -1)))
+    with pytest.raises(ValueError, match="at most 200 steps, not 201"):
+        plan(long, 10)
+
+
+def test_a_run_can_measure_the_plans_own_forecast_at_full_steps():
+    made = plan(profile_of(features(2)), 4)
+    full, table = made.schedule.full_steps, forecast(json.loads(made.schedule.forecast))
+    assert dict(table.rows).keys() == set(range(1, STEPS)) and table.sigmas == SIGMAS
+    site = filled(full[:2])
+    wanted = sum(w * (n + 1) for n, w in dict(table.rows)[full[2]])
+    found = table.forecast(site, Node(float(full[2]), SIGMAS[full[2]]))
+    assert torch.allclose(found, torch.full((1, 2, 3), wanted, dtype=torch.float32))
 
 
 def test_refinement_keeps_the_best_measured():
@@ -142,7 +181,9 @@ def test_a_table_steps_back_where_the_run_is_not_its_own():
     {"by": "step", "steps": 8, "table": {"3": {"2": math.nan}}}, {"by": "step", "steps": 8, "table": {"x": {"2": 1.0}}},
     {"by": "step", "steps": 8, "table": {"3": {"2": "1"}}}, {"by": "step", "steps": 8, "table": {"9" * 40: {"2": 1.0}}},
     {"by": "step", "steps": 8, "table": {"3": 1}}, {"by": "step", "steps": "8", "table": {}},
-    {"by": "step", "steps": 8, "table": {}, "x": 1},
+    {"by": "step", "steps": 8, "table": {}, "x": 1}, {"by": "step", "steps": 8, "table": {"3": {"2": 10**400}}},
+    {"by": "step", "steps": 8, "table": {"3": {"2": 200.0, "1": -199.0}}}, {"by": "step", "steps": 8, "table": {}, "sigmas": [1, 0]},
+    {"by": "step", "steps": 1, "table": {}, "sigmas": [1, 10**400]}, {"by": "step", "steps": 1, "table": {}, "sigmas": "10"},
 ], ids=str)
 def test_bad_tables_are_refused_in_a_sentence(part):
     with pytest.raises(ValueError, match=r"^[^\n]+\.$"):

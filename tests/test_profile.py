@@ -89,10 +89,25 @@ def test_other_noise_levels_interpolate_the_features(profile):
     assert profile.at(SIGMAS) is profile
 
 
+def test_levels_between_the_recorded_ones_are_limited(profile):
+    """Between two recorded steps features count as a line, which every forecast follows for nothing."""
+    with pytest.raises(ValueError, match="has 3 recorded steps where the run has 6, too few to plan from"):
+        profile.at((1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0))
+    with pytest.raises(ValueError, match="go beyond those of the profile"):
+        profile.at((2.0, 1.0, 0.0))
+    with pytest.raises(ValueError, match="at least two"):
+        profile.at(())
+    half = profile.at((0.7, 0.4, 0.0))
+    assert half.steps == 2 and half.at((0.7, 0.5, 0.4, 0.0)).resampled == 3
+
+
 @pytest.mark.parametrize(("change", "field"), [
     ({"grams": torch.zeros(2, 3, 4)}, "grams"), ({"grams": torch.zeros(0, 3, 3)}, "grams"),
     ({"grams": torch.full((1, 3, 3), torch.nan)}, "grams"),
-    ({"sigmas": (1.0,)}, "sigmas"), ({"sigmas": (1.0, float("inf"), 0.1, 0.0)}, "sigmas"),
+    ({"grams": -torch.eye(3)[None]}, "grams"), ({"grams": 1e300 * torch.eye(3, dtype=torch.float64)[None]}, "grams"),
+    ({"grams": torch.ones(1, 3, 3).triu()}, "grams"), ({"grams": torch.eye(3)[None].flip(1)}, "grams"),
+    ({"grams": torch.ones(1, 3, 3, dtype=torch.int8)}, "grams"), ({"sigmas": (1.0,)}, "sigmas"),
+    ({"sigmas": (1.0, float("inf"), 0.1, 0.0)}, "sigmas"),
 ], ids=str)
 def test_bad_profiles_name_the_field(profile, change, field):
     with pytest.raises(ValueError, match=f"^{field} must"):
@@ -105,7 +120,7 @@ HEAD = {"format": 1, "kind": "cache_profile", "sigmas": list(SIGMAS), "identity"
 @pytest.mark.parametrize("head", [
     None, "[]", "{", json.dumps({**HEAD, "kind": "workflow"}), json.dumps({**HEAD, "format": 2}), json.dumps({**HEAD, "sigmas": "1"}),
     json.dumps({**HEAD, "sigmas": [1, True, 0.5, 0]}), json.dumps({**HEAD, "sigmas": [1, 0]}), json.dumps({**HEAD, "identity": []}),
-    json.dumps({**HEAD, "identity": {"family": {}}}), "[" * 100_000,
+    json.dumps({**HEAD, "identity": {"family": {}}}), "[" * 100_000, json.dumps({**HEAD, "sigmas": [10**400, 1, 0.5, 0]}),
 ], ids=lambda h: str(h)[:40])
 def test_files_that_are_no_profile_are_refused_in_a_sentence(head, profile, tmp_path):
     path = tmp_path / "odd.safetensors"

@@ -90,9 +90,11 @@ def test_what_cannot_be_reached_is_said(recorded, call):
 
 
 def test_other_noise_levels_adapt_the_profile(recorded, call):
-    sigmas = torch.linspace(1, 0, 21)
+    sigmas = torch.linspace(1, 0, 17)
     schedule, text = call("PlanCache", profile=recorded, sigmas=sigmas, target="speed-up", speedup=2.0)
-    assert schedule.steps == 20 and "recorded at 12 steps and adapted to 20" in text
+    assert schedule.steps == 16 and "recorded at 12 steps and adapted to 16" in text
+    with pytest.raises(ValueError, match="12 recorded steps where the run has 30, too few"):
+        call("PlanCache", profile=recorded, sigmas=torch.linspace(1, 0, 31))
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "", ".hidden", "con", "NUL.profile", "x" * 300, "a\0b"])
@@ -133,24 +135,58 @@ def test_the_embedded_models_own_profile_is_found_and_used(embedded, part, sampl
     assert (out - plain).norm() < (fewer - plain).norm()  # closer than as many calls without caching
 
 
-def test_a_profile_recorded_otherwise_is_used_and_said(embedded, sample, report_of, cached):
+def test_a_profile_recorded_a_little_otherwise_is_used_and_said(embedded, sample, report_of, cached):
     model, caption = embedded
     planned = cached(model, preset="planned")
-    sample(planned, positive=caption, negative=caption, steps=12, size=16, cfg=1.0)
+    sample(planned, positive=caption, negative=caption, steps=12, size=24, cfg=1.0)
     said = " ".join(report_of(planned).messages)
-    assert "It was recorded otherwise: guidance is 1.0, the profile's 2.0; resolution is [16, 16], the profile's [32, 32]; " in said
+    assert "It was recorded otherwise: guidance is 1.0, the profile's 2.0; resolution is [24, 24], the profile's [32, 32]; " in said
     assert "the run has 12 steps, the profile 30" in said
+
+
+@pytest.mark.parametrize(("options", "why"), [
+    ({"size": 16}, "recorded at another size"), ({"sampler": "dpmpp_2m"}, "recorded with sample_euler, the run uses sample_dpmpp_2m"),
+    ({"steps": 50}, "has 30 recorded steps where the run has 50"),
+], ids=str)
+def test_a_profile_too_far_off_is_not_used(embedded, sample, report_of, ran, cached, options, why):
+    model, caption = embedded
+    planned, balanced = cached(model, preset="planned"), cached(model, preset="balanced")
+    options = {"positive": caption, "negative": caption, "steps": 12, "size": 32, **options}
+    out, own = sample(planned, **options), sample(balanced, **options)
+    said = " ".join(report_of(planned).messages)
+    assert "No profile fits this run, so the preset's own plan runs. embedded-30-steps.profile.safetensors: " in said and why in said
+    assert ran(planned) == ran(balanced) and torch.equal(out, own)
 
 
 def test_without_a_profile_the_presets_own_plan_runs(flux, sample, report_of, ran, cached, folder):
     model = cached(flux, preset="planned")
     sample(model, steps=STEPS)
     assert ran(model) == "FFFAAFAAFAAF"
-    assert "There is no profile of this model, so the preset's own plan runs. Profile Model records one." in report_of(model).messages
+    assert "No profile fits this run, so the preset's own plan runs. Profile Model records one." in report_of(model).messages
 
 
 def test_a_broken_file_in_the_folder_harms_nothing(flux, sample, report_of, cached, folder):
     (folder / "broken.safetensors").write_bytes(b"no")
     model = cached(flux, preset="planned")
     assert torch.isfinite(sample(model, steps=STEPS)).all()
-    assert any("no profile of this model" in m for m in report_of(model).messages)
+    assert any("No profile fits" in m and "broken.safetensors: broken.safetensors is not a profile" in m for m in report_of(model).messages)
+
+
+def test_a_profile_that_cannot_be_written_costs_no_picture(flux, folder, call, sample, report_of):
+    (folder / "tiny.profile.safetensors.new").mkdir()
+    model, = call("DualCacheProfileModel", model=flux, name="tiny")
+    assert torch.equal(sample(model, steps=STEPS), sample(flux, steps=STEPS))
+    assert any("was not added to tiny.profile.safetensors: " in m and "could not be written" in m for m in report_of(model).messages)
+
+
+def test_a_plan_at_other_noise_levels_says_so_and_falls_back(recorded, flux, sample, report_of, call, part):
+    schedule, _ = call("PlanCache", profile=recorded, target="speed-up", speedup=2.0)
+    host = part("nodes.host")
+    model = host.patch(flux, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule)))
+    sample(model, steps=STEPS, scheduler="karras")
+    assert any(m.startswith("The forecast was solved for other noise levels; a linear one stands in") for m in report_of(model).messages)
+
+
+def test_a_scheduler_without_steps_is_refused_in_words(recorded, call):
+    with pytest.raises(ValueError, match="sigmas holds no step to plan"):
+        call("PlanCache", profile=recorded, sigmas=torch.tensor([]))

@@ -101,7 +101,25 @@ def test_families_have_settings_of_their_own(flux, feature_forecast, sample, ran
     assert ran(model) == "FAAFAAFAA"
 
 
+def test_a_chosen_forecast_wins_over_that_of_a_plan(flux, feature_forecast, sample, report_of, part):
+    """The plan's steps count in any case."""
+    table = part("cache_core.table").Table.of(STEPS, {t: {0: 1.0} for t in range(1, STEPS)}).to_dict()
+    plan = part("cache_core.schedule").CacheSchedule("FAAAFAAAA", (0.1,) * STEPS, "planned", forecast=json.dumps(table))
+    for widgets, name in (({}, "table"), ({"forecast": "linear", "level": "module"}, "linear")):
+        model, _ = feature_forecast(flux, schedule=plan, **widgets)
+        sample(model, steps=STEPS)
+        report = report_of(model)
+        assert report.predictor == name and report.totals()["full"] == 2
+
+
+BROKEN = '{"format": 1, "kind": "cache_recipe", "generator": {"type": "full"}, %s}'
+
+
 @pytest.mark.parametrize(("widgets", "sentence"), [
+    ({"recipe": BROKEN % '"families": {"FLUX": {"ratio": "1"}}'}, "families.FLUX.ratio must be a number from 0 to 1."),
+    ({"recipe": BROKEN % '"families": {"FLUX": {"speedup": []}}'}, "families.FLUX.speedup must be a number from 1 to 100."),
+    ({"recipe": BROKEN % f'"level": "{"A" * 10_000}"'}, "level must be one of final, output, stack, block, module, not 'AAA"),
+    ({"forecast": "reuse", "adapt": "least squares"}, "reuse has no gain to adapt."),
     ({"recipe": "{"}, "recipe is not valid JSON."),
     ({"recipe": "[]"}, 'kind must be "cache_recipe": this is no recipe.'),
     ({"recipe": '{"format": 1, "kind": "cache_recipe", "generator": {"type": "full"}, "code": "x"}'}, "code is not a field of a recipe"),
@@ -114,4 +132,4 @@ def test_families_have_settings_of_their_own(flux, feature_forecast, sample, ran
 def test_bad_input_is_refused_in_a_sentence(widgets, sentence, flux, feature_forecast):
     with pytest.raises(ValueError, match=".") as error:
         feature_forecast(flux, **widgets)
-    assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
+    assert str(error.value).startswith(sentence) and "\n" not in str(error.value) and len(str(error.value)) < 300
