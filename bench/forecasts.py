@@ -73,7 +73,7 @@ ROWS: dict[str, dict] = {
 }
 SHORT = ("reuse (FORA)", "linear", "linear, gain 0.9", "linear, gain 0.7", "linear, least squares", "linear, back-off",
          "FoCa forecast", "TaylorSeer-Lite, order 2", "Spectrum, corrected", "HiCache, final", "AB-Cache, output", "HyCa, blocks",
-         "TaylorSeer, modules")
+         "TaylorSeer, modules", "TAP")
 """What is measured with guidance, where a picture costs twice as much."""
 
 

@@ -54,7 +54,7 @@ class Place:
         return f"{self.steps} steps, guidance {self.guidance:g}, {self.size} px"
 
 
-PLACES = (Place(speedups=(1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)), Place(guidance=1.0), Place(guidance=4.0), Place(steps=20), Place(steps=50),
+PLACES = (Place(speedups=(1.5, 2.0, 3.0, 4.0, 6.0)), Place(guidance=1.0), Place(guidance=4.0), Place(steps=20), Place(steps=50),
           Place(size=320))
 
 
@@ -136,7 +136,7 @@ def page(data: dict) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--places", type=int, nargs="+", default=list(range(len(PLACES))), help="numbers of the places to judge")
