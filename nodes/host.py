@@ -22,6 +22,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_execution.utils import get_executing_context
 
 from ..cache_core.clock import stages_of
 from ..cache_core.controller import Controller
@@ -242,11 +243,13 @@ def _chunks(x, c_concat, c_crossattn, control, options, conds) -> list[tuple]:
 
 
 def _send(event: str, data: dict) -> None:
-    """Sends an event to the browser when a server is running."""
+    """Sends an event to the browser that has queued the prompt, when a server is running, with the id of that prompt."""
     server = getattr(sys.modules.get("server"), "PromptServer", None)
     instance = getattr(server, "instance", None)
     if instance is not None:
-        instance.send_sync(event, data)
+        context = get_executing_context()
+        prompt = context.prompt_id if context else getattr(instance, "last_prompt_id", None)
+        instance.send_sync(event, {**data, "prompt_id": prompt}, getattr(instance, "client_id", None))
 
 
 def _show(sentence: str, node_id: str | None) -> None:

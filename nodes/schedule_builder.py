@@ -58,7 +58,7 @@ def build(preset, steps, interval, pattern, ratio, warmup, tail, start, end, tex
     """The schedule that the node's widgets describe; ValueError in one sentence when they describe none."""
     text = text.strip()
     if text.startswith("{"):
-        return CacheSchedule.from_json(text).scaled(steps)
+        return _read(text).scaled(steps)
     if text:
         return _listed("".join(text.upper().split()), ratio).scaled(steps)
     if preset != CUSTOM:
@@ -70,13 +70,21 @@ def build(preset, steps, interval, pattern, ratio, warmup, tail, start, end, tex
     return from_generator({"type": "dual", "order": kind, "ratio": ratio, **common}, steps)
 
 
+def _read(text: str) -> CacheSchedule:
+    """The schedule of a JSON text; its errors say where the text stands."""
+    try:
+        return CacheSchedule.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"explicit is not a schedule's JSON ({str(error).rstrip('.')}).") from error
+
+
 def _listed(letters: str, ratio: float) -> CacheSchedule:
     """The schedule of a list as typed; its errors count letters as a user does."""
     if len(letters) > MAX_STEPS:
-        raise ValueError(f"explicit: the list must have at most {MAX_STEPS} letters.")
+        raise ValueError(f"explicit must have at most {MAX_STEPS} letters.")
     for number, letter in enumerate(letters, 1):
         if letter not in LETTERS:
-            raise ValueError(f"explicit: letter {number} must be F, C or A.")
+            raise ValueError(f"letter {number} of explicit must be F, C or A.")
     if letters[0] != "F":
-        raise ValueError("explicit: letter 1 must be F, because nothing is cached before the first step.")
+        raise ValueError("letter 1 of explicit must be F, because nothing is cached before the first step.")
     return explicit(letters, ratio)

@@ -24,7 +24,7 @@ const STYLE = `
   --dc-error: #9b1fd1; }
 /* Nodes 2.0 */
 [data-node-id] .dual-cache { --dc-back: var(--component-node-widget-background, var(--comfy-input-bg, #222)); }
-.dual-cache-frame { position: relative; flex: 1 1000 100px; min-height: 64px; border-radius: 4px; outline: none; touch-action: none; }
+.dual-cache-frame { position: relative; flex: 1 1000 100px; min-height: 64px; border-radius: 4px; outline: none; }
 .dual-cache-frame:focus-visible { box-shadow: 0 0 0 2px var(--dc-F); }
 .dual-cache[data-editable] .dual-cache-frame { cursor: pointer; }
 .dual-cache-frame canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
@@ -38,7 +38,7 @@ const STYLE = `
 .dual-cache-legend .A::before { background: var(--dc-A); height: 3px; }
 .dual-cache-legend .sigma::before { width: 14px; height: 0; border-top: 2px solid currentColor; vertical-align: 3px; border-radius: 0; }
 .dual-cache-legend .sigma.planned::before { border-top-style: dashed; }
-.dual-cache-legend .changed::before { background: var(--dc-alert); clip-path: polygon(0 0, 100% 0, 50% 100%); }
+.dual-cache-legend .changed::before { background: var(--dc-alert); clip-path: polygon(50% 0, 100% 100%, 0 100%); }
 .dual-cache-legend .error::before { background: var(--dc-error); clip-path: polygon(50% 0, 100% 50%, 50% 100%, 0 50%); }
 .dual-cache-legend .expected::before { width: 14px; height: 0; border-top: 2px solid var(--dc-error); vertical-align: 3px; border-radius: 0; }
 .dual-cache-legend .time::before { background: currentColor; opacity: .4; width: 3px; margin-inline-end: 5px; border-radius: 0; }
@@ -56,6 +56,7 @@ const STYLE = `
 @media (prefers-reduced-motion: reduce) { .dual-cache button { transition: none; } }
 `;
 const MOST_SCALE = 4;
+const CLICK = 4; // pixels that the pointer may move in a click
 const SETTLED = 0.005;
 let numbered = 0;
 
@@ -86,6 +87,7 @@ export class SchedulePanel {
     this.focusedAt = -Infinity; // or lost the focus at
     /** @type {number[]} */
     this.heights = [];
+    this.pressed = [0, 0]; // where the pointer went down
     this.frameRequest = 0;
     this.draws = 0;
     /** @type {AbortController | null} */
@@ -130,7 +132,11 @@ export class SchedulePanel {
     const on = (type, handler) => this.frame.addEventListener(type, handler, { signal });
     on("pointermove", (event) => this.hover(this.indexAt(event)));
     on("pointerleave", () => this.hover(-1));
-    on("click", (event) => this.click(this.indexAt(event)));
+    on("pointerdown", (event) => { this.pressed = [event.clientX, event.clientY]; });
+    on("click", (event) => {
+      const [x, y] = this.pressed;
+      if (Math.hypot(event.clientX - x, event.clientY - y) <= CLICK) this.click(this.indexAt(event));
+    });
     on("keydown", (event) => this.key(event));
     on("focus", () => this.focus(true));
     on("blur", () => this.focus(false));
@@ -173,7 +179,8 @@ export class SchedulePanel {
     this.warnings.replaceChildren(...view.warnings.map((line) => make("p", view.error ? "error" : "", line)));
     this.legend.replaceChildren(...this.legendItems());
     this.reset.hidden = !view.listed || view.node !== BUILDER;
-    if (before?.mode === "running" && view.mode === "ran") this.live.textContent = view.summary.join(" ");
+    // A builder shows the run of another plot, which speaks of it.
+    if (before?.mode === "running" && view.mode === "ran" && view.node !== BUILDER) this.live.textContent = view.summary.join(" ");
     this.tell();
     this.request();
   }

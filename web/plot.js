@@ -95,8 +95,8 @@ function drawBars(ctx, { left, bar, top, bottom }, view, theme, heights, hovered
   });
 }
 
-/** Whether a running sampler has not come to a step yet. @param {View} view @param {import("./view.js").Bar} step */
-const isAhead = (view, step) => view.mode === "running" && !step.ran;
+/** Whether a sampler has not come to a step yet, or was stopped before it. @param {View} view @param {import("./view.js").Bar} step */
+const isAhead = (view, step) => view.mode !== "plan" && !step.ran;
 
 /**
  * @param {CanvasRenderingContext2D} ctx @param {Frame} frame @param {View} view @param {Theme} theme
@@ -125,7 +125,7 @@ function drawSigmas(ctx, { left, bar, top, bottom }, view, theme) {
   ctx.strokeStyle = theme.text;
   ctx.lineWidth = 1.5;
   ctx.lineJoin = "round";
-  const known = view.sigmas === "planned" ? 0 : view.mode === "running" ? view.done : points.length;
+  const known = view.sigmas === "planned" ? 0 : view.mode === "running" || view.stopped ? view.done : points.length;
   for (const [part, dash] of [[points.slice(0, known), []], [points.slice(Math.max(0, known - 1)), [5, 3]]]) {
     ctx.beginPath();
     for (const [x, y] of /** @type {[number, number][]} */ (part)) ctx.lineTo(x, y);

@@ -269,12 +269,22 @@ export function recipeSchedule({ kinds, generator }, steps) {
   return kinds === undefined ? fromGenerator(generator, steps) : scaled(explicit(kinds), steps);
 }
 
+/** A list as JSON; its errors say where the text stands. @param {string} text @returns {Schedule} */
+function readList(text) {
+  try {
+    return fromJson(text);
+  } catch (error) {
+    if (error instanceof ScheduleError) throw new ScheduleError(`explicit is not a schedule's JSON (${error.message.replace(/\.$/, "")}).`);
+    throw error;
+  }
+}
+
 /** A list as typed; its errors count letters as a user does. @param {string} text @param {unknown} ratio @returns {Schedule} */
 function listed(text, ratio) {
   const letters = [...text];
-  check(letters.length <= MAX_STEPS, `explicit: the list must have at most ${MAX_STEPS} letters.`);
-  letters.forEach((letter, i) => check(LETTERS.includes(letter), `explicit: letter ${i + 1} must be F, C or A.`));
-  check(letters[0] === "F", "explicit: letter 1 must be F, because nothing is cached before the first step.");
+  check(letters.length <= MAX_STEPS, `explicit must have at most ${MAX_STEPS} letters.`);
+  letters.forEach((letter, i) => check(LETTERS.includes(letter), `letter ${i + 1} of explicit must be F, C or A.`));
+  check(letters[0] === "F", "letter 1 of explicit must be F, because nothing is cached before the first step.");
   return explicit(text, ratio);
 }
 
@@ -284,7 +294,7 @@ function listed(text, ratio) {
  */
 export function buildSchedule({ preset, steps, interval, pattern, ratio, warmup, tail, start, end, explicit: list = "" }) {
   const text = String(list ?? "").trim();
-  if (text.startsWith("{")) return scaled(fromJson(text), steps);
+  if (text.startsWith("{")) return scaled(readList(text), steps);
   if (text) return scaled(listed(text.toUpperCase().replace(/\s+/g, ""), ratio), steps);
   if (preset !== CUSTOM) return presetSchedule(preset, steps);
   check(Object.hasOwn(PATTERNS, pattern), `pattern must be one of ${Object.keys(PATTERNS).join(", ")}.`);

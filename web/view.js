@@ -57,6 +57,7 @@ import {
  * @property {"planned" | "measured"} sigmas
  * @property {"plan" | "running" | "ran"} mode
  * @property {number} done steps that have run
+ * @property {boolean} stopped whether the run ended before its last step
  * @property {number} speedup
  * @property {number} bytes
  * @property {string[]} summary
@@ -68,6 +69,7 @@ export const SAMPLER = "DualCacheSampler";
 export const PATCH = "DualCache";
 export const FORECAST = "FeatureForecast";
 export const PLANNER = "PlanCache";
+const PLANNED = "planned"; // the preset whose plan is made when it runs
 /** Snapshots that a forecast keeps. @type {Record<string, number>} */
 const FORECASTS = TABLE;
 /** @type {Record<string, string>} */
@@ -77,6 +79,8 @@ export const ASSUMED_STEPS = 30;
 const LONG_GAP = 8;
 const MUCH_MEMORY = 2 ** 31;
 const GROUPS_READ = 40;
+const MUCH_SCATTER = 0.25; // of a full step's time
+const MUCH_ERROR = 0.5;
 
 /** @param {number} number @param {string} [one] @param {string} [many] */
 const plural = (number, one = "step", many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
@@ -106,6 +110,12 @@ function readRecipe(text) {
   const { format } = RECIPE;
   if (recipe.format !== format) throw new ScheduleError(`format must be ${format}; other versions of the recipe cannot be read.`);
   return recipe;
+}
+
+/** What a node without a plan says. @param {Context} context @param {string | null} error @returns {string} */
+function withoutPlan({ node, builder }, error) {
+  if (error === null) return "The plan is solved when this node runs, and then shows here.";
+  return `${node !== BUILDER && builder ? "The connected Cache Schedule Builder makes" : "These settings make"} no plan: ${error}`;
 }
 
 /**
@@ -139,10 +149,10 @@ export function viewOf(context) {
   /** @type {View} */
   const view = {
     node, plan, error, listed, editable: node === BUILDER && plan !== null && !foreign.includes("explicit"),
-    bars: [], sigmas: "planned", mode: "plan", done: 0, speedup: 1, bytes: 0, summary: [], warnings: [],
+    bars: [], sigmas: "planned", mode: "plan", done: 0, stopped: false, speedup: 1, bytes: 0, summary: [], warnings: [],
   };
   if (!plan) {
-    view.warnings = [error === null ? "The plan is solved when this node runs, and then shows here." : `These settings make no plan: ${error}`];
+    view.warnings = [withoutPlan(context, error)];
     return view;
   }
   const { level, snapshots, aggressive } = partsOf(context);
@@ -158,7 +168,7 @@ export function viewOf(context) {
     });
     view.sigmas = "measured";
   }
-  if (run && node !== BUILDER && node !== PLANNER) {
+  if (run && node !== PLANNER) {
     view.mode = run.report ? "ran" : "running";
     view.done = view.bars.filter((bar) => bar.ran).length;
   } else {
@@ -169,6 +179,7 @@ export function viewOf(context) {
     });
   }
   if (run?.records.length) view.sigmas = "measured";
+  view.stopped = view.mode === "ran" && view.done < view.bars.length;
   view.summary = view.mode === "plan" || !run ? planSummary(view, memory.branches) : runSummary(view, run);
   if (node === PLANNER && solved) view.summary = [view.summary[0], ...solved.text];
   view.warnings = warningsOf(view, context, run);
@@ -238,7 +249,7 @@ function planSummary({ plan, speedup, bytes, bars }, branches) {
   const lines = [`${plural(bars.length)}: ${countWords(plan?.kinds ?? "")}.`];
   if (bytes) {
     const streams = branches > 1 ? ", with guidance" : "";
-    lines.push(`Estimated speed-up ${short(speedup, 2)} times, cache ${size(bytes)} (FLUX.1-dev at 1024 × 1024${streams}).`);
+    lines.push(`Estimated ${short(speedup, 2)} times as fast on FLUX.1-dev at 1024 × 1024${streams}, cache ${size(bytes)}.`);
   }
   return lines;
 }
@@ -249,21 +260,37 @@ function runSummary(view, run) {
   const kinds = countWords(ran.map((bar) => bar.actual).join(""));
   const step = `step ${Math.min(view.done + 1, run.steps)} of ${run.steps}`;
   if (view.mode === "running") return [`Running: ${step}. So far ${kinds || "nothing"}.`];
-  const report = run.report ?? {};
-  const lines = [`Ran ${plural(view.done)} in ${short(finite(report.wall_seconds) ?? 0)} s: ${kinds || "nothing"}.`];
-  const times = ran.map((bar) => bar.milliseconds ?? 0), full = ran.filter((bar) => bar.actual === "F").map((bar) => bar.milliseconds ?? 0);
-  const spent = times.reduce((sum, time) => sum + time, 0);
-  if (spent > 0 && full.length && full.length < ran.length) {
-    const median = full.sort((a, b) => a - b)[Math.floor(full.length / 2)];
-    const held = finite(report.totals?.peak_bytes) ?? 0;
-    const faster = short((median * ran.length) / spent, 2);
-    lines.push(`About ${faster} times as fast as full steps only, by measured step times; cached ${size(held)}.`);
+  const report = run.report ?? {}, took = `in ${short(finite(report.wall_seconds) ?? 0)} s: ${kinds || "nothing"}.`;
+  const lines = view.stopped ? [`Stopped after ${view.done} of ${plural(view.bars.length)}.`, `Ran ${took}`] : [`Ran ${plural(view.done)} ${took}`];
+  const gain = measuredGain(ran);
+  if (gain !== null) {
+    const how = gain >= 1 ? `${short(gain, 2)} times as fast as` : `${short(1 / gain, 2)} times slower than`;
+    lines.push(`About ${how} full steps only, by measured step times; cached ${size(finite(report.totals?.peak_bytes) ?? 0)}.`);
   }
   const changed = ran.filter((bar) => bar.changed).length;
   if (changed) lines.push(`${plural(changed)} did not run as planned.`);
-  const worst = Math.max(-1, ...ran.map((bar) => bar.error ?? -1));
-  if (worst >= 0) lines.push(`Worst forecast error ${short(worst)}.`);
+  const worst = worstError(ran);
+  if (worst >= 0) lines.push(`Worst forecast error ${short(worst)}, relative: 1 is as large as the feature itself.`);
   return lines;
+}
+
+/** The largest forecast error, or -1. @param {Bar[]} bars */
+const worstError = (bars) => Math.max(-1, ...bars.map((bar) => bar.error ?? -1));
+
+/**
+ * How many times as fast the steps ran as if all had been full; null where nothing was skipped or the times scatter too widely to tell.
+ * @param {Bar[]} ran
+ */
+function measuredGain(ran) {
+  /** @param {number[]} values */
+  const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
+  const times = ran.map((bar) => bar.milliseconds ?? 0), full = times.filter((_, i) => ran[i].actual === "F");
+  if (!full.length || full.length === ran.length) return null;
+  const steady = full.length > 1 ? full.slice(1) : full; // the first step often carries the loading of the model
+  const usual = median(steady), scatter = median(steady.map((time) => Math.abs(time - usual)));
+  if (!(usual > 0) || scatter > MUCH_SCATTER * usual) return null;
+  times[0] = Math.min(times[0], usual);
+  return (usual * times.length) / times.reduce((sum, time) => sum + time, 0);
 }
 
 /**
@@ -281,11 +308,18 @@ function listLength(source) {
 function warningsOf(view, { node, values, foreign, builder, run: last, solved }, run) {
   const kinds = view.plan?.kinds ?? "", steps = kinds.length;
   const found = [];
+  if (node === BUILDER && view.listed) {
+    const ratio = kinds.includes("C") && !String(values.explicit).trim().startsWith("{") ? ", but for ratio," : "";
+    found.push(`A list of your own is in use; preset and the settings below${ratio} do not count until you clear it.`);
+  }
   if (view.mode === "ran" && run) {
     const nothing = run.text.split("\n").find((line) => line.startsWith("Nothing was skipped"));
-    return [...(run.report?.messages ?? []), ...(nothing ? [nothing] : [])];
+    if (worstError(view.bars) > MUCH_ERROR) {
+      found.push("A forecast was off by more than half of the feature. If the picture has changed, plan more full steps.");
+    }
+    return [...found, ...(run.report?.messages ?? []), ...(nothing ? [nothing] : [])];
   }
-  if (view.mode === "running") return [];
+  if (view.mode === "running") return found;
   if (/^F*$/.test(kinds)) found.push("No step is skipped, so nothing gets faster.");
   else if (steps < LOW_STEPS) found.push(`With ${plural(steps)} caching can save little.`);
   const letters = listLength(node === BUILDER ? values : builder);
@@ -302,6 +336,10 @@ function warningsOf(view, { node, values, foreign, builder, run: last, solved },
       : `The value of ${name} comes from another node and may differ from what is drawn.`);
   }
   if (solved?.stale) found.push("Settings have changed since this plan was solved; it is solved anew when it runs.");
+  const recipe = node === FORECAST && String(values.recipe ?? "").trim();
+  if (values.preset === PLANNED && node !== BUILDER && !recipe && !builder && !solved && !foreign.includes("schedule")) {
+    found.push("Drawn as balanced; the run uses this model's profile if there is one that fits.");
+  }
   if ((node === PATCH || node === FORECAST) && !builder && !last && !solved) {
     found.push(`Drawn for ${plural(steps)}; the sampler decides how many there are.`);
   }
@@ -330,7 +368,8 @@ export function describe(view, index) {
     parts.push(`${facts.join(", ")}.`);
   } else if (bar.expected !== null) {
     parts.push(`Expected forecast error ${short(bar.expected)}.`);
-  } else if (view.editable) {
+  }
+  if (view.editable) {
     const first = "The first step is always full: nothing is cached before it.";
     parts.push(index ? `Click to make it ${WORDS[nextKind(bar.planned)]}.` : first);
   }

@@ -2,8 +2,10 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { follow, passThrough, settle } from "./dom.js";
 import { holderOf, scheduleOf, valuesOf } from "./graph.js";
 import { MIN_HEIGHT, SchedulePanel } from "./panel.js";
+import { isReachable, keyOf, tabOf, track } from "./prompts.js";
 import { BUILDER, FORECAST, PATCH, PLANNER, SAMPLER, edited, planOf, viewOf } from "./view.js";
 
 /**
@@ -22,8 +24,8 @@ const READ_ONLY_MODES = [2, 4]; // muted, bypassed
 /** Panels of the nodes that stand in a graph. @type {Map<GraphNode, SchedulePanel>} */
 const panels = new Map();
 /**
- * Last runs by graph and node, so that an undo, which makes all nodes anew, does not lose what they show. A builder shares the run of the
- * node that it feeds.
+ * Last runs by node, so that an undo, which makes all nodes anew, does not lose what they show. A builder shares the run of the node that it
+ * feeds.
  * @type {Map<string, {run: Run, asked: string, number: number}>}
  */
 const runs = new Map();
@@ -31,13 +33,31 @@ let started = 0;
 /** What Plan Cache nodes have solved last, and from which settings. @type {Map<string, {plan: Omit<Solved, "stale">, asked: string}>} */
 const solved = new Map();
 
-const root = () => app.rootGraph ?? app.graph;
-/** @param {GraphNode} node */
-const runKey = (node) => `${root()?.id} ${node.graph?.id} ${node.id}`;
+/**
+ * What has to be known of a node when its prompt is queued, since settings and even the workflow may be others once it runs.
+ * @typedef {object} Place
+ * @property {{key: string, context: Context}[]} owners of its run: the node and a builder that feeds it
+ * @property {string} planner key of the Plan Cache that solves the plan only when it runs, or empty
+ * @property {string} key of the node
+ * @property {string} asked its settings
+ */
+
+/** @param {GraphNode} node @returns {Place | null} */
+function placeOf(node) {
+  if (!NODES.includes(node.comfyClass)) return null;
+  const feeding = scheduleOf(node), key = keyOf(app, node);
+  const planner = feeding?.comfyClass === PLANNER && !READ_ONLY_MODES.includes(feeding.mode) ? keyOf(app, feeding) : "";
+  const built = feeding?.comfyClass === BUILDER && !READ_ONLY_MODES.includes(feeding.mode);
+  const owners = (built ? [node, feeding] : [node]).map((owner) => ({ key: keyOf(app, owner), context: contextOf(owner) }));
+  return { key, owners, planner, asked: JSON.stringify(valuesOf(node).values) };
+}
+
+/** @type {(sender: import("./prompts.js").Sender, then: (place: Place) => void) => void} */
+let noted = () => {};
 
 /** @param {GraphNode} node @returns {Solved | null} */
 function solvedBy(node) {
-  const found = solved.get(runKey(node));
+  const found = solved.get(keyOf(app, node));
   return found ? { ...found.plan, stale: found.asked !== JSON.stringify(valuesOf(node).values) } : null;
 }
 
@@ -58,7 +78,7 @@ function contextOf(node) {
   } else if (origin !== undefined) {
     foreign.push("schedule");
   }
-  const kept = runs.get(runKey(node));
+  const kept = runs.get(keyOf(app, node));
   return { node: node.comfyClass, values, builder, foreign, run: kept ? { ...kept.run, asked: kept.asked } : null, solved: plan };
 }
 
@@ -67,7 +87,7 @@ const shown = new WeakMap();
 
 /** @param {GraphNode} node @param {SchedulePanel} panel */
 function refresh(node, panel) {
-  const context = contextOf(node), kept = runs.get(runKey(node));
+  const context = contextOf(node), kept = runs.get(keyOf(app, node));
   // The records of a run only grow, so their number stands for them.
   const made = JSON.stringify([{ ...context, run: kept && [kept.number, kept.asked, kept.run.records.length, !kept.run.report] }]);
   if (shown.get(panel) === made) return;
@@ -76,7 +96,14 @@ function refresh(node, panel) {
 }
 
 function refreshAll() {
-  for (const [node, panel] of panels) refresh(node, panel);
+  for (const [node, panel] of panels) {
+    if (isReachable(app, node)) {
+      refresh(node, panel);
+    } else { // a graph that is cleared tells its own nodes that they are removed, but not those of its subgraphs
+      panels.delete(node);
+      panel.disconnect();
+    }
+  }
 }
 
 /**
@@ -102,65 +129,20 @@ function setWidget(node, name, value) {
   refreshAll();
 }
 
-/**
- * Runs `then` after each call of a method, which need not exist yet.
- * @param {any} object @param {string} name @param {(...given: any[]) => void} then
- */
-function follow(object, name, then) {
-  const original = object[name];
-  object[name] = function (/** @type {any[]} */ ...given) {
-    const result = original?.apply(this, given);
-    then.apply(this, given);
-    return result;
-  };
-}
-
-/** Whether an element stands in a node that Nodes 2.0 has made of page elements. @param {HTMLElement} element */
-const inNodes2 = (element) => element.closest("[data-node-id]") !== null;
-
-/** Gives wheel and middle button back to the graph. @param {HTMLElement} element @param {AbortSignal} signal */
-function passThrough(element, signal) {
-  /** @param {string} type @param {(event: any) => void} handler @param {boolean} [passive] */
-  const on = (type, handler, passive = true) => element.addEventListener(type, handler, { signal, passive });
-  on("wheel", (event) => {
-    if (inNodes2(element)) return; // the node around it takes the wheel
-    event.preventDefault();
-    app.canvas.processMouseWheel(event);
-  }, false);
-  on("pointerdown", (event) => event.button === 1 && app.canvas.processMouseDown(event));
-  on("pointermove", (event) => (event.buttons & 4) === 4 && app.canvas.processMouseMove(event));
-  on("pointerup", (event) => event.button === 1 && app.canvas.processMouseUp(event));
-}
-
 /** Where the keyboard was when an undo took its node away. @type {{key: string, selected: number, time: number} | null} */
 let lost = null;
 /** Keys of the plots in the page; a graph that is being cleared no longer knows its own id. @type {WeakMap<SchedulePanel, string>} */
 const placed = new WeakMap();
 
-/**
- * Follows a plot into the page. Nodes 2.0 keeps the page elements of a node that an undo or a reload makes anew under the same id, with the
- * plot of the old node in them: the new plot takes its place. The keyboard stays where it was.
- * @param {GraphNode} node @param {SchedulePanel} panel @param {number} [frames] how long to wait
- */
-function settle(node, panel, frames = 30) {
-  requestAnimationFrame(() => {
-    const { element } = panel;
-    if (panels.get(node) !== panel) return;
-    const here = node.graph === app.canvas.graph;
-    const old = here && !element.isConnected && document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"] .dual-cache`);
-    if (old) old.replaceWith(element);
-    if (!element.getClientRects().length) { // not in the page yet, or hidden
-      if (frames) settle(node, panel, frames - 1);
-      return;
-    }
-    const key = runKey(node);
-    placed.set(panel, key);
-    if (lost?.key === key && performance.now() - lost.time < REMEMBERED) {
-      panel.selected = lost.selected;
-      panel.frame.focus({ preventScroll: true });
-      lost = null;
-    }
-  });
+/** The keyboard stays where it was. @param {GraphNode} node @param {SchedulePanel} panel */
+function arrive(node, panel) {
+  const key = keyOf(app, node);
+  placed.set(panel, key);
+  if (lost?.key === key && performance.now() - lost.time < REMEMBERED) {
+    panel.selected = lost.selected;
+    panel.frame.focus({ preventScroll: true });
+    lost = null;
+  }
 }
 
 /** @param {GraphNode} node */
@@ -184,7 +166,7 @@ function addPlot(node) {
     forwarding = new AbortController();
     passThrough(panel.element, forwarding.signal);
     refresh(node, panel);
-    settle(node, panel);
+    settle(node, panel.element, () => panels.get(node) === panel, () => arrive(node, panel));
   };
   follow(node, "onAdded", attach);
   follow(node, "onRemoved", () => {
@@ -199,7 +181,6 @@ function addPlot(node) {
   for (const other of node.widgets) if (other !== widget) follow(other, "callback", refreshAll);
   follow(node, "onWidgetChanged", refreshAll);
   follow(node, "onConfigure", refreshAll);
-  if (node.comfyClass === PLANNER) follow(node, "onExecuted", (output) => keepPlan(node, output?.dual_cache_plan?.[0]));
   follow(node, "onConnectionsChange", () => queueMicrotask(refreshAll));
   if (node.graph) attach();
   else refresh(node, panel);
@@ -207,68 +188,74 @@ function addPlot(node) {
   node.setSize?.([Math.max(WIDTH, width, node.size[0]), Math.max(height, node.size[1])]);
 }
 
-/** @param {GraphNode} node @param {string | undefined} text JSON of the plan that the node has solved */
-function keepPlan(node, text) {
+/** Drops all but the latest entries. @param {Map<string, unknown>} map */
+function trim(map) {
+  for (const oldest of [...map.keys()].slice(0, Math.max(0, map.size - RUNS_KEPT))) map.delete(oldest);
+}
+
+/** @param {CustomEvent} event of a node that has run */
+function onExecuted({ detail }) {
+  const text = detail?.output?.dual_cache_plan?.[0]; // the plan that it has solved, as JSON
   if (!text) return;
-  solved.set(runKey(node), { plan: JSON.parse(text), asked: JSON.stringify(valuesOf(node).values) });
-  for (const oldest of [...solved.keys()].slice(0, Math.max(0, solved.size - RUNS_KEPT))) solved.delete(oldest);
-  refreshAll();
+  noted({ node: detail.display_node ?? detail.node, prompt_id: detail.prompt_id }, ({ key, asked }) => {
+    solved.delete(key); // so that it comes last
+    solved.set(key, { plan: JSON.parse(text), asked });
+    trim(solved);
+    refreshAll();
+  });
 }
 
-/** The node that an event names: its id, behind those of the subgraphs around it. @param {unknown} id @returns {GraphNode} */
-function nodeOf(id) {
-  let graph = root(), node = null;
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part));
-    graph = node?.subgraph;
-  }
-  return node && NODES.includes(node.comfyClass) ? node : null;
-}
-
-/** @param {GraphNode} node @param {Run} run */
-function begin(node, run) {
-  const number = ++started, feeding = scheduleOf(node);
-  for (const owner of feeding?.comfyClass === BUILDER ? [node, feeding] : [node]) {
-    const key = runKey(owner);
+/** @param {Place} place @param {Run} run */
+function begin({ owners, planner }, run) {
+  const number = ++started, plan = solved.get(planner)?.plan;
+  for (const { key, context } of owners) {
+    const { plan: made } = planOf(plan ? { ...context, solved: { ...plan, stale: false } } : context);
     runs.delete(key); // so that it comes last
-    runs.set(key, { run, asked: planOf(contextOf(owner)).plan?.kinds ?? "", number });
+    runs.set(key, { run, asked: made?.kinds ?? "", number });
   }
-  for (const oldest of [...runs.keys()].slice(0, Math.max(0, runs.size - RUNS_KEPT))) runs.delete(oldest);
+  trim(runs);
 }
 
-/** @param {CustomEvent} event {node, steps, record} */
-function onStep({ detail: { node: id, steps, record } }) {
-  const node = nodeOf(id);
-  if (!node) return;
-  const before = runs.get(runKey(node))?.run;
-  const starts = !before || before.report || (record.step === 0 && record.phase === 0);
-  /** @type {Run} */
-  const run = starts ? { steps, records: [], report: null, text: "" } : before;
-  if (starts) begin(node, run);
-  run.records.push(record);
-  refreshAll();
+/** @param {CustomEvent} event {node, prompt_id, steps, record} */
+function onStep({ detail }) {
+  noted(detail, (place) => {
+    const { steps, record } = detail, before = runs.get(place.key)?.run;
+    const starts = !before || before.report || (record.step === 0 && record.phase === 0);
+    /** @type {Run} */
+    const run = starts ? { steps, records: [], report: null, text: "" } : before;
+    if (starts) begin(place, run);
+    run.records.push(record);
+    refreshAll();
+  });
 }
 
-/** @param {CustomEvent} event {node, report, text} */
-function onReport({ detail: { node: id, report, text } }) {
-  const node = nodeOf(id);
-  if (!node) return;
-  const before = runs.get(runKey(node))?.run;
-  const run = before && !before.report ? before : { steps: report.steps, records: [], report: null, text: "" };
-  if (run !== before) begin(node, run);
-  Object.assign(run, { records: report.records, report, text });
-  refreshAll();
+/** @param {CustomEvent} event {node, prompt_id, report, text} */
+function onReport({ detail }) {
+  noted(detail, (place) => {
+    const { report, text } = detail, before = runs.get(place.key)?.run;
+    const run = before && !before.report ? before : { steps: report.steps, records: [], report: null, text: "" };
+    if (run !== before) begin(place, run);
+    Object.assign(run, { records: report.records, report, text });
+    refreshAll();
+  });
 }
 
 const EXTENSION = {
   name: "dual_cache.schedule_plot",
   setup() {
+    noted = track(app, api, placeOf);
+    api.addEventListener("executed", onExecuted);
     api.addEventListener("dual_cache.step", onStep);
     api.addEventListener("dual_cache.report", onReport);
     api.addEventListener("graphChanged", refreshAll);
     app.canvas.canvas.addEventListener("litegraph:set-graph", refreshAll); // a subgraph is opened or left
-    let scale = 0;
+    let scale = 0, tab = 0;
     follow(app.canvas, "onDrawForeground", () => {
+      if (tabOf(app) !== tab) {
+        tab = tabOf(app);
+        refreshAll();
+        for (const [node, panel] of panels) if (placed.has(panel)) placed.set(panel, keyOf(app, node));
+      }
       if (app.canvas.ds.scale === scale) return;
       ({ scale } = app.canvas.ds);
       for (const panel of panels.values()) panel.request();

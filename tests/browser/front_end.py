@@ -14,7 +14,7 @@ PLOT_OF = """window.plotOf = (kind) => [...document.querySelectorAll(".dual-cach
   .map((element) => element.__dualCache).find((state) => state?.node === kind);"""
 
 # What a front end without a run would receive over the socket.
-SEND = """([id, kinds, count, done]) => {
+SEND = """([id, kinds, count, done, prompt_id]) => {
   const records = [...kinds].map((planned, step) => {
     const actual = step === 4 ? "F" : planned;
     return {
@@ -24,10 +24,16 @@ SEND = """([id, kinds, count, done]) => {
     };
   });
   const { api } = window.comfyAPI.api, send = (type, detail) => api.dispatchEvent(new CustomEvent(type, { detail }));
-  for (const record of records.slice(0, count)) send("dual_cache.step", { node: String(id), steps: kinds.length, record });
+  for (const record of records.slice(0, count)) send("dual_cache.step", { node: String(id), prompt_id, steps: kinds.length, record });
+  if (done === "stopped") records.splice(count);
   const report = { steps: kinds.length, records, wall_seconds: 2.5, totals: { peak_bytes: 1024 }, messages: ["A sentence of the report."] };
-  if (done) send("dual_cache.report", { node: String(id), report, text: "" });
+  if (done) send("dual_cache.report", { node: String(id), prompt_id, report, text: "" });
 }"""
+
+# What a front end without a run would receive of Cache Report.
+REPORTED = """([id, text, prompt_id]) => window.comfyAPI.api.api.dispatchEvent(new CustomEvent("executed", {
+  detail: { node: String(id), display_node: String(id), prompt_id, output: { text: [text], dual_cache_report: ["{}"] } },
+}))"""
 
 
 def load(page, workflow, name=None):
@@ -61,7 +67,7 @@ def open_workflow(page, types):
       Object.assign(canvas.ds, { scale: 1, offset: [120, 120] });
       canvas.setDirty(true, true);
     }""")
-    for kind in types:
+    for kind in set(types) - {"CacheReport"}:
         wait(page, "kind => window.plotOf(kind)?.draws > 0", kind)
 
 
@@ -73,6 +79,30 @@ def template(page, name):
 
 def press_run(page):
     page.get_by_role("button", name="Run", exact=True).first.click()
+
+
+def queue(page, prompt):
+    """Presses Run; the server is left out, and the front end is told that the prompt has this id."""
+    answer = {"prompt_id": prompt, "number": 1, "node_errors": {}}
+    page.route("**/api/prompt", lambda route: route.fulfill(json=answer) if route.request.method == "POST" else route.fallback())
+    with page.expect_response("**/api/prompt"):
+        press_run(page)
+    page.unroute("**/api/prompt")
+
+
+def undo_a_change(page, kind):
+    """Gives a node another title and takes that back, which makes all nodes anew."""
+    page.evaluate("""async kind => {
+      const { app } = window, { changeTracker } = app.extensionManager.workflow.activeWorkflow;
+      const capture = () => (changeTracker.captureCanvasState ?? changeTracker.checkState).call(changeTracker);
+      const find = () => app.canvas.graph._nodes.find((node) => node.type === kind);
+      capture();
+      const before = find();
+      before.title = "Another";
+      capture();
+      await changeTracker.undo();
+      if (find() === before || find().title === "Another") throw new Error("nothing was undone");
+    }""", kind)
 
 
 def wait(page, condition, argument=None, timeout=PATIENCE):

@@ -111,6 +111,30 @@ def test_a_click_changes_a_step_and_makes_the_list_explicit(page):
     assert state(page, "builder")["plan"]["kinds"] == kinds
 
 
+def test_a_drag_over_the_bars_changes_nothing(page):
+    x, y = bar(page, "builder", 5)
+    page.mouse.move(x - 3, y - 9)
+    page.mouse.down()
+    page.mouse.move(x, y)
+    page.mouse.up()
+    assert page.evaluate("() => window.plots.builder.edits") == []
+    page.mouse.move(x, y + 2)
+    page.mouse.down()
+    page.mouse.move(x, y)
+    page.mouse.up()
+    assert len(page.evaluate("() => window.plots.builder.edits")) == 1
+
+
+def test_touch_is_left_to_the_page(page):
+    assert page.locator(FRAME.format("builder")).evaluate("element => getComputedStyle(element).touchAction") == "auto"
+
+
+def test_the_legend_draws_what_the_plot_draws(page):
+    """The mark of a step that did not run as planned stands on its base."""
+    shape = page.evaluate("() => getComputedStyle(document.querySelector('#ran .changed'), '::before').clipPath")
+    assert shape == "polygon(50% 0px, 100% 100%, 0px 100%)"
+
+
 def test_the_first_step_stays_full(page):
     page.mouse.click(*bar(page, "builder", 0))
     page.locator(FRAME.format("builder")).focus()
@@ -166,7 +190,7 @@ def test_runs_are_shown(page):
 
 
 def test_settings_without_a_plan_say_so(page):
-    assert "make no plan: explicit: letter 1 must be F" in page.locator("#wrong").inner_text()
+    assert "make no plan: letter 1 of explicit must be F" in page.locator("#wrong").inner_text()
     change(page, "wrong", explicit="")
     assert "make no plan" not in page.locator("#wrong").inner_text()
 

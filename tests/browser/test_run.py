@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.front_end import OURS, bar, kinds_are, load, node, open_workflow, press_run, set_widget, state, template, wait
+from tests.browser.front_end import (
+    OURS, REPORTED, SEND, bar, kinds_are, load, node, open_workflow, press_run, queue, set_widget, state, template, undo_a_change, wait,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))}
@@ -94,6 +96,125 @@ def test_the_embedded_workflow_runs(page, screens):
     check_run(run_to_the_end(page))
     wait(page, "selector => document.querySelector(selector).textContent.startsWith('balanced on FLUX: 8 steps')", REPORT)
     page.screenshot(path=screens / f"comfy-{page.renderer}-embedded.png")
+
+
+def report_starts(page, text):
+    """The report that can be seen begins so."""
+    wait(page, """([selector, text]) => [...document.querySelectorAll(selector)].some((element) =>
+      element.getClientRects().length && element.textContent.startsWith(text))""", [REPORT, text])
+
+
+def test_a_report_outlives_an_undo_and_follows_the_next_run(page):
+    load(page, template(page, "embedded"))
+    wait(page, "kind => window.plotOf(kind)?.draws > 0", SAMPLER)
+    set_up_run(page)
+    run_to_the_end(page)
+    report_starts(page, f"balanced on FLUX: {STEPS} steps")
+    undo_a_change(page, SAMPLER)
+    report_starts(page, f"balanced on FLUX: {STEPS} steps")
+    wait(page, "kind => window.plotOf(kind)?.mode === 'ran'", SAMPLER)
+    set_widget(page, "steps", 4, SAMPLER)
+    run_to_the_end(page)
+    report_starts(page, "balanced on FLUX: 4 steps")
+
+
+def test_a_report_of_any_length_keeps_its_node_as_it_is(page):
+    open_workflow(page, ["DualCacheSampler", "CacheReport"])
+    report_starts(page, "The report appears here after a run.")
+    size = "JSON.stringify([[...node.size], document.querySelector(\"pre[aria-label='Cache report']\").offsetHeight])"
+    before = node(page, size, "CacheReport")
+    page.evaluate(REPORTED, [node(page, "node.id", "CacheReport"), "\n".join(["A line of the report"] * 200)])
+    report_starts(page, "A line of the report")
+    page.wait_for_timeout(300)
+    assert node(page, size, "CacheReport") == before
+
+
+def test_the_wheel_over_a_report_moves_the_graph_until_it_is_being_read(page):
+    open_workflow(page, ["DualCacheSampler", "CacheReport"])
+    page.evaluate(REPORTED, [node(page, "node.id", "CacheReport"), "\n".join(["A line of the report"] * 200)])
+    report_starts(page, "A line of the report")
+    report, scale = page.locator(REPORT), node(page, "app.canvas.ds.scale", "CacheReport")
+    box = report.bounding_box()
+    page.mouse.move(box["x"] + 40, box["y"] + 40)
+    page.mouse.wheel(0, 120)
+    wait(page, "scale => window.app.canvas.ds.scale < scale", scale)
+    assert report.evaluate("element => element.scrollTop") == 0
+    report.focus()
+    scale = node(page, "app.canvas.ds.scale", "CacheReport")
+    box = report.bounding_box()
+    page.mouse.move(box["x"] + 40, box["y"] + 40)
+    page.mouse.wheel(0, 120)
+    wait(page, "selector => document.querySelector(selector).scrollTop > 0", REPORT)
+    assert node(page, "app.canvas.ds.scale", "CacheReport") == scale
+
+
+def test_plots_that_are_left_behind_in_subgraphs_are_let_go(page):
+    page.evaluate("""() => {
+      window.watching = new Set();
+      const { prototype } = ResizeObserver, { observe, disconnect } = prototype;
+      prototype.observe = function (...given) {
+        if (given[0].className === "dual-cache-frame") window.watching.add(this);
+        return observe.apply(this, given);
+      };
+      prototype.disconnect = function () {
+        window.watching.delete(this);
+        return disconnect.call(this);
+      };
+    }""")
+    load(page, template(page, "embedded"))
+    wrap(page, SAMPLER)
+    before = page.evaluate("() => window.watching.size")
+    for _ in range(3):
+        undo_a_change(page, "CacheReport")
+    assert page.evaluate("() => window.watching.size") <= before
+    enter(page)
+    wait(page, "kind => window.plotOf(kind)?.draws > 0", SAMPLER)
+
+
+def test_a_run_goes_with_the_settings_that_it_was_queued_with(page):
+    load(page, template(page, "embedded"))
+    wait(page, "kind => window.plotOf(kind)?.draws > 0", SAMPLER)
+    kinds, number = state(page, SAMPLER)["plan"]["kinds"], node(page, "node.id", SAMPLER)
+    queue(page, "queued before")
+    set_widget(page, "preset", "duca", SAMPLER)
+    page.evaluate(SEND, [number, kinds, len(kinds), True, "queued before"])
+    wait(page, "kind => window.plotOf(kind).warnings.includes('The last run used another plan.')", SAMPLER)
+    assert state(page, SAMPLER)["mode"] == "plan"
+    set_widget(page, "preset", "balanced", SAMPLER)
+    wait(page, "kind => window.plotOf(kind).mode === 'ran'", SAMPLER)
+
+
+def test_a_run_belongs_to_the_workflow_that_it_was_queued_from(page):
+    workflow = template(page, "embedded")
+    open_it = "async ([workflow, name]) => { await window.app.loadGraphData(workflow, true, true, name); }"
+    page.evaluate(open_it, [workflow, "one"])
+    wait(page, "kind => window.plotOf(kind)?.draws > 0", SAMPLER)
+    kinds, number = state(page, SAMPLER)["plan"]["kinds"], node(page, "node.id", SAMPLER)
+    reporter = node(page, "node.id", "CacheReport")
+    name = page.evaluate("() => window.app.extensionManager.workflow.activeWorkflow.filename")
+    queue(page, "first tab")
+    page.evaluate(SEND, [number, kinds, 3, False, "first tab"])
+    wait(page, "kind => window.plotOf(kind).mode === 'running'", SAMPLER)
+    page.evaluate(open_it, [workflow, "other"])
+    wait(page, "kind => window.plotOf(kind)?.mode === 'plan'", SAMPLER)
+    assert page.evaluate("() => window.app.extensionManager.workflow.activeWorkflow.filename") != name
+    page.evaluate(SEND, [number, kinds, len(kinds), True, "first tab"])
+    page.evaluate(REPORTED, [reporter, "Of the first tab.", "first tab"])
+    page.wait_for_timeout(200)
+    assert state(page, SAMPLER)["mode"] == "plan" and state(page, SAMPLER)["bars"][0]["ran"] is False
+    report_starts(page, "The report appears here after a run.")
+    page.locator(".workflow-tabs").get_by_text(name, exact=True).click()
+    wait(page, "kind => window.plotOf(kind)?.mode === 'ran'", SAMPLER)
+    report_starts(page, "Of the first tab.")
+
+
+def test_a_run_that_is_stopped_says_so(page, screens):
+    open_workflow(page, [SAMPLER])
+    kinds = state(page, SAMPLER)["plan"]["kinds"]
+    page.evaluate(SEND, [node(page, "node.id", SAMPLER), kinds, 7, "stopped"])
+    wait(page, "kind => window.plotOf(kind).mode === 'ran'", SAMPLER)
+    assert state(page, SAMPLER)["summary"][0].startswith("Stopped after 7 of 30 steps.")
+    page.screenshot(path=screens / f"comfy-{page.renderer}-stopped.png")
 
 
 def test_a_run_reaches_nodes_in_a_subgraph(page, screens):

@@ -227,15 +227,16 @@ def test_sampler_custom_advanced(call, core, flux, condition, latent, ran, repor
 
 def test_events_reach_the_browser_per_step_and_at_the_end(call, flux, ksampler, monkeypatch, report_of):
     sent = []
-    instance = SimpleNamespace(send_sync=lambda event, data, sid=None: sent.append((event, data)))
+    instance = SimpleNamespace(send_sync=lambda event, data, sid=None: sent.append((event, data, sid)), client_id="me", last_prompt_id="run")
     monkeypatch.setitem(__import__("sys").modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     patched, = call("DualCache", model=flux, preset="balanced").result
     ksampler(patched)
-    events = [e for e, _ in sent]
+    events = [e for e, _, _ in sent]
     assert events == ["dual_cache.step"] * 8 + ["dual_cache.report"]
-    assert [d["record"]["step"] for _, d in sent[:8]] == list(range(8)) and {d["node"] for _, d in sent} == {"7"}
+    assert [d["record"]["step"] for _, d, _ in sent[:8]] == list(range(8)) and {d["node"] for _, d, _ in sent} == {"7"}
+    assert {(d["prompt_id"], to) for _, d, to in sent} == {("run", "me")}
     assert sent[-1][1]["report"] == report_of(patched).to_dict() and sent[-1][1]["text"] == report_of(patched).text()
-    json.dumps([d for _, d in sent], allow_nan=False)
+    json.dumps([d for _, d, _ in sent], allow_nan=False)
 
 
 # --- V-Cache Attention Patch --------------------------------------------------------------------------

@@ -174,6 +174,8 @@ def check_report(messages, outputs, sender):
     report = json.loads(data)
     steps, (end,) = of_type(messages, "dual_cache.step"), of_type(messages, "dual_cache.report")
     assert {d["node"] for d in [*steps, end]} == {sender}
+    (begun,) = of_type(messages, "execution_start")
+    assert {d["prompt_id"] for d in [*steps, end]} == {begun["prompt_id"]}
     # A forecast's error is read when the run ends, so that no step waits for the device.
     live, final = ([{k: v for k, v in r.items() if k != "forecast_error"} for r in records]
                    for records in ([d["record"] for d in steps], report["records"]))
@@ -263,7 +265,7 @@ def test_bad_input_is_one_sentence_on_the_node(server):
     messages, _ = server.queue(nodes)
     (error,) = of_type(messages, "execution_error")
     assert error["node_id"] == "11" and error["exception_type"] == "ValueError"
-    assert "explicit: letter 2 must be F, C or A." in error["exception_message"]
+    assert "letter 2 of explicit must be F, C or A." in error["exception_message"]
 
 
 def test_comfyuis_own_loaders_read_the_embedded_model(server, first):

@@ -10,10 +10,14 @@ const CONTEXT = { node: "DualCacheSampler", values: { preset: "duca", steps: 12,
 const [WIDTH, HEIGHT] = [320, 120];
 
 function drawn(view, width = WIDTH) {
-  const rects = [], texts = [], target = { rects, texts };
+  const rects = [], texts = [], strokes = [], target = { rects, texts, strokes, globalAlpha: 1 };
   const ctx = new Proxy(target, {
     get: (_, name) => {
-      if (name === "fillRect") return (x, y, w, h) => rects.push({ colour: target.fillStyle, x, y, w, h });
+      if (name === "fillRect") return (x, y, w, h) => rects.push({ colour: target.fillStyle, alpha: target.globalAlpha, x, y, w, h });
+      if (name === "beginPath") return () => { target.points = 0; };
+      if (name === "lineTo") return () => { target.points++; };
+      if (name === "setLineDash") return (dash) => { target.dash = dash; };
+      if (name === "stroke") return () => strokes.push({ points: target.points, dashed: target.dash.length > 0 });
       if (name === "fillText") return (text, x) => texts.push({ colour: target.fillStyle, text, x });
       if (name === "measureText") return (text) => ({ width: 5 * text.length });
       return () => undefined;
@@ -69,6 +73,16 @@ test("times are drawn once a step has run", () => {
   const times = drawn(viewOf({ ...CONTEXT, run })).rects.filter(({ colour }) => colour === "faint");
   assert.equal(times.length, 3);
   assert.equal(drawn(view).rects.filter(({ colour }) => colour === "faint").length, 0);
+});
+
+test("steps that a stopped run did not come to are faint, and their noise levels dashed", () => {
+  const records = [0, 1, 2].map((step) => ({
+    step, phase: 0, sigma: 1 - step / 12, planned: "F", actual: "F", reason: "planned", milliseconds: 50, ratio: 0.1, forecast_error: null,
+  }));
+  const run = { steps: 12, asked: view.plan.kinds, records, report: { wall_seconds: 1 }, text: "" };
+  const seen = drawn(viewOf({ ...CONTEXT, run }));
+  assert.deepEqual(bars(seen).map(({ alpha }) => alpha < 0.5), Array.from({ length: 12 }, (_, i) => i > 2));
+  assert.deepEqual(seen.strokes.slice(0, 2), [{ points: 3, dashed: false }, { points: 11, dashed: true }]);
 });
 
 test("nothing is drawn without a plan", () => {

@@ -32,14 +32,17 @@ test("a builder's view follows its values", () => {
 test("what cannot be planned says why and draws nothing", () => {
   const view = viewOf(builder({ explicit: "CFF" }));
   assert.equal(view.plan, null);
-  assert.deepEqual(view.warnings, ["These settings make no plan: explicit: letter 1 must be F, because nothing is cached before the first step."]);
+  assert.deepEqual(view.warnings, ["These settings make no plan: letter 1 of explicit must be F, because nothing is cached before the first step."]);
+  const said = (context) => viewOf(context).warnings.join(" ");
+  assert.equal(said(sampler({}, { builder: { ...VALUES, explicit: '{"format": 1}' } })),
+    "The connected Cache Schedule Builder makes no plan: explicit is not a schedule's JSON (kind is missing).");
   assert.deepEqual(view.bars, []);
   assert.equal(view.editable, false);
 });
 
 test("memory and speed-up stand in the summary", () => {
   const view = viewOf(sampler());
-  assert.match(view.summary[1], /^Estimated speed-up 2\.\d times, cache 162 MiB \(FLUX\.1-dev at 1024 × 1024\)\.$/);
+  assert.match(view.summary[1], /^Estimated 2\.\d times as fast on FLUX\.1-dev at 1024 × 1024, cache 162 MiB\.$/);
   assert.equal(viewOf(sampler({ forecast: "reuse" })).bytes * 6, view.bytes);
   assert.equal(viewOf(sampler({ cfg: 4 })).bytes, view.bytes * 2);
   assert.deepEqual(viewOf(sampler({ preset: "off" })).warnings, ["No step is skipped, so nothing gets faster."]);
@@ -96,7 +99,7 @@ test("a run fills in, marks what changed and sums up", () => {
   assert.equal(view.mode, "ran");
   assert.match(view.summary.join(" "), /Ran 8 steps in 1\.5 s: 4 full, 4 aggressive\./);
   assert.match(view.summary.join(" "), /About 2 times as fast as full steps only/);
-  assert.match(view.summary.join(" "), /1 step did not run as planned\. Worst forecast error 0\.031\./);
+  assert.match(view.summary.join(" "), /1 step did not run as planned\. Worst forecast error 0\.031, relative: 1 is as large as the feature itself\./);
   assert.deepEqual(view.warnings, ["A message.", "Nothing was skipped: no."]);
   assert.deepEqual(view.bars.filter((bar) => bar.changed).map((bar) => [bar.planned, bar.actual]), [["A", "F"]]);
   assert.match(describe(view, 2), /^Step 3 of 8, full in place of aggressive: the sampler went back to a higher noise level.*90 ms\.$/);
@@ -115,13 +118,64 @@ test("a run that has a step more or less than the widget says is shown as it was
   assert.deepEqual([viewOf(sampler({ steps: 9 }, { run })).bars.length, viewOf(sampler({ steps: 9 }, { run })).mode], [9, "plan"]);
 });
 
-test("a builder takes the noise levels of a run and keeps its own plan", () => {
+test("a builder shows the run of the node that it feeds, and can still be edited", () => {
   const asked = planOf(builder()).plan.kinds;
-  const records = [...asked].map((_, step) => record(step, "F", { sigma: 14.6 - step }));
-  const view = viewOf(builder({}, { run: { steps: 8, asked, records, report: {}, text: "" } }));
-  assert.deepEqual([view.mode, view.sigmas, view.bars.map((bar) => bar.actual).join("")], ["plan", "measured", asked]);
-  assert.equal(view.bars[0].sigma, 14.6);
-  assert.ok(view.bars.every((bar) => !bar.ran && bar.milliseconds === null));
+  const records = [...asked].map((kind, step) => record(step, step === 2 ? "F" : kind, { planned: kind, sigma: 14.6 - step, reason: "rising" }));
+  const run = { steps: 8, asked, records, report: { wall_seconds: 1, messages: [] }, text: "" };
+  const view = viewOf(builder({}, { run }));
+  assert.deepEqual([view.mode, view.sigmas, view.editable, view.plan.kinds], ["ran", "measured", true, asked]);
+  assert.deepEqual([view.bars[0].sigma, view.bars[2].actual, view.bars[2].planned], [14.6, "F", "A"]);
+  assert.ok(view.bars.every((bar) => bar.ran && bar.milliseconds > 0));
+  assert.match(describe(view, 2), /ms\. Click to make it full\.$/);
+  assert.equal(viewOf(builder({ explicit: edited(view.plan, 2, "F", 0.1) }, { run })).mode, "plan", "another plan has not run yet");
+  assert.equal(viewOf(builder({}, { run: { ...run, steps: 12 } })).mode, "plan", "nor at another number of steps");
+});
+
+test("a run that is stopped shows how far it came", () => {
+  const context = sampler({ preset: "fora", steps: 8 }), records = [record(0, "F"), record(1, "A"), record(2, "A")];
+  const run = { steps: 8, asked: "FAAFAAFA", records, report: { wall_seconds: 1.5, messages: [] }, text: "" };
+  const view = viewOf({ ...context, run });
+  assert.deepEqual([view.mode, view.stopped, view.done], ["ran", true, 3]);
+  assert.deepEqual(view.summary.slice(0, 2), ["Stopped after 3 of 8 steps.", "Ran in 1.5 s: 1 full, 2 aggressive."]);
+  const whole = viewOf({ ...context, run: { ...run, records: [..."FAAFAAFA"].map((kind, step) => record(step, kind)) } });
+  assert.deepEqual([whole.stopped, whole.summary[0]], [false, "Ran 8 steps in 1.5 s: 3 full, 5 aggressive."]);
+});
+
+test("measured times say faster or slower, and nothing where they scatter", () => {
+  const timed = (kinds, times) => {
+    const records = [...kinds].map((kind, step) => record(step, kind, { milliseconds: times[step] }));
+    const run = { steps: 8, asked: kinds, records, report: { wall_seconds: 1 }, text: "" };
+    return viewOf(builder({ explicit: kinds }, { run })).summary.find((line) => line.includes("step times"));
+  };
+  assert.match(timed("FFFFAAAA", [100, 100, 100, 100, 5, 5, 5, 5]), /^About 1\.9 times as fast as full steps only/);
+  assert.match(timed("FFFFAAAA", [900, 100, 100, 100, 5, 5, 5, 5]), /^About 1\.9 times as fast/, "the first step loads the model");
+  assert.match(timed("FFFFAAAA", [100, 100, 100, 100, 150, 150, 150, 150]), /^About 1\.3 times slower than full steps only/);
+  assert.equal(timed("FFFFAAAA", [100, 30, 100, 300, 5, 5, 5, 5]), undefined);
+});
+
+test("a forecast that is far off is warned of", () => {
+  const view = (error) => viewOf(builder({}, {
+    run: { steps: 8, asked: "FCACFCAC", records: [..."FCACFCAC"].map((kind, step) => record(step, kind, { forecast_error: step === 4 ? error : null })),
+      report: { wall_seconds: 1 }, text: "" },
+  })).warnings.some((line) => line.startsWith("A forecast was off"));
+  assert.deepEqual([0.3, 0.6, 1.04].map(view), [false, true, true]);
+});
+
+test("a list of one's own says that it stands above the settings", () => {
+  const said = (values, rest) => viewOf(builder(values, rest)).warnings.filter((line) => line.startsWith("A list of your own"));
+  assert.deepEqual(said({}), []);
+  assert.deepEqual(said({ explicit: "FFAAFFAA" }), ["A list of your own is in use; preset and the settings below do not count until you clear it."]);
+  assert.match(said({ explicit: "FFCAFFCA" })[0], /settings below, but for ratio, do not count/);
+  assert.match(said({ explicit: toJson(presetSchedule("duca", 8)) })[0], /settings below do not count/);
+});
+
+test("a plan that is made when it runs is drawn as what stands in for it", () => {
+  const said = (context) => viewOf(context).warnings.some((line) => line.startsWith("Drawn as balanced;"));
+  const planned = { preset: "planned" };
+  assert.ok(said(sampler(planned)) && !said(sampler()));
+  assert.equal(viewOf(sampler(planned)).plan.kinds, viewOf(sampler()).plan.kinds, "which is balanced");
+  assert.ok(!said(sampler(planned, { builder: VALUES })) && !said(sampler(planned, { solved: SOLVED })));
+  assert.ok(!said({ ...sampler(planned), foreign: ["schedule"] }));
 });
 
 test("several evaluations of a step count as one bar, those beyond the plan as none", () => {
