@@ -219,7 +219,7 @@ class Report:
             lines.append(f"ideal speed-up {t['call_speedup']:.2f} (work counted, not timed{share})")
         lines.append(f"cached at most {_size(t['peak_bytes'])}")
         if t["worst_forecast_error"] is not None:
-            lines.append(f"worst forecast error {t['worst_forecast_error']:.3g}")
+            lines.append(f"worst forecast error {t['worst_forecast_error']:.3g} (relative; 1 is as large as the feature itself)")
         if t["changed"]:
             lines.append(f"{t['changed']} evaluations did not run as planned")
         lines += [x for x in (self.why_nothing(),) if x]
@@ -243,6 +243,7 @@ class Report:
 
 _HEAD = ("step", "sigma", "ran", "calls", "in full", "ms", "tokens", "cached", "error", "why")
 _LEFT = (2, 9)
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def _fold(records: list[StepRecord]) -> list[list[StepRecord]]:
@@ -254,6 +255,11 @@ def _fold(records: list[StepRecord]) -> list[list[StepRecord]]:
         return runs
     size = math.ceil(len(records) / TABLE_ROWS)
     return [records[i : i + size] for i in range(0, len(records), size)]
+
+
+def _label(r: StepRecord) -> str:
+    """The step as the plot counts it, from 1; further evaluations of it as 1b, 1c and so on."""
+    return f"{r.step + 1}{_LETTERS[min(r.phase, len(_LETTERS) - 1)] if r.phase else ''}"
 
 
 def _row(group: list[StepRecord]) -> tuple[str, ...]:
@@ -273,7 +279,7 @@ def _row(group: list[StepRecord]) -> tuple[str, ...]:
     ratios = [r.ratio for r in group if r.actual == "C"]
     errors = [r.forecast_error for r in group if r.forecast_error is not None]
     return (
-        ends(lambda r: f"{r.step}.{r.phase}" if r.phase else str(r.step)),
+        ends(_label),
         ends(lambda r: f"{r.sigma:.4g}"),
         letters,
         str(sum(r.calls for r in group)),

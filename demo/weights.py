@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from .autoencoder import FLUX_SCALE, FLUX_SHIFT, Autoencoder
 from .flux import Flux
-from .judge import Judge
+
+if TYPE_CHECKING:  # at run time the judge is only there in the repository, not in the archive for users
+    from .judge import Judge
 
 WEIGHTS = Path(__file__).parent / "weights"
 MODEL = "dual_cache_demo.safetensors"
@@ -63,4 +66,6 @@ def load_autoencoder(folder: Path = WEIGHTS) -> Autoencoder:
 
 def load_judge(folder: Path = WEIGHTS) -> Judge:
     """The classifier that reads shape and colour off a picture."""
+    from .judge import Judge
+
     return _load(Judge(), folder / JUDGE)

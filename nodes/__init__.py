@@ -9,10 +9,13 @@ from .dual_cache_sampler import DualCacheSampler
 from .feature_forecast import FeatureForecast
 from .profiles import LoadCacheProfile, PlanCache, ProfileModel
 from .schedule_builder import CacheScheduleBuilder
+from .types import findable
 from .vcache_patch import VCacheAttentionPatch
 
-NODES = [CacheScheduleBuilder, DualCache, FeatureForecast, VCacheAttentionPatch, DualCacheSampler, CacheReport, ProfileModel,
-         LoadCacheProfile, PlanCache, DemoModel, DemoCaption]
+NODES = [findable(node) for node in (
+    CacheScheduleBuilder, DualCache, FeatureForecast, VCacheAttentionPatch, DualCacheSampler, CacheReport, ProfileModel, LoadCacheProfile,
+    PlanCache, DemoModel, DemoCaption,
+)]
 
 
 class DualCacheExtension(ComfyExtension):

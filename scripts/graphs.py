@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cache_core.cost import FLUX_DEV, peak_bytes
 from cache_core.recipes import from_preset
 from demo.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZE, SIZES, TEXTURES
 
@@ -31,6 +32,14 @@ def counts(preset: str, steps: int) -> str:
     """What a preset plans, in words."""
     kinds = from_preset(preset).schedule_for(steps).counts()
     return ", ".join(f"{kinds[k]} {word}" for k, word in (("F", "full"), ("C", "conservative"), ("A", "aggressive")) if kinds[k])
+
+
+def memory(preset: str, steps: int) -> str:
+    """What a preset's cache holds for FLUX.1-dev at 1024 x 1024, in words."""
+    settings = from_preset(preset)
+    held = settings.predictor.needs * (2 if settings.predictor.probe else 1)
+    count = peak_bytes(settings.schedule_for(steps), FLUX_DEV, snapshots=held, level=settings.level)
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def listed(files) -> str:
@@ -232,7 +241,7 @@ def flux_dev_text_to_image(g: Graph) -> None:
 With *balanced*, 28 steps are {counts("balanced", 28)}.
 
 - More fidelity: *quality*, {counts("quality", 28)}. More speed: *fast*, {counts("fast", 28)}.
-- *duca* and *toca* add conservative steps, which hold about 3 GB at 1024 x 1024; aggressive steps hold about 60 MB.
+- *duca* and *toca* add conservative steps, which hold {memory("duca", 28)} at 1024 x 1024; *balanced* holds {memory("balanced", 28)}.
 - Choose *custom* for settings of your own, or write the steps one by one in *explicit*.
 
 Use 20 steps or more: in fewer there is little to skip.

@@ -10,7 +10,10 @@ from cache_core.forecasts import NAMES
 from cache_core.recipes import from_preset, preset_names
 from cache_core.schedule import explicit, from_generator
 from cache_core.settings import LEVELS
+from demo.sampler import sample
 from demo.scenes import WORDS
+from demo.weights import load_transformer
+from scripts.graphs import memory
 from scripts.pictures import plans_svg, tokens_svg
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +115,31 @@ def test_presets_on_the_page_are_those_of_the_code():
     assert list(table) == preset_names()
     for name, (counts, about) in table.items():
         planned = from_preset(name).schedule_for(30).counts()
-        assert counts == f"{planned['F']}, {planned['C']}, {planned['A']}" and about
+        known = "{F}, {C}, {A}".format(**planned)
+        if speedup := from_preset(name).speedup:
+            full = round(30 / speedup)
+            known = f"{full}, 0, {30 - full} by a profile, else {known}"
+        assert counts == known and about
+
+
+def test_report_example_is_what_the_code_writes():
+    """All but the times, as far as the example shows the run."""
+    head, *table = re.search(r"```\n(.*?)\n```", page("CacheReport"), re.DOTALL)[1].split("\n\n")[0:2]
+    shown = table[0].splitlines()
+    levels = [float(row.split()[1]) for row in shown[1:]]
+    plan = explicit(from_preset("balanced").schedule_for(30).kinds[:len(levels)])
+    report = sample(load_transformer(), ["a large red heart center on a checkered white background"], sigmas=[*levels, 0.867],
+                    settings=from_preset("balanced", plan)).report
+    text = report.text()
+    for line in (line for line in head.splitlines() if line.startswith(("predictor", "cached"))):
+        assert line in text.splitlines()
+    assert re.search(r"^worst forecast error \S+ \(relative.*\)$", head, re.MULTILINE)
+
+    def columns(lines):
+        return [[*row[:5], *row[6:]] for row in (line.split() for line in lines)]  # no times
+
+    wanted, made = columns(shown), columns(text.split("\n\n")[1].splitlines())
+    assert [row[:7] for row in wanted] == [row[:7] for row in made]
 
 
 def test_forecasts_and_levels_on_the_page_are_those_of_the_code():
@@ -183,3 +210,8 @@ def test_locale_texts_are_safe_for_the_front_end(language):
     """The front end compiles its messages: @, |, and braces are its syntax."""
     files = (ROOT / "locales" / language).glob("*.json")
     assert not re.search(r'[@|]|: "[^"]*[{}]', "".join(path.read_text(encoding="utf-8") for path in files))
+
+
+def test_the_flux_template_tells_what_the_caches_hold():
+    note = (ROOT / "workflows/flux_dev_text_to_image.json").read_text(encoding="utf-8")
+    assert f"hold {memory('duca', 28)} at 1024 x 1024; *balanced* holds {memory('balanced', 28)}." in note

@@ -199,17 +199,17 @@ def test_text_stays_short_and_complete(count, cycle):
     table = lines[lines.index("") + 2 :]
     # Every evaluation is in exactly one row: first and last step are shown and the steps in between join up.
     ends = [line.split()[0].split("..") for line in table]
-    assert ends[0][0] == "0"
-    assert ends[-1][-1] == str(count - 1)
+    assert ends[0][0] == "1"
+    assert ends[-1][-1] == str(count)
     assert all(int(b[0]) == int(a[-1]) + 1 for a, b in pairwise(ends))
 
 
 def test_runs_of_equal_steps_are_folded_before_anything_else():
     text = run("F" * 3 + "A" * 60 + "F" * 2).text()
-    assert "3..62" in text
+    assert "4..63" in text
     assert "A60" in text
 
 
 def test_phases_of_a_step_are_told_apart():
     steps = [line.split()[0] for line in run("FFAAFF", phases=2).text().splitlines()[-6:]]
-    assert steps == ["0", "0.1", "1", "1.1", "2", "2.1"]
+    assert steps == ["1", "1b", "2", "2b", "3", "3b"]

@@ -30,6 +30,7 @@ function addText(node) {
   text.className = "dual-cache-report";
   text.tabIndex = 0;
   text.setAttribute("aria-label", "Cache report");
+  text.dataset.captureWheel = "true"; // Nodes 2.0: while it has the focus
   // Its size is the node's affair: in Nodes 2.0 the text would make the node grow.
   Object.assign(text.style, {
     margin: "0", padding: "6px", overflow: "auto", boxSizing: "border-box", whiteSpace: "pre", font: "11px monospace", contain: "size",

@@ -52,7 +52,8 @@ function placeOf(node) {
   return { key, owners, planner, asked: JSON.stringify(valuesOf(node).values) };
 }
 
-/** @type {(sender: import("./prompts.js").Sender, then: (place: Place) => void) => void} */
+/** @typedef {import("./prompts.js").Sender} Sender */
+/** @type {(sender: Sender, then: (place: Place) => void) => void} */
 let noted = () => {};
 
 /** @param {GraphNode} node @returns {Solved | null} */

@@ -46,6 +46,15 @@ def test_nodes_keep_their_contract(infos):
     assert not changed, f"If old workflows still load and this is meant, write it into {SNAPSHOT.name}: {json.dumps(changed, indent=1)}"
 
 
+def test_nodes_are_found_by_what_people_look_for(infos):
+    """Where ComfyUI's search knows aliases."""
+    from comfy_api.latest import io
+
+    known = hasattr(io.Schema(node_id="x"), "search_aliases")
+    for name, info in infos.items():
+        assert not known or {"dual cache", "cache", "speed up", "teacache"} <= set(info["search_aliases"]), name
+
+
 def test_english_locale_repeats_the_schema(infos):
     locale = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
     wrong = []
