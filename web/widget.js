@@ -48,7 +48,7 @@ function placeOf(node) {
   const feeding = scheduleOf(node), key = keyOf(app, node);
   const planner = feeding?.comfyClass === PLANNER && !READ_ONLY_MODES.includes(feeding.mode) ? keyOf(app, feeding) : "";
   const built = feeding?.comfyClass === BUILDER && !READ_ONLY_MODES.includes(feeding.mode);
-  const owners = (built ? [node, feeding] : [node]).map((owner) => ({ key: keyOf(app, owner), context: contextOf(owner) }));
+  const owners = (built ? [node, feeding] : [node]).map((owner) => ({ key: keyOf(app, owner), context: { ...contextOf(owner), run: null } }));
   return { key, owners, planner, asked: JSON.stringify(valuesOf(node).values) };
 }
 

@@ -30,6 +30,15 @@ def test_nodes_are_found_and_scripts_are_served(page, server):
         assert f"/extensions/{FOLDER}/widget.js" in json.load(answer)
 
 
+def test_scripts_that_are_served_twice_act_once(page):
+    """ComfyUI may serve the folder under two names."""
+    page.evaluate("""async folder => {
+      for (const name of ["widget", "report"]) await import(`/extensions/${folder}/${name}.js?again`);
+    }""", FOLDER)
+    names = page.evaluate("() => window.app.extensions.map((extension) => extension.name)")
+    assert sorted(name for name in names if name.startswith("dual_cache.")) == ["dual_cache.report", "dual_cache.schedule_plot"]
+
+
 def test_a_new_builder_shows_its_plan(graph, screens):
     now = state(graph)
     assert now["plan"]["kinds"] == BALANCED and now["editable"] and now["sigmas"] == "planned"
@@ -146,6 +155,23 @@ def test_a_run_fills_in_and_outlives_an_undo(page, screens):
     page.locator(".dual-cache-frame").focus()
     page.keyboard.press("Control+z")
     wait(page, "() => window.plotOf('DualCacheSampler')?.mode === 'ran'")
+
+
+def test_a_builder_shows_the_run_that_it_planned_and_can_still_be_edited(page, screens):
+    open_workflow(page, OURS[:2])
+    page.evaluate("""() => {
+      const [builder, sampler] = window.app.graph._nodes;
+      builder.connect(0, sampler, sampler.inputs.findIndex((input) => input.name === "schedule"));
+    }""")
+    page.evaluate(SEND, [node(page, "node.id", "DualCacheSampler"), BALANCED, 30, True])
+    wait(page, "() => window.plotOf('CacheScheduleBuilder').mode === 'ran'")
+    now = state(page)
+    assert now["editable"] and now["bars"][4]["changed"] and all(bar["milliseconds"] > 0 for bar in now["bars"])
+    page.screenshot(path=screens / f"comfy-{page.renderer}-builder-ran.png")
+    page.mouse.click(*bar(page, 6))
+    kinds_are(page, BALANCED[:6] + "F" + BALANCED[7:])
+    assert state(page)["mode"] == "plan"
+    wait(page, "() => window.plotOf('DualCacheSampler').warnings.includes('The last run used another plan.')")
 
 
 def _set_steps(page, value):

@@ -9,7 +9,21 @@ from pathlib import Path
 import pytest
 
 from tests.browser.front_end import (
-    OURS, REPORTED, SEND, bar, kinds_are, load, node, open_workflow, press_run, queue, set_widget, state, template, undo_a_change, wait,
+    OURS,
+    REPORTED,
+    SEND,
+    bar,
+    kinds_are,
+    load,
+    node,
+    open_workflow,
+    press_run,
+    queue,
+    set_widget,
+    state,
+    template,
+    undo_a_change,
+    wait,
 )
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -227,7 +227,7 @@ def test_sampler_custom_advanced(call, core, flux, condition, latent, ran, repor
 
 def test_events_reach_the_browser_per_step_and_at_the_end(call, flux, ksampler, monkeypatch, report_of):
     sent = []
-    instance = SimpleNamespace(send_sync=lambda event, data, sid=None: sent.append((event, data, sid)), client_id="me", last_prompt_id="run")
+    instance = SimpleNamespace(send_sync=lambda *event: sent.append(event), client_id="me", last_prompt_id="run")
     monkeypatch.setitem(__import__("sys").modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     patched, = call("DualCache", model=flux, preset="balanced").result
     ksampler(patched)
