@@ -218,8 +218,10 @@ def test_a_run_belongs_to_the_workflow_that_it_was_queued_from(page):
     assert state(page, SAMPLER)["mode"] == "plan" and state(page, SAMPLER)["bars"][0]["ran"] is False
     report_starts(page, "The report appears here after a run.")
     page.locator(".workflow-tabs").get_by_text(name, exact=True).click()
+    page.mouse.move(750, 600)  # away, or the front end shows a preview of the tab
     wait(page, "kind => window.plotOf(kind)?.mode === 'ran'", SAMPLER)
     report_starts(page, "Of the first tab.")
+    page.locator(".workflow-popover-fade").first.wait_for(state="hidden")
 
 
 def test_a_run_that_is_stopped_says_so(page, screens):
