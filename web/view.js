@@ -265,8 +265,10 @@ function runSummary(view, run) {
   const gain = measuredGain(ran);
   if (gain !== null) {
     const how = gain >= 1 ? `${short(gain, 2)} times as fast as` : `${short(1 / gain, 2)} times slower than`;
-    lines.push(`About ${how} full steps only, by measured step times; cached ${size(finite(report.totals?.peak_bytes) ?? 0)}.`);
+    lines.push(`About ${how} full steps only, by measured step times.`);
   }
+  const held = finite(report.totals?.peak_bytes) ?? 0;
+  if (held) lines.push(`Cached at most ${size(held)}.`);
   const changed = ran.filter((bar) => bar.changed).length;
   if (changed) lines.push(`${plural(changed)} did not run as planned.`);
   const worst = worstError(ran);

@@ -98,7 +98,7 @@ test("a run fills in, marks what changed and sums up", () => {
   const view = viewOf({ ...context, run: { steps: 8, asked, records: all, report, text: "head\nNothing was skipped: no.\n" } });
   assert.equal(view.mode, "ran");
   assert.match(view.summary.join(" "), /Ran 8 steps in 1\.5 s: 4 full, 4 aggressive\./);
-  assert.match(view.summary.join(" "), /About 2 times as fast as full steps only/);
+  assert.match(view.summary.join(" "), /About 2 times as fast as full steps only, by measured step times\. Cached at most 2 KiB\./);
   assert.match(view.summary.join(" "), /1 step did not run as planned\. Worst forecast error 0\.031, relative: 1 is as large as the feature itself\./);
   assert.deepEqual(view.warnings, ["A message.", "Nothing was skipped: no."]);
   assert.deepEqual(view.bars.filter((bar) => bar.changed).map((bar) => [bar.planned, bar.actual]), [["A", "F"]]);
