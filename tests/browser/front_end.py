@@ -39,7 +39,10 @@ REPORTED = """([id, text, prompt_id]) => window.comfyAPI.api.api.dispatchEvent(n
 def load(page, workflow, name=None):
     """Opens a workflow as from a file, without the questions about missing files, and shows its outermost graph."""
     page.evaluate("""async ([workflow, name]) => {
-      const { app } = window;
+      const { app } = window, frame = () => new Promise((done) => requestAnimationFrame(done));
+      // Left open, a subgraph stands in the page's address, by which the front end would go back to its workflow.
+      app.canvas.setGraph(app.rootGraph ?? app.graph);
+      for (let i = 0; i < 10; i++) await frame();
       await app.loadGraphData({ ...workflow, id: crypto.randomUUID() }, true, true, name);
       app.canvas.setGraph(app.rootGraph ?? app.graph);
     }""", [workflow, name])
