@@ -46,7 +46,10 @@ class Controller:
         self._ends = Node(0.0, float(sigmas[0]), flow), Node(float(self.steps), float(sigmas[-1]), flow)
         self.settings = settings = self._spanned(settings, sigmas)
         self.schedule = settings.schedule_for(self.steps)
-        if settings.schedule is not None and settings.schedule.steps != self.steps:
+        self._mask = settings.mask and settings.mask.scaled(self.steps)
+        if settings.mask is not None and settings.mask.steps != self.steps:
+            self.say(f"The mask was made for {settings.mask.steps} steps; its refreshes stand at the same places of the {self.steps}.")
+        elif settings.mask is None and settings.schedule is not None and settings.schedule.steps != self.steps:
             self.say(f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {self.steps}.")
         self._clock, self._seconds = Clock(self.steps, stages), seconds
         self._branches: dict[Hashable, Branch] = {}
@@ -103,7 +106,7 @@ class Controller:
             kind, reason = "F", self._refusal
         elif planned != "F" and now.rising:
             kind, reason = "F", "rising"
-        ratio = 0.0 if now.beyond else self.schedule.ratios[now.step]
+        ratio = 0.0 if now.beyond else 1.0 if self._mask else self.schedule.ratios[now.step]
         self._records.append(StepRecord(now.step, now.phase, now.sigma, planned, kind, reason, calls=0, ratio=ratio))
 
     @contextmanager
@@ -146,8 +149,9 @@ class Controller:
                 branch.forget_choices()
         self._called = branches
         batch, since = Batch(branches, Node(float(now.step), now.sigma, self._flow)), now.step - self._last_full.get(now.phase, now.step)
-        call = Call(kind, batch, self.settings, now.step, since + 1, record.ratio, grid, note=self._note_error, rows=self._rows,
-                    modules=self._rows or self.settings.level == "module")
+        call = Call(kind, batch, self.settings, now.step, since + 1, record.ratio, grid, note=self._note_error,
+                    rows=self._rows and self._mask is None, modules=self._rows or self.settings.level == "module",
+                    computed=self._mask.at(now.step) if self._mask and kind == "C" else None)
         module, blocks = self._blocks[model]
         self._witness = blocks[-1].name if blocks else ()
         with ExitStack() as stack:
@@ -181,11 +185,10 @@ class Controller:
         for i, error in self._errors.items():
             self._records[i].forecast_error = float(error)
         wall = self._seconds() - self._start
-        ratios = [r.ratio for r in self._records if r.actual == "C"]
+        conservative = [r for r in self._records if r.actual == "C"]
         cost = None
-        if ratios and self._size:
-            live = self.settings.attention == "live"
-            cost = self._size.flops_conservative(sum(ratios) / len(ratios), live_attention=live) / self._size.flops_full()
+        if conservative and self._size:
+            cost = sum(map(self._conservative_cost, conservative)) / len(conservative)
         self._branches.clear()
         self._called = []
         self._blocks.clear()
@@ -194,6 +197,13 @@ class Controller:
                       selector=self.settings.selector.score, steps=self.steps, wall_seconds=wall, messages=self.messages,
                       peak_bytes=self._peak, schedule=self.schedule.to_dict(), conservative_cost=cost,
                       aggressive_cost=self._aggressive)
+
+    def _conservative_cost(self, r: StepRecord) -> float:
+        """Work of a conservative step as a share of a full one."""
+        size = self._size
+        work = size.flops_computed(self._mask.at(r.step)) if self._mask else size.flops_conservative(
+            r.ratio, live_attention=self.settings.attention == "live")
+        return work / size.flops_full()
 
     def _close_record(self) -> None:
         now = self._seconds()
@@ -216,9 +226,18 @@ class Controller:
                 self.say(f"This model has no {self.settings.first} blocks; the first half of its blocks runs on every step.")
             self._first[id(model)] = first, probe = self.settings.blocks_run(kinds)
             self._aggressive = max(self._aggressive, (first + probe) / max(len(kinds), 1))
+            self._say_unknown(blocks)
             # The model is held so that its id stays its own.
             known = self._blocks[id(model)] = (model, blocks)
         return known[1]
+
+    def _say_unknown(self, blocks: list[Block]) -> None:
+        """Tells which names of the mask this model does not have."""
+        known = {".".join(map(str, (*b.name, *part))) for b in blocks for part in ((), *((p,) for p in getattr(b.adapter, "parts", ())))}
+        unknown = [n for n in self._mask.names if n not in known] if self._mask and blocks else []
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            self.say(f"The mask names what this model does not have, which plays no part: {', '.join(unknown[:3])}{more}.")
 
     def _kind_for(self, record: StepRecord, branches: list[Branch], blocks: list[Block]) -> tuple[str, str]:
         """The kind this call can really run as, and why it differs from the plan."""
@@ -229,6 +248,9 @@ class Controller:
             return "F", "no_snapshot"
         if kind == "C" and not blocks:
             return "F", "unknown"
+        if kind == "C" and self._mask and not all(hasattr(b.adapter, "parts") for b in blocks):
+            self.say("Conservative steps ran in full: the modules of this model cannot be chosen one by one.")
+            return "F", "refused"
         if kind == "C" or self.settings.level == "module":
             for branch in branches:
                 if branch.refusal is not None:

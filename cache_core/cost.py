@@ -7,8 +7,10 @@ here is an ideal.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+from .masks import Mask, parts_of
 from .schedule import CacheSchedule
 
 # FLOPs in d^2 per refreshed row of (double, single) blocks when attention is replayed. "published": a single block computes only the MLP
@@ -63,6 +65,24 @@ class CostModel:
         return ratio * self.tokens * self.width**2 * (double * self.double + single * self.single)
 
 
+    def flops_computed(self, names: Iterable[str]) -> int:
+        """FLOPs of a C step that computes the named modules ("double.0", "double.0.attn", as in `masks`) on all tokens.
+
+        Per token 8 d^2 and the attention for "attn", 16 d^2 for "mlp"; blocks that the model lacks cost nothing.
+        """
+        names, d = tuple(names), self.width
+        costs = {"attn": self.tokens * (8 * d**2 + 4 * self.tokens * d), "mlp": self.tokens * 16 * d**2}
+        total = 0
+        for kind, count in (("double", self.double), ("single", self.single)):
+            for i in range(count):
+                parts = parts_of(names, (kind, i))
+                if "" in parts:
+                    total += sum(costs.values())
+                elif kind == "double":
+                    total += sum(costs.get(part, 0) for part in parts)
+        return total
+
+
 FLUX_DEV = CostModel(width=3072, image_tokens=4096, text_tokens=512, double=19, single=38)  # FLUX.1-dev at 1024 x 1024
 
 
@@ -74,9 +94,10 @@ def estimated_speedup(schedule: CacheSchedule, cost: CostModel, layout: str = "b
     """
     kinds = schedule.counts()
     spent = kinds["F"] * cost.flops_full() + kinds["A"] * aggressive * cost.flops_full()
-    for kind, ratio in zip(schedule.kinds, schedule.ratios, strict=True):
+    mask = None if schedule.mask is None else Mask.from_json(schedule.mask)
+    for i, (kind, ratio) in enumerate(zip(schedule.kinds, schedule.ratios, strict=True)):
         if kind == "C":
-            spent += cost.flops_conservative(ratio, layout, live_attention)
+            spent += cost.flops_computed(mask.at(i)) if mask else cost.flops_conservative(ratio, layout, live_attention)
     return schedule.steps * cost.flops_full() / spent
 
 

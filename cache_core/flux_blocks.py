@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from .history import Batch, put_rows_, take_rows
+from .masks import parts_of
 from .selectors import count_rows, value_norm
 from .settings import Settings
-from .sites import capture, with_override
+from .sites import capture, replayed, with_override
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Call:
     """Whether module outputs are captured."""
     rows: bool = True
     """Whether some step of the plan is conservative, which needs attention and value norms beside them."""
+    computed: frozenset[str] | None = None
+    """Names of the modules that a masked conservative step computes on all tokens, or None where it refreshes rows."""
     n_txt: int = 0
     tokens: int = 0
     """Of the joint sequence, text included; `width` is their size."""
@@ -61,9 +64,18 @@ class Call:
         self.note(name, tensor)
         self.batch.record(name, tensor, self.settings.modules)
 
+    def parts(self, name, known=()) -> frozenset[str]:
+        """Parts of a block that a masked step computes, of those its adapter knows; "" is the whole of it."""
+        return parts_of(self.computed or (), name) & {"", *known}
+
+    def correct(self, block, sites: dict) -> None:
+        """Outputs computed on all tokens become the corrections of a block's sites."""
+        for key, fresh in sites.items():
+            self.batch.correct((*block, key), fresh, self.settings.modules)
+
     def choose(self, name, stream: str, n: int, device, offset: int = 0) -> torch.Tensor | None:
         """Rows of a stream to refresh at a block, or None for none; `offset` is where the stream starts in the value norms."""
-        k = count_rows(self.ratio_of(stream), n) if self.kind == "C" else 0
+        k = count_rows(self.ratio_of(stream), n) if self.kind == "C" and self.computed is None else 0
         if not k:
             return None
         selector, key = self.settings.selector, (name, stream)
@@ -111,6 +123,10 @@ def _row_wise_refusal(block, a: dict) -> str | None:
 
 def _gated(x, out, gate):
     return (out * gate).add_(x)  # rounded as the block's own x + out * gate
+
+
+def _finite(x):
+    return torch.nan_to_num(x, nan=0.0, posinf=65504, neginf=-65504) if x.dtype == torch.float16 else x  # as the blocks do
 
 
 def _watch_attention(call: Call, name, a: dict) -> dict:
@@ -175,6 +191,8 @@ class FluxDouble:
 
     names = ("img", "txt", "vec", "pe", "attn_mask")
     outputs = {"img_attn": "img_attn.proj", "txt_attn": "txt_attn.proj", "img_mlp": "img_mlp", "txt_mlp": "txt_mlp"}
+    parts = ("attn", "mlp")
+    """What a mask may name of a block beside the whole."""
 
     @classmethod
     def skip(cls, a):
@@ -215,6 +233,8 @@ class FluxDouble:
     @classmethod
     def conserve(cls, original, block, name, call: Call, a: dict):
         """Replays the block from its captured outputs, the chosen rows of its MLPs (and attention, if live) computed afresh."""
+        if parts := call.parts(name, cls.parts):
+            return cls._compute(original, block, name, call, a, parts)
         img, txt = a["img"], a["txt"]
         mods = dict(zip(("img", "txt"), cls.modulation(block, a["vec"])))
         rows = {"txt": call.choose(name, "txt", txt.shape[1], txt.device),
@@ -229,9 +249,30 @@ class FluxDouble:
                 chosen = getattr(block, f"{stream}_norm2")(take_rows(x, rows[stream]))
                 part = getattr(block, f"{stream}_mlp")(torch.addcmul(second.shift, chosen, 1 + second.scale))
             out[stream] = _gated(x, _refreshed(call, (*name, f"{stream}_mlp"), rows[stream], part), second.gate)
-        if txt.dtype == torch.float16:
-            out["txt"] = torch.nan_to_num(out["txt"], nan=0.0, posinf=65504, neginf=-65504)
-        return out["img"], out["txt"]
+        return out["img"], _finite(out["txt"])
+
+    @classmethod
+    def _compute(cls, original, block, name, call: Call, a: dict, parts):
+        """The block with the given parts computed on all tokens and the others replayed."""
+        if "" in parts or parts >= set(cls.parts):
+            with capture({k: block.get_submodule(path) for k, path in cls.outputs.items()}) as seen:
+                out = original(**a)
+            call.correct(name, seen)
+            return out
+        if "attn" in parts:
+            kept = {block.get_submodule(k): call.module_value((*name, k)) for k in ("img_mlp", "txt_mlp")}
+            with replayed(kept), capture({k: block.get_submodule(cls.outputs[k]) for k in ("img_attn", "txt_attn")}) as seen:
+                out = original(**a)
+            call.correct(name, seen)
+            return out
+        mods, out = dict(zip(("img", "txt"), cls.modulation(block, a["vec"]))), {}
+        for stream in ("img", "txt"):
+            first, second = mods[stream]
+            x = _gated(a[stream], call.module_value((*name, f"{stream}_attn")), first.gate)
+            fresh = getattr(block, f"{stream}_mlp")(torch.addcmul(second.shift, getattr(block, f"{stream}_norm2")(x), 1 + second.scale))
+            call.correct(name, {f"{stream}_mlp": fresh})
+            out[stream] = _gated(x, fresh, second.gate)
+        return out["img"], _finite(out["txt"])
 
     @classmethod
     def _live(cls, original, block, name, call, a, rows):
@@ -254,6 +295,8 @@ class FluxSingle:
     """Single-stream block: parallel attention and MLP over the joint sequence (text first); returns x."""
 
     names = ("x", "vec", "pe", "attn_mask")
+    parts = ()
+    """As of `FluxDouble`; attention and MLP are one."""
 
     @classmethod
     def modulation(cls, block, vec):
@@ -289,6 +332,11 @@ class FluxSingle:
     @classmethod
     def conserve(cls, original, block, name, call: Call, a: dict):
         """Replays the fused output; the chosen rows run through the unmodified block with cached or live attention."""
+        if call.parts(name):
+            with capture({"out": block.linear2}) as seen:
+                out = original(**a)
+            call.correct(name, seen)
+            return out
         x, n_txt = a["x"], call.n_txt
         rows = _join(call.choose(name, "txt", n_txt, x.device) if n_txt else None,
                      call.choose(name, "img", x.shape[1] - n_txt, x.device, offset=n_txt), n_txt)
@@ -304,6 +352,4 @@ class FluxSingle:
             fresh = seen["out"]
         gate = cls.modulation(block, a["vec"]).gate
         out = _gated(x, _refreshed(call, (*name, "out"), rows, fresh), gate)
-        if out.dtype == torch.float16:
-            out = torch.nan_to_num(out, nan=0.0, posinf=65504, neginf=-65504)
-        return out
+        return _finite(out)

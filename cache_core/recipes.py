@@ -3,7 +3,8 @@
 A recipe is what the nodes offer and what users share. Its fields, all but the plan optional:
 about, source    sentences for people
 generator        the plan for any number of steps, as `schedule.from_generator` reads it, or
-kinds            a list of steps that is scaled to the run
+kinds            a list of steps that is scaled to the run, or
+mask             which modules are computed at which steps, as `masks.Mask` reads it
 level, first     where aggressive steps put features back, as in `Settings`
 predictor, module_predictor    as `forecasts.forecast` reads them
 selector, attention, ratio, text_ratio    of conservative steps
@@ -19,13 +20,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from .forecasts import forecast
+from .masks import Mask
 from .schedule import CacheSchedule, explicit, from_generator
 from .selectors import Selector
 from .settings import Settings
 
 FORMAT, KIND = 1, "cache_recipe"
 _PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "speedup")
-_PARTS = ("generator", "kinds", "predictor", "module_predictor", "selector", *_PLAIN)
+_PLANS = ("generator", "kinds", "mask")
+_PARTS = (*_PLANS, "predictor", "module_predictor", "selector", *_PLAIN)
 _TEXTS = ("about", "source")
 _LONGEST = 2000
 
@@ -66,7 +69,7 @@ def settings_of(recipe: Mapping, schedule: CacheSchedule | None = None, **change
             raise ValueError(f"families.{family} must be an object.")
         _known(part, _PARTS, f"families.{family}")
         _check_numbers(part, f"families.{family}.")
-        rest = {k: v for k, v in recipe.items() if not (k in ("generator", "kinds") and {"generator", "kinds"} & set(part))}
+        rest = {k: v for k, v in recipe.items() if not (k in _PLANS and set(_PLANS) & set(part))}
         special[family] = _settings({**rest, **part}, name, schedule, changes)
     return replace(own, families=special)
 
@@ -80,10 +83,15 @@ def _settings(recipe: Mapping, name: str, schedule: CacheSchedule | None, change
         parts["selector"] = _selector(recipe["selector"])
     if "kinds" in recipe:
         parts["schedule"] = explicit(recipe["kinds"], recipe.get("ratio") or 0.1)
+    elif "mask" in recipe:
+        parts["mask"] = Mask.read(recipe["mask"])
     elif "generator" in recipe:
         parts["generator"] = from_generator(recipe["generator"], 1).generator
     if schedule is not None:
-        parts.update(schedule=schedule, speedup=None)
+        mask = None if schedule.mask is None else Mask.from_json(schedule.mask)
+        if mask is not None and mask.kinds != schedule.kinds:
+            raise ValueError("mask must give the kinds of its schedule.")
+        parts.update(schedule=schedule, mask=mask, speedup=None)
         if schedule.forecast is not None:
             name = schedule.name
             parts.update(level="final", predictor=forecast(json.loads(schedule.forecast)))
@@ -104,8 +112,8 @@ def _check(recipe) -> None:
     for key in ("name", *_TEXTS):
         if not isinstance(recipe.get(key, ""), str) or len(recipe.get(key, "")) > _LONGEST:
             raise ValueError(f"{key} must be a text of at most {_LONGEST} letters.")
-    if ("generator" in recipe) == ("kinds" in recipe):
-        raise ValueError("a recipe must have either a generator or kinds.")
+    if sum(plan in recipe for plan in _PLANS) != 1:
+        raise ValueError("a recipe must have either a generator, kinds or a mask.")
     _check_numbers(recipe)
 
 

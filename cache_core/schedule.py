@@ -45,7 +45,7 @@ class CacheSchedule:
         are dropped, so that a generated schedule with a step or ratio replaced is an explicit list.
 
     forecast: the forecast that was solved for these steps, as the JSON of `forecasts.forecast`, or None. It goes where the steps go, and is
-        dropped where they change.
+        dropped where they change. mask: which modules the C steps compute, as the JSON of `masks.Mask`, or None; it travels alike.
 
     Raises ValueError, one sentence that begins with the field's name.
     """
@@ -55,6 +55,7 @@ class CacheSchedule:
     name: str = "custom"
     parameters: tuple[tuple[str, Any], ...] | None = None
     forecast: str | None = field(default=None, repr=False)
+    mask: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -111,7 +112,7 @@ class CacheSchedule:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form as plain values."""
-        solved = {} if self.forecast is None else {"forecast": json.loads(self.forecast)}
+        solved = {key: json.loads(text) for key in ("forecast", "mask") if (text := getattr(self, key)) is not None}
         return {"format": FORMAT, "kind": KIND, "name": self.name, "steps": self.steps, "kinds": self.kinds, "ratios": list(self.ratios),
                 "generator": self.generator, **solved}
 
@@ -120,7 +121,7 @@ class CacheSchedule:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CacheSchedule:
-        """Reads `to_dict` back; every field but forecast is required, unknown ones are ignored. Raises ValueError naming the field."""
+        """Reads `to_dict` back; every field but forecast and mask is required, unknown ones are ignored. ValueError names the field."""
         if not isinstance(data, Mapping):
             raise ValueError("schedule must be a JSON object.")
         if "format" not in data:
@@ -133,10 +134,11 @@ class CacheSchedule:
         if data["kind"] != KIND:
             raise ValueError(f'kind must be "{KIND}".')
         steps = _whole("steps", data["steps"], 1)
-        solved = data.get("forecast")
-        if solved is not None and not isinstance(solved, Mapping):
-            raise ValueError("forecast must be an object.")
-        schedule = cls(data["kinds"], data["ratios"], data["name"], forecast=None if solved is None else json.dumps(solved))
+        solved = {key: data[key] for key in ("forecast", "mask") if data.get(key) is not None}
+        for key, value in solved.items():
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{key} must be an object.")
+        schedule = cls(data["kinds"], data["ratios"], data["name"], **{key: json.dumps(value) for key, value in solved.items()})
         if steps != schedule.steps:
             raise ValueError("steps must equal the number of letters in kinds.")
         if data["generator"] is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .forecasts import Forecast
+from .masks import Mask
 from .predictors import predictor
 from .schedule import CacheSchedule, from_generator
 from .selectors import Selector
@@ -20,6 +21,7 @@ class Settings:
     """The parts of a caching method.
 
     schedule: an explicit plan, or None to make one from `generator` for the run's number of steps.
+    mask: which modules conservative steps compute, on all tokens; the plan is then the mask's own, whatever schedule and generator say.
     level: where aggressive steps put features back, one of `LEVELS`. first: level stack only, how many blocks run on every step, or the
         kind of block with which the skipped run begins.
     predictor: of the features at that level. module_predictor: of the module outputs that conservative steps replay, None for reuse; at
@@ -34,6 +36,7 @@ class Settings:
     method: str = "custom"
     schedule: CacheSchedule | None = None
     generator: dict = field(default_factory=lambda: {"type": "full"})
+    mask: Mask | None = None
     level: str = "final"
     first: int | str = 0
     predictor: Forecast = _REUSE
@@ -89,7 +92,9 @@ class Settings:
         return self.families.get(name, self)
 
     def schedule_for(self, steps: int) -> CacheSchedule:
-        """The plan for a run of `steps` steps: the explicit one, scaled if need be, or a generated one."""
+        """The plan for a run of `steps` steps: the mask's or the explicit one, scaled if need be, or a generated one."""
+        if self.mask is not None:
+            return self.mask.scaled(steps).schedule()
         plan = self.schedule.scaled(steps) if self.schedule is not None else from_generator(self.generator, steps)
         if self.ratio is not None:
             plan = replace(plan, ratios=(self.ratio,) * steps)

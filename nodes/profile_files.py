@@ -88,7 +88,7 @@ def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Se
     wrong = profile.differences(identity, levels)
     other = f" It was recorded otherwise: {'; '.join(wrong)}." if wrong else ""
     predictor = forecast(json.loads(made.schedule.forecast)) if made.schedule.forecast else settings.predictor
-    return replace(settings, schedule=made.schedule, level="final", predictor=predictor), f"Planned from {name}.{other}"
+    return replace(settings, schedule=made.schedule, mask=None, level="final", predictor=predictor), f"Planned from {name}.{other}"
 
 
 @lru_cache(maxsize=64)
