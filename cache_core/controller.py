@@ -149,8 +149,9 @@ class Controller:
                 branch.forget_choices()
         self._called = branches
         batch, since = Batch(branches, Node(float(now.step), now.sigma, self._flow)), now.step - self._last_full.get(now.phase, now.step)
+        watched = getattr(self.settings.modules, "watches", False)
         call = Call(kind, batch, self.settings, now.step, since + 1, record.ratio, grid, note=self._note_error,
-                    rows=self._rows and self._mask is None, modules=self._rows or self.settings.level == "module",
+                    rows=self._rows and self._mask is None, modules=self._rows or self.settings.level == "module" or watched,
                     computed=self._mask.at(now.step) if self._mask and kind == "C" else None)
         module, blocks = self._blocks[model]
         self._witness = blocks[-1].name if blocks else ()

@@ -94,7 +94,8 @@ def weighted_sum(snapshots: Sequence[torch.Tensor], weights: Sequence[float | to
 class Site:
     """One cached tensor of one branch: snapshots of full steps, newest first, and the correction since the last one."""
 
-    def __init__(self, evidence: Evidence | None = None, stream: str = ""):
+    def __init__(self, evidence: Evidence | None = None, stream: str = "", name: Hashable = ()):
+        self.name = name
         self.nodes: list[Node] = []
         self.snapshots: list[torch.Tensor] = []
         self.correction: torch.Tensor | None = None
@@ -193,7 +194,7 @@ class Branch:
     def site(self, name: Hashable) -> Site:
         if name not in self.sites:
             part = str(name[-1]) if isinstance(name, tuple) else ""
-            self.sites[name] = Site(self.evidence, part[:3] if part.startswith(("img", "txt")) else "")
+            self.sites[name] = Site(self.evidence, part[:3] if part.startswith(("img", "txt")) else "", name)
         return self.sites[name]
 
     def forget_choices(self) -> None:

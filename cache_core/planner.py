@@ -64,6 +64,16 @@ def _solve(gram: torch.Tensor, target: int, nodes: Sequence[int], ridge: float) 
     return [1.0 - sum(older), *older]
 
 
+def magnitude_ratios(profile: Profile) -> tuple[float, ...]:
+    """How much longer the features are at each step than at the step before, mean over the samples; 1 at step 0.
+
+    MagCache's ratios (NeurIPS 2025) but for two things: of whole lengths, where MagCache takes the mean of the tokens' ratios, and of
+    whatever the profile holds, where MagCache looks at the residual of the stack.
+    """
+    lengths = profile.grams.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()
+    return 1.0, *(lengths[:, 1:] / lengths[:, :-1]).mean(0).tolist()
+
+
 def errors(profile: Profile, combination: torch.Tensor) -> torch.Tensor:
     """Length [samples, ...] of combinations [..., T] of the features, relative to a feature's mean length."""
     quadratic = torch.einsum("...i,sij,...j->s...", combination, profile.grams, combination)

@@ -1,4 +1,4 @@
-"""What is learned about a model once: inner products of its final hidden states along uncached runs.
+"""What is learned about a model once: inner products of its final hidden states, and of its modules' outputs, along uncached runs.
 
 A forecast is a weighted sum of snapshots, so every error that it can make is a quadratic form of these products. A profile holds them per
 sample, some kilobytes each, and says which runs it holds for; no feature is kept. Files are safetensors with JSON metadata.
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .history import Node, Site
+from .masks import MAX_NAMES
 from .schedule import MAX_STEPS
 from .table import same_levels
 
@@ -34,13 +35,15 @@ class Profile:
     """Gram matrices [samples, T, T], float64, of features at the T steps of a run, each divided by the mean energy of its own sample.
 
     sigmas: the T + 1 noise levels. identity: texts and numbers by the names of `IDENTITY`. resampled: from how many steps, where the
-    profile was adapted to another step count, else None. Raises ValueError naming the field.
+    profile was adapted to another step count, else None. modules: the same matrices of module outputs before their gates, with samples of
+    their own, by the names of `masks` in running order; most profiles have none. Raises ValueError naming the field.
     """
 
     grams: torch.Tensor
     sigmas: tuple[float, ...]
     identity: Mapping = field(default_factory=dict)
     resampled: int | None = None
+    modules: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
         steps = len(self.sigmas) - 1
@@ -48,16 +51,10 @@ class Profile:
             raise ValueError(f"sigmas must hold 2 to {MAX_STEPS + 1} noise levels.")
         if not all(map(math.isfinite, self.sigmas)):
             raise ValueError("sigmas must be finite numbers.")
-        if self.grams.ndim != 3 or self.grams.shape[0] < 1 or self.grams.shape[1:] != (steps, steps):
-            raise ValueError(f"grams must be [samples, {steps}, {steps}] for {steps} steps, not {list(self.grams.shape)}.")
-        if not self.grams.is_floating_point() or not torch.isfinite(self.grams).all():
-            raise ValueError("grams must be finite numbers.")
-        energy = self.grams.diagonal(dim1=-2, dim2=-1)
-        # What inner products are, up to rounding; anything else would make plans of nonsense.
-        limit = (energy[..., :, None] * energy[..., None, :]).clamp_min(0).sqrt() * (1 + 1e-3) + 1e-9
-        even = torch.allclose(self.grams, self.grams.mT, atol=1e-6)
-        if not even or (energy < 0).any() or (energy > 1e9).any() or (self.grams.abs() > limit).any():
-            raise ValueError("grams must hold inner products of features.")
+        if len(self.modules) > MAX_NAMES or not all(isinstance(name, str) and len(name) <= 100 for name in self.modules):
+            raise ValueError(f"modules must be at most {MAX_NAMES} names and matrices.")
+        for name, gram in (("grams", self.grams), *((f"modules.{name}", gram) for name, gram in self.modules.items())):
+            _check(name, gram, steps)
 
     @property
     def steps(self) -> int:
@@ -68,7 +65,9 @@ class Profile:
         wrong = self.differences(other.identity, other.sigmas)
         if wrong:
             raise ValueError(f"profiles of different runs cannot be merged: {wrong[0]}.")
-        return Profile(torch.cat([self.grams, other.grams]), self.sigmas, self.identity, self.resampled)
+        names = {**self.modules, **other.modules}
+        modules = {name: torch.cat([p.modules[name] for p in (self, other) if name in p.modules]) for name in names}
+        return Profile(torch.cat([self.grams, other.grams]), self.sigmas, self.identity, self.resampled, modules)
 
     def differences(self, identity: Mapping, sigmas=None) -> list[str]:
         """What of a run is not as in the profile, in words; empty where it fits. Fields the run does not tell are not compared."""
@@ -106,7 +105,8 @@ class Profile:
             else:
                 share = (s - own[j]) / (own[j - 1] - own[j])
                 rows[i, j - 1], rows[i, j] = share, 1 - share
-        return Profile(rows @ self.grams @ rows.T, sigmas, self.identity, self.resampled or self.steps)
+        modules = {name: rows @ gram @ rows.T for name, gram in self.modules.items()}
+        return Profile(rows @ self.grams @ rows.T, sigmas, self.identity, self.resampled or self.steps, modules)
 
     def save(self, path: Path) -> None:
         """Writes the file; FileExistsError rather than overwriting one."""
@@ -127,9 +127,12 @@ class Profile:
         return whole
 
     def _write(self, path: Path) -> None:
-        head = {"format": FORMAT, "kind": KIND, "sigmas": list(self.sigmas), "identity": dict(self.identity), "resampled": self.resampled}
+        head = {"format": FORMAT, "kind": KIND, "sigmas": list(self.sigmas), "identity": dict(self.identity), "resampled": self.resampled,
+                "modules": list(self.modules)}
+        tensors = {"grams": self.grams, **{f"grams/{name}": gram for name, gram in self.modules.items()}}
         try:
-            save_file({"grams": self.grams.contiguous()}, path, metadata={"profile": json.dumps(head, allow_nan=False)})
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path,
+                      metadata={"profile": json.dumps(head, allow_nan=False)})
         except SafetensorError as error:
             raise OSError(f"{Path(path).name} could not be written: {error}") from None
 
@@ -144,10 +147,11 @@ class Profile:
         try:
             with safe_open(path, "pt") as file:
                 head = json.loads((file.metadata() or {}).get("profile", "null"))
-                grams = file.get_tensor("grams") if "grams" in file.keys() else None  # noqa: SIM118 (a file, not a dict)
+                names = [n for n in file.keys() if n == "grams" or n.startswith("grams/")]  # noqa: SIM118 (a file, not a dict)
+                grams = {n: file.get_tensor(n) for n in names[:MAX_NAMES + 1]}
         except (SafetensorError, ValueError, OSError, RecursionError) as error:
             raise ValueError(f"{name} is not a profile: {type(error).__name__}.") from None
-        if not isinstance(head, dict) or head.get("kind") != KIND or grams is None:
+        if not isinstance(head, dict) or head.get("kind") != KIND or "grams" not in grams:
             raise ValueError(f"{name} is not a profile.")
         if head.get("format") != FORMAT:
             raise ValueError(f"{name} was written by another version of the pack.")
@@ -156,12 +160,29 @@ class Profile:
             raise ValueError(f"{name} has no noise levels.")
         if not isinstance(identity, dict) or not all(isinstance(v, (str, int, float, list)) for v in identity.values()):
             raise ValueError(f"{name} does not say what it holds for.")
-        resampled = head.get("resampled")
+        resampled, order = head.get("resampled"), head.get("modules", [])
+        known = isinstance(order, list) and all(isinstance(n, str) for n in order)
+        if not known or {f"grams/{n}" for n in order} != {*grams} - {"grams"}:
+            raise ValueError(f"{name} does not say in which order its modules run.")
+        grams = {n: gram if gram.is_complex() else gram.to(torch.float64) for n, gram in grams.items()}
         try:
-            return cls(grams if grams.is_complex() else grams.to(torch.float64), tuple(map(float, sigmas)), identity,
-                       resampled if isinstance(resampled, int) else None)
+            return cls(grams["grams"], tuple(map(float, sigmas)), identity, resampled if isinstance(resampled, int) else None,
+                       {n: grams[f"grams/{n}"] for n in order})
         except (ValueError, OverflowError) as error:
             raise ValueError(f"{name} is not a profile: {str(error).rstrip('.')}.") from None
+
+
+def _check(name: str, gram: torch.Tensor, steps: int) -> None:
+    """ValueError where matrices [samples, T, T] are not inner products, up to rounding; anything else would make plans of nonsense."""
+    if gram.ndim != 3 or gram.shape[0] < 1 or gram.shape[1:] != (steps, steps):
+        raise ValueError(f"{name} must be [samples, {steps}, {steps}] for {steps} steps, not {list(gram.shape)}.")
+    if not gram.is_floating_point() or not torch.isfinite(gram).all():
+        raise ValueError(f"{name} must be finite numbers.")
+    energy = gram.diagonal(dim1=-2, dim2=-1)
+    limit = (energy[..., :, None] * energy[..., None, :]).clamp_min(0).sqrt() * (1 + 1e-3) + 1e-9
+    even = torch.allclose(gram, gram.mT, atol=1e-6)
+    if not even or (energy < 0).any() or (energy > 1e9).any() or (gram.abs() > limit).any():
+        raise ValueError(f"{name} must hold inner products of features.")
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -180,16 +201,18 @@ def fingerprint(model: torch.nn.Module) -> str:
 class Recorder:
     """A forecast that forecasts nothing: it watches full steps and keeps the products of what it sees. One per run.
 
-    It holds all features of a run until the run ends: steps times the size of a site.
+    It holds all features of a run until the run ends: steps times the size of a site. tokens: how many rows of every module's output are
+    kept beside them, 0 for none; `modules` is then the forecast that watches the modules.
     """
 
     name, needs, probe, gain = "recorder", MAX_STEPS, None, 1.0
     watches = True
     """Full steps are looked at though nothing is skipped."""
 
-    def __init__(self):
+    def __init__(self, tokens: int = 0):
         self._rows: dict[int, tuple[Site, list[torch.Tensor]]] = {}
         self._changed = False
+        self.modules = ModuleRecorder(tokens) if tokens else None
 
     def over_run(self, first: Node, last: Node) -> Recorder:
         return self
@@ -227,7 +250,71 @@ class Recorder:
             for t, row in enumerate(rows):
                 gram[:, t, : t + 1] = row.flip(-1)
             gram = gram + gram.tril(-1).mT
-            made.append(gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None].clamp_min(1e-300))
-        if len({len(g[0]) for g in made}) > 1:
-            raise ValueError("branches of different lengths were recorded; use a sampler of one evaluation per step and no time ranges.")
-        return torch.cat(made)
+            made.append(_scaled(gram))
+        return _joined(made)
+
+
+def _scaled(gram: torch.Tensor) -> torch.Tensor:
+    """Gram matrices [b,T,T], each by its mean energy."""
+    return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None].clamp_min(1e-300)
+
+
+def _joined(grams: list[torch.Tensor]) -> torch.Tensor:
+    if len({len(g[0]) for g in grams}) > 1:
+        raise ValueError("branches of different lengths were recorded; use a sampler of one evaluation per step and no time ranges.")
+    return torch.cat(grams)
+
+
+class ModuleRecorder:
+    """Watches module outputs on full steps, as `Recorder` does the final hidden state. One per run.
+
+    Of every module it keeps the same `tokens` rows, chosen at random, at every step: steps * tokens * width values in the model's own
+    precision, on the CPU, and the newest output.
+    """
+
+    name, needs, probe, gain = "module recorder", 1, None, 1.0
+    watches = True
+
+    def __init__(self, tokens: int, seed: int = 0):
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise ValueError(f"tokens must be a whole number of at least 1, not {tokens!r}.")
+        self.tokens, self.seed = tokens, seed
+        self._kept: dict[int, tuple[Site, int, list[torch.Tensor]]] = {}
+
+    def over_run(self, first: Node, last: Node) -> ModuleRecorder:
+        return self
+
+    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
+        rows = self._kept.setdefault(id(site), (site, truth.shape[1], []))[2]
+        if not rows:
+            rows.append(self._some(site.snapshots[0]))
+        rows.append(self._some(truth))
+
+    def _some(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(self.seed))[:self.tokens]
+        return x.index_select(1, chosen.sort().values.to(x.device)).cpu()
+
+    def forecast(self, site: Site, node: Node, out=None) -> torch.Tensor:
+        return site.combine([1.0], out)
+
+    def grams(self) -> dict[str, torch.Tensor]:
+        """Gram matrices [samples, T, T] by module in running order, as `Recorder.grams` gives them.
+
+        The rows stand for all tokens of their stream; what text and image add to a module's products is summed. ValueError before any run.
+        """
+        if not self._kept:
+            raise ValueError("nothing was recorded: sample at least two full steps.")
+        parts: dict[tuple[str, int], torch.Tensor] = {}
+        for site, count, rows in self._kept.values():
+            x = torch.stack(rows, 1).double().flatten(2)  # [b, T, rows * width]
+            gram, key = x @ x.mT * (count / rows[0].shape[1]), (_module(site.name), id(site.evidence))
+            parts[key] = parts[key] + gram if key in parts else gram
+        names = dict.fromkeys(name for name, _ in parts)
+        return {name: _joined([_scaled(gram) for (own, _), gram in parts.items() if own == name]) for name in names}
+
+
+def _module(site: tuple) -> str:
+    """Name of a site's module as in `masks`: streams of text and image are one, and a fused block is a whole."""
+    kind, index, part = site
+    part = part.removeprefix("img_").removeprefix("txt_")
+    return f"{kind}.{index}" if part == "out" else f"{kind}.{index}.{part}"

@@ -10,6 +10,7 @@ from cache_core.controller import Controller
 from cache_core.profile import Profile, Recorder
 from cache_core.settings import Settings
 from demo.sampler import schedule_sigmas
+from demo.scenes import TOKENS
 from tests.tiny_flux import BLUE, RED, assert_untouched, random_flux, run
 
 SIGMAS = (1.0, 0.7, 0.4, 0.0)
@@ -49,6 +50,48 @@ def test_recording_changes_nothing_and_keeps_every_product(model, how):
     assert torch.allclose(grams, wanted, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("how", [{"guidance": 1}, {"guidance": 2}, {"guidance": 2, "split": True}], ids=str)
+@pytest.mark.parametrize("tokens", [3, 100])
+def test_modules_are_recorded_too_from_the_same_rows_at_every_step(model, how, tokens):
+    """Of the tokens chosen, or of all where they are few; text and image of a module in sum, and a fused block as one."""
+    sites = {"double.1.attn": ("double_blocks.1.img_attn.proj", "double_blocks.1.txt_attn.proj"),
+             "double.0.mlp": ("double_blocks.0.img_mlp", "double_blocks.0.txt_mlp"), "single.1": ("single_blocks.1.linear2",)}
+    seen = {path: [] for paths in sites.values() for path in paths}
+    handles = [model.get_submodule(path).register_forward_hook(lambda m, args, out, path=path: seen[path].append(out.clone()))
+               for path in seen]
+    plain = run(model, captions=(RED, BLUE), **how)
+    for handle in handles:
+        handle.remove()
+    recorder = Recorder(tokens)
+    recorded = run(model, Settings(predictor=recorder, module_predictor=recorder.modules), captions=(RED, BLUE), **how)
+    assert torch.equal(plain.latents, recorded.latents) and {r.actual for r in recorded.report.records} == {"F"}
+    grams = recorder.modules.grams()
+    assert list(grams) == ["double.0.attn", "double.0.mlp", "double.1.attn", "double.1.mlp", "single.0", "single.1"]
+    assert recorder.grams().shape == grams["single.0"].shape == (2 if how["guidance"] == 1 else 4, 6, 6)
+    for name, paths in sites.items():
+        total = 0
+        for path in paths:
+            x = torch.stack(seen[path])
+            x = torch.cat([torch.stack(seen[path][i::2]) for i in range(2)], 1) if how.get("split") else x
+            rows = torch.randperm(x.shape[2], generator=torch.Generator().manual_seed(0))[:tokens]
+            some = x[:, :, rows].double()
+            total = total + torch.einsum("tbnd,sbnd->bts", some, some) * x.shape[2] / len(rows)
+        wanted = total / total.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        assert torch.allclose(grams[name], wanted, rtol=1e-9, atol=0), name
+
+
+def test_rows_of_modules_are_all_that_is_kept(model):
+    peaks = {}
+    for steps in (3, 9):
+        recorder = Recorder(3)
+        settings = Settings(predictor=recorder, module_predictor=recorder.modules)
+        peaks[steps] = run(model, settings, steps=steps, guidance=1).report.peak_bytes
+        rows = [r for _, _, kept in recorder.modules._kept.values() for r in kept]
+        assert len(rows) == steps * (2 * 4 + 2) and {tuple(r.shape) for r in rows} == {(1, 3, 128)}
+    # Only final hidden states add up with the steps, 4 bytes a value; modules keep their newest output.
+    assert peaks[9] - peaks[3] == 6 * (TOKENS + 16) * 128 * 4
+
+
 def test_a_recorded_run_reports_full_steps_only(model):
     result = run(model, Settings(predictor=Recorder()))
     assert {r.actual for r in result.report.records} == {"F"} and result.report.peak_bytes > 0
@@ -67,6 +110,37 @@ def test_files_come_back_and_are_not_overwritten(profile, tmp_path):
     assert path.stat().st_size < 2000
     with pytest.raises(FileExistsError, match="mine.safetensors exists already"):
         profile.save(path)
+
+
+def test_files_hold_modules_in_running_order(profile, tmp_path):
+    modules = {name: torch.eye(3, dtype=torch.float64).repeat(2, 1, 1) * i for i, name in enumerate(("single.0", "double.0.attn"), 1)}
+    both = Profile(profile.grams, SIGMAS, IDENTITY, modules=modules)
+    path = tmp_path / "mine.safetensors"
+    profile.save(path)
+    assert Profile.load(path).modules == {}
+    whole = both.add_to(path)
+    read = Profile.load(path)
+    assert list(read.modules) == ["single.0", "double.0.attn"] == list(whole.modules)
+    assert all(torch.equal(read.modules[n], modules[n]) for n in modules) and len(read.grams) == 4
+    twice = read.merged(both)
+    assert {n: len(g) for n, g in twice.modules.items()} == {"single.0": 4, "double.0.attn": 4}
+    new = both.at((1.0, 0.85, 0.7, 0.4, 0.0))
+    assert new.modules["single.0"][0, 1].tolist() == pytest.approx([0.5, 0.5, 0.5, 0.0])
+
+
+def test_files_from_before_modules_were_kept_still_load(profile, tmp_path):
+    path = tmp_path / "old.safetensors"
+    save_file({"grams": profile.grams}, path, metadata={"profile": json.dumps(HEAD)})
+    assert Profile.load(path).modules == {} and "modules" not in HEAD
+
+
+@pytest.mark.parametrize("order", ["single.0", [1], [], ["single.0", "single.0", "x"], ["single.0", "single.1"], {"single.0": 1}], ids=str)
+def test_files_whose_modules_have_no_order_are_refused_in_a_sentence(profile, tmp_path, order):
+    path = tmp_path / "odd.safetensors"
+    save_file({"grams": profile.grams, "grams/single.0": profile.grams.clone()}, path,
+              metadata={"profile": json.dumps({**HEAD, "modules": order})})
+    with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
+        Profile.load(path)
 
 
 def test_what_differs_is_said(profile):
@@ -106,8 +180,9 @@ def test_levels_between_the_recorded_ones_are_limited(profile):
     ({"grams": torch.full((1, 3, 3), torch.nan)}, "grams"),
     ({"grams": -torch.eye(3)[None]}, "grams"), ({"grams": 1e300 * torch.eye(3, dtype=torch.float64)[None]}, "grams"),
     ({"grams": torch.ones(1, 3, 3).triu()}, "grams"), ({"grams": torch.eye(3)[None].flip(1)}, "grams"),
-    ({"grams": torch.ones(1, 3, 3, dtype=torch.int8)}, "grams"), ({"sigmas": (1.0,)}, "sigmas"),
-    ({"sigmas": (1.0, float("inf"), 0.1, 0.0)}, "sigmas"),
+    ({"grams": torch.ones(1, 3, 3, dtype=torch.int8)}, "grams"), ({"modules": {"single.0": torch.zeros(1, 2, 2)}}, "modules.single.0"),
+    ({"modules": {"single.0": -torch.eye(3)[None]}}, "modules.single.0"), ({"modules": {7: torch.zeros(1, 3, 3)}}, "modules"),
+    ({"sigmas": (1.0,)}, "sigmas"), ({"sigmas": (1.0, float("inf"), 0.1, 0.0)}, "sigmas"),
 ], ids=str)
 def test_bad_profiles_name_the_field(profile, change, field):
     with pytest.raises(ValueError, match=f"^{field} must"):
