@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from .masks import Mask, parts_of
+from .masks import ALL, Mask, parts_of
 from .schedule import CacheSchedule
 
 # FLOPs in d^2 per refreshed row of (double, single) blocks when attention is replayed. "published": a single block computes only the MLP
@@ -81,6 +81,11 @@ class CostModel:
                 elif kind == "double":
                     total += sum(costs.get(part, 0) for part in parts)
         return total
+
+    def share(self, mask: Mask) -> float:
+        """Work of a run by a mask whose other modules are replayed, as a share of an uncached one."""
+        rows = (mask.at(step) for step in range(mask.steps))
+        return sum(1.0 if ALL in row else self.flops_computed(row) / self.flops_full() for row in rows) / mask.steps
 
 
 FLUX_DEV = CostModel(width=3072, image_tokens=4096, text_tokens=512, double=19, single=38)  # FLUX.1-dev at 1024 x 1024

@@ -295,6 +295,7 @@ class FluxSingle:
     """Single-stream block: parallel attention and MLP over the joint sequence (text first); returns x."""
 
     names = ("x", "vec", "pe", "attn_mask")
+    outputs = {"out": "linear2"}
     parts = ()
     """As of `FluxDouble`; attention and MLP are one."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cache_core.forecasts import NAMES
-from cache_core.recipes import from_preset, preset_names
+from cache_core.recipes import from_json, from_preset, preset_names, settings_of
 from cache_core.schedule import explicit, from_generator
 from cache_core.settings import LEVELS
 from demo.sampler import sample
@@ -145,6 +145,12 @@ def test_report_example_is_what_the_code_writes():
 def test_forecasts_and_levels_on_the_page_are_those_of_the_code():
     assert list(rows(section("FeatureForecast", "Forecasts"))) == list(NAMES)
     assert list(rows(section("FeatureForecast", "Levels"))) == list(LEVELS)
+
+
+def test_the_mask_on_the_page_is_a_recipe():
+    text = re.search(r"```json\n(.*?)```", section("FeatureForecast", "Levels"), re.DOTALL)[1]
+    mask = settings_of(from_json(text)).mask
+    assert mask.names == ("double.0.attn", "single.7") and mask.kinds.count("F") == 3
 
 
 def test_schedule_example_is_what_the_code_plans():

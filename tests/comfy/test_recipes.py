@@ -133,3 +133,39 @@ def test_bad_input_is_refused_in_a_sentence(widgets, sentence, flux, feature_for
     with pytest.raises(ValueError, match=".") as error:
         feature_forecast(flux, **widgets)
     assert str(error.value).startswith(sentence) and "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+    assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
+
+
+def test_a_mask_computes_what_it_names_and_replays_the_rest(flux, feature_forecast, sample, ran, report_of):
+    """Against the plain model whose module outputs are overwritten by those of the step at which the mask computed them last."""
+    refresh = {"*": [0, 5], "double.0.attn": [1, 3], "double.0.mlp": [2, 3], "double.1": [4], "single.0": [1, 6], "single.1": [7]}
+    recipe = {"format": 1, "kind": "cache_recipe", "level": "module", "mask": {"steps": STEPS, "refresh": refresh}}
+    model, text = feature_forecast(flux, recipe=json.dumps(recipe))
+    masked = sample(model, steps=STEPS, cfg=1.0, batch=2)
+    assert ran(model) == "FCCCCFCCA" and json.loads(text)["mask"]["refresh"] == refresh
+    assert report_of(model).messages == []
+    inner, kept, step = flux.model.diffusion_model, {}, [-1]
+    parts = {"attn": ("img_attn.proj", "txt_attn.proj"), "mlp": ("img_mlp", "txt_mlp"), "out": ("linear2",)}
+
+    def overwrite(names):
+        def hook(module, args, out):
+            if step[0] in {s for name in ("*", *names) for s in refresh.get(name, [])}:
+                kept[module] = out.clone()
+            return kept[module].clone()
+        return hook
+
+    handles = [inner.img_in.register_forward_pre_hook(lambda *_: step.__setitem__(0, step[0] + 1))]
+    for kind, blocks in (("double", inner.double_blocks), ("single", inner.single_blocks)):
+        for i, block in enumerate(blocks):
+            for part in ("attn", "mlp") if kind == "double" else ("out",):
+                names = (f"{kind}.{i}", f"{kind}.{i}.{part}")
+                handles += [block.get_submodule(path).register_forward_hook(overwrite(names)) for path in parts[part]]
+    try:
+        wanted = sample(flux, steps=STEPS, cfg=1.0, batch=2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert torch.allclose(masked, wanted, atol=2e-4)
+    assert not torch.allclose(masked, sample(flux, steps=STEPS, cfg=1.0, batch=2), atol=1e-2)
