@@ -117,6 +117,7 @@ def peak_bytes(schedule: CacheSchedule, cost: CostModel, *, snapshots: int = 1, 
     values, the model's output, or one residual per block. With C steps or at the level of modules: per double block the pre-gate outputs of
     attention and MLP of both streams (2 n d), per single block its output (n d), and for C steps the attention before its second linear
     layer (n d), all `module_snapshots` times, or `snapshots` times at the level of modules.
+    A schedule with a mask keeps no attention of single blocks, and up to one correction per module.
     live_attention: keys and values of the newest F step (2 n d per block) stand in for the attention outputs.
     branches: cached streams, such as 2 for cond and uncond, times the batch.
     """
@@ -132,7 +133,9 @@ def peak_bytes(schedule: CacheSchedule, cost: CostModel, *, snapshots: int = 1, 
     if kinds["A"] and level != "module":
         kept = {"output": cost.image_tokens * LATENT_VALUES, "block": blocks * feature}
         values += snapshots * kept.get(level, feature)
-    if kinds["C"]:
+    if schedule.mask is not None:
+        values += (2 * cost.double + cost.single) * (modules + (kinds["C"] > 0)) * feature
+    elif kinds["C"]:
         values += blocks * (modules + 2 if live_attention else 2 * modules) * feature
     elif kinds["A"] and level == "module":
         values += (2 * cost.double + cost.single) * modules * feature

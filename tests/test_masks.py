@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cache_core.controller import Controller
-from cache_core.cost import CostModel, estimated_speedup
+from cache_core.cost import CostModel, estimated_speedup, peak_bytes
+from cache_core.flux_blocks import FluxSingle
 from cache_core.forecasts import forecast
 from cache_core.masks import MAX_CELLS, MAX_NAMES, Mask, parts_of
 from cache_core.recipes import from_json, settings_of, to_json
@@ -285,6 +286,24 @@ def test_report_and_estimate_agree(model):
     assert report.conservative_cost == pytest.approx(sum(shares) / len(shares))
     assert report.totals()["call_speedup"] == pytest.approx(estimated_speedup(MIXED.schedule(), size))
     assert {r.ratio for r in report.records} == {1.0}
+
+
+def test_bytes_are_foreseen(model):
+    """Every module is kept, and corrected at the step that computes them one by one."""
+    size = CostModel(width=128, image_tokens=16, text_tokens=TOKENS, double=2, single=2)
+    for level in ("module", "final"):
+        mask = Mask.of(4, {name: [1] for name in MODULES})
+        report = run(model, of_steps(mask, level=level), steps=4, guidance=1).report
+        held = peak_bytes(mask.schedule(), size, bytes_per_value=4, level=level)
+        corrected = (level == "final") * (16 + TOKENS) * 128 * 4  # of the final hidden state, which the estimate leaves out
+        assert report.peak_bytes == held + corrected
+
+
+def test_models_whose_modules_cannot_be_chosen_run_in_full(model, monkeypatch):
+    monkeypatch.delattr(FluxSingle, "parts")
+    result = run(model, of_steps(MIXED), steps=7)
+    assert ran(result) == "F" * 7 and torch.equal(result.latents, run(model, steps=7).latents)
+    assert result.report.messages[-1] == "Conservative steps ran in full: the modules of this model cannot be chosen one by one."
 
 
 def test_a_mask_of_no_steps_but_full_ones_is_plain_sampling(model):
