@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from cache_core.mask_files import columns, read_scores, router_mask, split_mask
+from cache_core.recipes import from_json, settings_of
+from scripts import import_router
 
 NAMES = ("block.0.attn", "block.0.mlp", "block.1.attn", "block.1.mlp")
 SCORES = [[0.9, 0.1, 0.0, 1.0], [0.1, 0.11, 0.05, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
@@ -81,3 +83,19 @@ def test_background_blocks_are_refreshed_by_the_list():
     assert split_mask(4, blocks, blocks, (2,)).kinds == "FAFA"
     with pytest.raises(ValueError, match=r"^background must be among the blocks, unlike single.2\.$"):
         split_mask(8, blocks, ("single.2",), ())
+
+
+def test_a_router_becomes_a_recipe(tmp_path, capsys):
+    (tmp_path / "mine.json").write_text(json.dumps(SCORES), encoding="utf-8")
+    import_router.main([str(tmp_path / "mine.json"), "--blocks", "block=2"])
+    settings = settings_of(from_json(capsys.readouterr().out))
+    assert settings.mask == router_mask(SCORES, NAMES) and settings.level == "module" and settings.method == "mine"
+
+
+@pytest.mark.parametrize("blocks", ["block=3", "block", "block=x", "=2", "block=-1", "block=99999"])
+def test_a_router_for_another_model_is_refused_in_a_sentence(tmp_path, capsys, blocks):
+    (tmp_path / "mine.json").write_text(json.dumps(SCORES), encoding="utf-8")
+    with pytest.raises(SystemExit) as refused:
+        import_router.main([str(tmp_path / "mine.json"), "--blocks", blocks])
+    said = refused.value.code if isinstance(refused.value.code, str) else capsys.readouterr().err
+    assert said.strip().endswith(".") and "Traceback" not in said
