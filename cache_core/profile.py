@@ -280,12 +280,14 @@ class ModuleRecorder:
             raise ValueError(f"tokens must be a whole number of at least 1, not {tokens!r}.")
         self.tokens, self.seed = tokens, seed
         self._kept: dict[int, tuple[Site, int, list[torch.Tensor]]] = {}
+        self._changed = False
 
     def over_run(self, first: Node, last: Node) -> ModuleRecorder:
         return self
 
     def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        rows = self._kept.setdefault(id(site), (site, truth.shape[1], []))[2]
+        _, count, rows = self._kept.setdefault(id(site), (site, truth.shape[1], []))
+        self._changed |= count != truth.shape[1]
         if not rows:
             rows.append(self._some(site.snapshots[0]))
         rows.append(self._some(truth))
@@ -304,6 +306,8 @@ class ModuleRecorder:
         """
         if not self._kept:
             raise ValueError("nothing was recorded: sample at least two full steps.")
+        if self._changed:
+            raise ValueError("the size of the features changed during the run.")
         parts: dict[tuple[str, int], torch.Tensor] = {}
         for site, count, rows in self._kept.values():
             x = torch.stack(rows, 1).double().flatten(2)  # [b, T, rows * width]

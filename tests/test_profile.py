@@ -11,7 +11,7 @@ from cache_core.profile import Profile, Recorder
 from cache_core.settings import Settings
 from demo.sampler import schedule_sigmas
 from demo.scenes import TOKENS
-from tests.tiny_flux import BLUE, RED, assert_untouched, random_flux, run
+from tests.tiny_flux import BLUE, RED, assert_untouched, evaluate, inputs, random_flux, run
 
 SIGMAS = (1.0, 0.7, 0.4, 0.0)
 IDENTITY = {"family": "FLUX", "sampler": "euler", "guidance": 1.0, "resolution": "64 x 64"}
@@ -78,6 +78,17 @@ def test_modules_are_recorded_too_from_the_same_rows_at_every_step(model, how, t
             total = total + torch.einsum("tbnd,sbnd->bts", some, some) * x.shape[2] / len(rows)
         wanted = total / total.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
         assert torch.allclose(grams[name], wanted, rtol=1e-9, atol=0), name
+
+
+def test_modules_that_change_size_are_refused_in_words(model):
+    recorder = Recorder(3)
+    cache = Controller(Settings(predictor=recorder, module_predictor=recorder.modules), schedule_sigmas(4))
+    for sigma, text in zip(schedule_sigmas(4), (5, 5, 9, 9)):
+        evaluate(cache, model, sigma, data=inputs(model, text=text))
+    with pytest.raises(ValueError, match="the size of the features changed"):
+        recorder.modules.grams()
+    with pytest.raises(ValueError, match="nothing was recorded"):
+        Recorder(3).modules.grams()
 
 
 def test_rows_of_modules_are_all_that_is_kept(model):

@@ -135,9 +135,6 @@ def test_bad_input_is_refused_in_a_sentence(widgets, sentence, flux, feature_for
     assert str(error.value).startswith(sentence) and "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
-    assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
-
-
 def test_a_mask_computes_what_it_names_and_replays_the_rest(flux, feature_forecast, sample, ran, report_of):
     """Against the plain model whose module outputs are overwritten by those of the step at which the mask computed them last."""
     refresh = {"*": [0, 5], "double.0.attn": [1, 3], "double.0.mlp": [2, 3], "double.1": [4], "single.0": [1, 6], "single.1": [7]}
