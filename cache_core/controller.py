@@ -10,16 +10,19 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from .clock import Clock, Evaluation
 from .cost import CostModel
-from .families import Block, blocks_of, find_family
+from .families import Block, asides_of, blocks_of, find_family
+from .fitting import fit
 from .flux_blocks import Call
 from .history import Batch, Branch, Node
+from .layout_wiring import LayoutWiring
+from .layouts import BlockLayout, Family
 from .levels import FINAL, OUTPUT, STACK, Wiring
 from .report import Report, StepRecord
 from .settings import Settings
@@ -27,6 +30,30 @@ from .sites import CacheMismatch, shim
 from .table import Table, same_levels
 
 __all__ = ["FINAL", "OUTPUT", "STACK", "CacheMismatch", "Controller"]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model of this run, which is held so that its id stays its own, and the settings fitted to it.
+
+    first, probe: see `Settings.blocks_run`.
+    """
+
+    module: nn.Module
+    family: Family | None
+    blocks: list[Block]
+    settings: Settings
+    first: int
+    probe: int
+
+    @property
+    def refusal(self) -> str | None:
+        return self.family and self.family.refusal
+
+    def wiring(self, call: Call) -> Wiring:
+        if any(isinstance(b.adapter, BlockLayout) for b in self.blocks):
+            return LayoutWiring(call, self.blocks, self.first, self.probe, asides_of(self.module, self.family))
+        return Wiring(call, self.blocks, self.first, self.probe)
 
 
 class Controller:
@@ -53,12 +80,11 @@ class Controller:
             self.say(f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {self.steps}.")
         self._clock, self._seconds = Clock(self.steps, stages), seconds
         self._branches: dict[Hashable, Branch] = {}
-        self._blocks: dict[int, tuple[nn.Module, list[Block]]] = {}
+        self._blocks: dict[int, _Model] = {}
         self._seen: Counter = Counter()
         self._keys: list[Hashable] = []
         self._records: list[StepRecord] = []
         self._errors: dict[int, torch.Tensor] = {}
-        self._first: dict[int, tuple[int, int]] = {}
         self._aggressive = 0.0
         self._now: Evaluation | None = None
         self._last_full: dict[int, int] = {}
@@ -68,6 +94,7 @@ class Controller:
         self._start = self._mark = seconds()
         self._rows = "C" in self.schedule.kinds
         self._witness: tuple = ()
+        self._site_rule = settings.predictor
         self._called: list[Branch] = []
         self._refusal = refusal
         self._skips = refusal is None and (self.schedule.kinds.strip("F") != "" or getattr(settings.predictor, "watches", False))
@@ -110,21 +137,24 @@ class Controller:
         self._records.append(StepRecord(now.step, now.phase, now.sigma, planned, kind, reason, calls=0, ratio=ratio))
 
     @contextmanager
-    def call(self, model: nn.Module, chunks: Sequence[Hashable], grid: tuple[int, int] | None = None) -> Iterator[str]:
+    def call(self, model: nn.Module, chunks: Sequence[Hashable], grid: tuple[int, int] | None = None,
+             refusal: str | None = None) -> Iterator[str]:
         """Wraps one model call; yields the kind it runs as.
 
         model: the diffusion model that really runs. chunks: one key per branch in the batch, in batch order, naming all that tells
-        branches apart. grid: rows and columns of the image tokens. Raises CacheMismatch out of the model when what is cached does
-        not fit; the host then repeats the call inside `retry`.
+        branches apart. grid: rows and columns of the image tokens. refusal: why this call runs plainly, as the host found out, or None.
+        Raises CacheMismatch out of the model when what is cached does not fit; the host then repeats the call inside `retry`.
         """
-        blocks = self._blocks_of(model)
-        record, now = self._records[-1] if self._records else None, self._now
-        if now is None or not (blocks or self.settings.level == "output") or not self._skips:
+        known = self._model(model)
+        record, now, refusal = self._records[-1] if self._records else None, self._now, refusal or known.refusal
+        if now is None or refusal or not self._skips:
+            if refusal and self._skips:
+                self.say(f"{known.family.name if known.family else type(model).__name__} is sampled plainly: {refusal}.")
             if record is not None:
                 record.calls += 1
                 record.full_calls += 1
                 if record.actual != "F":
-                    record.actual, record.reason = "F", "unknown"
+                    record.actual, record.reason = "F", "plain"
             yield "F"
             return
         self._keys = []
@@ -134,11 +164,11 @@ class Controller:
             self._keys.append((key, self._seen[key]))
             self._seen[key] += 1
         branches = [self._branches.setdefault(k, Branch()) for k in self._keys]
-        kind, reason = self._kind_for(record, branches, blocks)
-        yield from self._run(kind, reason, record, id(model), branches, grid)
+        kind, reason = self._kind_for(record, branches, known)
+        yield from self._run(kind, reason, record, known, branches, grid)
 
-    def _run(self, kind, reason, record, model, branches, grid):
-        now = self._now
+    def _run(self, kind, reason, record, known, branches, grid):
+        now, settings = self._now, known.settings
         record.calls += 1
         if kind == "F":
             record.full_calls += 1
@@ -149,14 +179,15 @@ class Controller:
                 branch.forget_choices()
         self._called = branches
         batch, since = Batch(branches, Node(float(now.step), now.sigma, self._flow)), now.step - self._last_full.get(now.phase, now.step)
-        watched = getattr(self.settings.modules, "watches", False)
-        call = Call(kind, batch, self.settings, now.step, since + 1, record.ratio, grid, note=self._note_error,
-                    rows=self._rows and self._mask is None, modules=self._rows or self.settings.level == "module" or watched,
+        watched = getattr(settings.modules, "watches", False)
+        call = Call(kind, batch, settings, now.step, since + 1, record.ratio, grid, note=self._note_error,
+                    rows=self._rows and self._mask is None, modules=self._rows or settings.level == "module" or watched,
                     computed=self._mask.at(now.step) if self._mask and kind == "C" else None)
-        module, blocks = self._blocks[model]
+        blocks = known.blocks
         self._witness = blocks[-1].name if blocks else ()
+        self._site_rule = settings.modules if settings.level == "module" else settings.predictor
         with ExitStack() as stack:
-            for part, maker in Wiring(call, blocks, *self._first[model]).shims(module):
+            for part, maker in known.wiring(call).shims(known.module):
                 stack.enter_context(shim(part, maker))
             yield kind
         if self._size is None and call.tokens:
@@ -173,7 +204,7 @@ class Controller:
         branches = [Branch() for _ in self._keys]
         self._branches.update(zip(self._keys, branches))
         record.calls -= 1
-        yield from self._run("F", "mismatch", record, id(model), branches, grid)
+        yield from self._run("F", "mismatch", record, self._model(model), branches, grid)
 
     @property
     def done(self) -> list[StepRecord]:
@@ -212,25 +243,26 @@ class Controller:
             self._records[-1].milliseconds = (now - self._mark) * 1e3
         self._mark = now
 
-    def _blocks_of(self, model: nn.Module) -> list[Block]:
+    def _model(self, model: nn.Module) -> _Model:
         known = self._blocks.get(id(model))
         if known is None:
             family = find_family(model)
             blocks = blocks_of(model, family) if family else []
-            if blocks:
+            settings = self.settings
+            if family is not None:
                 self._family = family.name
-            else:
-                how = "its output alone can be cached" if self.settings.level == "output" else "it was sampled plainly"
-                self.say(f"{type(model).__name__} is not a model this pack knows; {how}.")
+            if self._skips and not (family and family.refusal):
+                settings, sentence = fit(settings, family, blocks, type(model).__name__)
+                if sentence:
+                    self.say(sentence)
             kinds = [b.name[0] for b in blocks]
-            if isinstance(self.settings.first, str) and blocks and self.settings.first not in kinds:
-                self.say(f"This model has no {self.settings.first} blocks; the first half of its blocks runs on every step.")
-            self._first[id(model)] = first, probe = self.settings.blocks_run(kinds)
+            if isinstance(settings.first, str) and blocks and settings.first not in kinds:
+                self.say(f"This model has no {settings.first} blocks; the first half of its blocks runs on every step.")
+            first, probe = settings.blocks_run(kinds)
             self._aggressive = max(self._aggressive, (first + probe) / max(len(kinds), 1))
             self._say_unknown(blocks)
-            # The model is held so that its id stays its own.
-            known = self._blocks[id(model)] = (model, blocks)
-        return known[1]
+            known = self._blocks[id(model)] = _Model(model, family, blocks, settings, first, probe)
+        return known
 
     def _say_unknown(self, blocks: list[Block]) -> None:
         """Tells which names of the mask this model does not have."""
@@ -240,19 +272,21 @@ class Controller:
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             self.say(f"The mask names what this model does not have, which plays no part: {', '.join(unknown[:3])}{more}.")
 
-    def _kind_for(self, record: StepRecord, branches: list[Branch], blocks: list[Block]) -> tuple[str, str]:
+    def _kind_for(self, record: StepRecord, branches: list[Branch], known: _Model) -> tuple[str, str]:
         """The kind this call can really run as, and why it differs from the plan."""
         kind = record.actual
         if kind == "F":
             return "F", record.reason
         if any(b.signature is None for b in branches):
             return "F", "no_snapshot"
-        if kind == "C" and not blocks:
-            return "F", "unknown"
-        if kind == "C" and self._mask and not all(hasattr(b.adapter, "parts") for b in blocks):
+        if kind == "C" and not (known.blocks and known.family.modules):
+            name = known.family.name if known.family else type(known.module).__name__
+            self.say(f"Conservative steps ran in full: this pack cannot refresh single tokens of {name}.")
+            return "F", "refused"
+        if kind == "C" and self._mask and not all(hasattr(b.adapter, "parts") for b in known.blocks):
             self.say("Conservative steps ran in full: the modules of this model cannot be chosen one by one.")
             return "F", "refused"
-        if kind == "C" or self.settings.level == "module":
+        if kind == "C" or known.settings.level == "module":
             for branch in branches:
                 if branch.refusal is not None:
                     steps = "Conservative steps" if kind == "C" else "Aggressive steps at the modules"
@@ -269,7 +303,7 @@ class Controller:
         site = branch.sites.get(name) if branch else None
         if site is None or not site.snapshots:
             return
-        predictor = self.settings.modules if self.settings.level == "module" else self.settings.predictor
+        predictor = self._site_rule
         own = truth[:site.snapshots[0].shape[0]].float()
         guess = site.value(predictor, Node(float(self._now.step), self._now.sigma, self._flow))
         if guess.shape == own.shape:

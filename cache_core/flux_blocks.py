@@ -204,9 +204,9 @@ class FluxDouble:
 
     @classmethod
     def modulation(cls, block, vec):
-        if getattr(block, "modulation", True):
+        if hasattr(block, "img_mod"):
             return block.img_mod(vec), block.txt_mod(vec)
-        return vec
+        return vec  # made outside the blocks: FLUX.2, Chroma
 
     @classmethod
     def modulated_input(cls, block, a) -> torch.Tensor:
@@ -301,7 +301,7 @@ class FluxSingle:
 
     @classmethod
     def modulation(cls, block, vec):
-        return block.modulation(vec)[0] if block.modulation else vec
+        return block.modulation(vec)[0] if getattr(block, "modulation", None) else vec
 
     @classmethod
     def modulated_input(cls, block, a) -> torch.Tensor:

@@ -27,7 +27,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "nothing was cached for this conditioning, size and batch",
         "Keep prompt, size and batch the same during a run, and plan a full step before the first cached one.",
     ),
-    "unknown": ("the cache does not know this model", "The help page of the node lists the models it knows."),
+    "plain": ("this model or this way of sampling it cannot be cached", "Look at the messages of this report for the cause."),
     "rising": (
         "the sampler went back to a higher noise level, where cached features are out of date",
         "Choose a sampler that only goes down, such as euler or dpmpp_2m.",

@@ -210,12 +210,19 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     patch_size = getattr(model, "patch_size", 2)
     grid = tuple(math.ceil(n / patch_size) for n in x.shape[-2:]) if isinstance(patch_size, int) and x.ndim == 4 else None
     try:
-        with run.controller.call(model, chunks, grid):
+        with run.controller.call(model, chunks, grid, _plain_call(options)):
             return executor(*arguments, **kwargs)
     except CacheMismatch as mismatch:
         run.controller.say(str(mismatch))
         with run.controller.retry(model, grid):
             return executor(*arguments, **kwargs)
+
+
+def _plain_call(options: dict) -> str | None:
+    """Why this call runs plainly, or None."""
+    if options.get("ar_state") is not None:
+        return "its sampler makes the video part by part and keeps keys and values of its own"
+    return None
 
 
 def _plain(model):

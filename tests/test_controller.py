@@ -10,7 +10,7 @@ from cache_core.predictors import predictor
 from cache_core.recipes import from_preset
 from cache_core.schedule import explicit
 from cache_core.selectors import Selector
-from cache_core.settings import Settings
+from cache_core.settings import LEVELS, Settings
 from cache_core.sites import CacheMismatch
 from demo.flux import Flux
 from demo.sampler import schedule_sigmas
@@ -149,29 +149,60 @@ def test_two_models_in_one_run_keep_two_caches(model):
             assert ran_as == kind and torch.equal(out, plain(m, 1.0, inputs(m)))
 
 
-def test_an_unknown_model_runs_plainly_with_one_sentence():
-    class Mystery(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+class Mystery(nn.Module):
+    """A model that the block table does not have."""
 
-        def forward(self, x):
-            for layer in self.layers:
-                x = layer(x)
-            return x
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
 
-    mystery, x = Mystery(), torch.randn(2, 4)
-    cache = Controller(from_preset("balanced"), schedule_sigmas(9))
-    for sigma in schedule_sigmas(9)[:-1]:
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@torch.no_grad()
+def test_of_an_unknown_model_the_output_alone_is_put_back_with_one_sentence(level):
+    mystery, seen = Mystery(), []
+    mystery.layers[2].register_forward_hook(lambda *_: seen.append(1))
+    cache = Controller(Settings(schedule=explicit("FFAFA"), level=level), schedule_sigmas(5))
+    outs = []
+    for i, sigma in enumerate(schedule_sigmas(5)[:-1]):
         cache.begin_evaluation(sigma)
-        with cache.call(mystery, ["cond"]) as kind:
-            assert torch.equal(mystery(x), mystery(x)) and kind == "F"
-            assert "forward" not in mystery.layers[0].__dict__
+        with cache.call(mystery, ["cond"]):
+            outs.append(mystery(torch.full((2, 4), i % 3 + 1.0)))
+    assert torch.equal(outs[2], outs[1]) and torch.equal(outs[4], outs[3]) and not torch.equal(outs[3], outs[1]) and len(seen) == 3
     report = cache.finish()
-    assert len([m for m in report.messages if "Mystery" in m]) == 1
-    assert report.family == "" and report.totals()["skipped"] == 0
-    assert all(r.actual == "F" for r in report.records)
-    assert all(r.reason != "planned" for r in report.records if r.actual != r.planned)
+    (sentence,) = report.messages
+    assert "Mystery" in sentence and "the model's output" in sentence
+    assert report.family == "" and report.totals()["skipped"] == 2
+    assert not [m for m in mystery.modules() if "forward" in m.__dict__]
+
+
+def test_a_probe_gives_way_where_there_is_none():
+    """A preset that looks at the first block's input, on a model of which nothing but the output is known."""
+    mystery, x = Mystery(), torch.ones(2, 4)
+    cache = Controller(from_preset("balanced"), schedule_sigmas(9))
+    with torch.no_grad():
+        for sigma in schedule_sigmas(9)[:-1]:
+            cache.begin_evaluation(sigma)
+            with cache.call(mystery, ["cond"]):
+                assert torch.allclose(mystery(x), Mystery.forward(mystery, x))
+    assert cache.finish().totals()["skipped"] > 0
+
+
+def test_a_refused_call_runs_plainly_with_one_sentence(model):
+    cache = Controller(Settings(schedule=explicit("FAA")), schedule_sigmas(3))
+    data = inputs(model)
+    for sigma in schedule_sigmas(3)[:-1]:
+        cache.begin_evaluation(sigma)
+        with cache.call(model, ["cond"], refusal="it is Sunday") as kind:
+            assert kind == "F" and torch.equal(plain(model, sigma, data), plain(model, sigma, data))
+    report = cache.finish()
+    assert report.messages == ["FLUX (embedded) is sampled plainly: it is Sunday."]
+    assert [r.reason for r in report.records] == ["planned", "plain", "plain"] and "messages" in report.why_nothing()
 
 
 # --- history and forecasts ------------------------------------------------------------------------
@@ -334,4 +365,4 @@ def test_conservative_steps_of_an_unknown_model_run_in_full():
             net(torch.ones(1, 4))
         kinds.append(kind)
     records = cache.finish().records
-    assert kinds == list("FFAF") and (records[1].reason, records[1].full_calls) == ("unknown", 1)
+    assert kinds == list("FFAF") and (records[1].reason, records[1].full_calls) == ("refused", 1)

@@ -438,7 +438,7 @@ export const LOW_STEPS = 10;
 
 export const REASONS = {
   "no_snapshot": "nothing was cached for this conditioning, size and batch",
-  "unknown": "the cache does not know this model",
+  "plain": "this model or this way of sampling it cannot be cached",
   "rising": "the sampler went back to a higher noise level, where cached features are out of date",
   "beyond": "the sampler evaluated the model more often than its steps say",
   "mismatch": "what was cached did not fit the running model call",

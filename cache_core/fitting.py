@@ -1,0 +1,65 @@
+"""Which of the levels a model can have: settings are fitted to it, coarser where the block table does not reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .families import Block
+from .layouts import BlockLayout, Family
+from .predictors import predictor
+from .settings import LEVELS, Settings
+
+NAMES = {"final": "the final hidden state", "output": "the model's output", "stack": "what a run of blocks adds",
+         "block": "what each block adds", "module": "each module's output"}
+"""What aggressive steps put back at each level."""
+
+
+def levels_of(family: Family | None) -> tuple[str, ...]:
+    """The levels that models of a row can have; those without a row have their output alone."""
+    if family is not None and family.refusal:
+        return ()
+    if family is None or not family.lists:
+        return ("output",)
+    lacking = {"module": not family.modules, "stack": not _one_run(family.lists[0][2], family.lists[-1][2])}
+    return tuple(level for level in LEVELS if not lacking.get(level))
+
+
+def fit(settings: Settings, family: Family | None, blocks: Sequence[Block], model: str) -> tuple[Settings, str | None]:
+    """Settings that a model with these blocks can have, and a sentence where they differ in what aggressive steps put back.
+
+    model: the name of its class. Without blocks its output is all there is; a family's refusal is not looked at.
+    """
+    if not blocks:
+        if family is None:
+            why = f"{model} is not a model this pack knows"
+        elif family.output_only and settings.level == "output":
+            return settings, None
+        elif family.output_only:
+            why = f"{family.name} can be cached at its output only, because {family.output_only}"
+        else:
+            why = f"The blocks of {family.name} are not where this pack knows them to be"
+        return _coarser(settings, "output"), f"{why}; aggressive steps put back {NAMES['output']}."
+    if settings.level == "module" and not family.modules:
+        return _coarser(settings, "block"), (
+            f"{family.name} has no level of modules in this pack; aggressive steps put back {NAMES['block']}.")
+    if settings.level == "stack" and not _one_run(
+            blocks[settings.blocks_run([b.name[0] for b in blocks])[0]].adapter, blocks[-1].adapter):
+        return _coarser(settings, "final"), (
+            f"The blocks of {family.name} change their tokens on the way; aggressive steps put back {NAMES['final']}.")
+    return settings, None
+
+
+def _coarser(settings: Settings, level: str) -> Settings:
+    """The settings at another level; a predictor that looks at a probe gives way to its first rule where there is none."""
+    rule = settings.predictor
+    if rule.probe and level not in ("final", "stack"):
+        rule = getattr(rule, "pool", (predictor("reuse"),))[0]
+    return replace(settings, level=level, predictor=rule)
+
+
+def _one_run(first: type | BlockLayout, last: type | BlockLayout) -> bool:
+    """Whether what the blocks from one of the `first` sort to one of the `last` add can be put back as one tensor per stream."""
+    if not isinstance(last, BlockLayout) or first == last:
+        return True
+    return set(last.joined or last.reads) <= set(first.streams)

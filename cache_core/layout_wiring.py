@@ -1,0 +1,166 @@
+"""The levels on blocks that the table describes by their layout alone; their number of streams and their order are data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .families import Block
+from .layouts import Aside, BlockLayout
+from .levels import FINAL, STACK, Wiring
+from .sites import CacheMismatch
+
+
+def _site(name: tuple, layout: BlockLayout, stream: str) -> tuple:
+    """The site of a stream that is put back: the level's own for the first, another for every further one."""
+    return name if stream == layout.reads[0] else (*name, stream)
+
+
+@dataclass
+class LayoutWiring(Wiring):
+    """The shims of one call of such a model; its blocks' adapters are layouts.
+
+    asides: lists of modules whose results nothing but the blocks read.
+    """
+
+    asides: tuple[tuple[nn.Module, Aside], ...] = ()
+    _entered: tuple | None = field(default=None, init=False)
+
+    def shims(self, model: nn.Module):
+        yield from super().shims(model)
+        if self.call.kind == "A" and self.level == "final" and not self.probe:
+            for module, aside in self.asides:
+                yield module, self._skip_aside(aside)
+
+    def _skip_aside(self, aside: Aside):
+        def make(original):
+            def forward(*args, **kwargs):
+                if not self._ended:
+                    return aside.give(args, kwargs)
+                if aside.chained:
+                    raise CacheMismatch("A module behind the last block reads what was skipped, so this call ran in full.")
+                return original(*args, **kwargs)
+            return forward
+        return make
+
+    def _block(self, i: int, block: Block):
+        call, layout = self.call, block.adapter
+        if call.kind == "A" and self.level in ("final", "stack"):
+            return self._skip(i, block)
+        watched = i in (0, self.first) or block.last or self.level == "block" or i < self.first + self.probe_blocks
+        if self.level == "output" or not watched:
+            return None
+
+        def make(original):
+            def forward(*args, **kwargs):
+                main = layout.take(args, kwargs)
+                self._enter(i, block, main)
+                if call.kind == "A":
+                    return self._add(block, main)
+                before = main
+                if self.level == "block" and layout.writes:
+                    before = {s: x.clone() for s, x in main.items()}
+                out = original(*args, **kwargs)
+                self._leave(i, block, before, layout.taken(out))
+                return out
+            return forward
+        return make
+
+    def _skip(self, i: int, block: Block):
+        layout = block.adapter
+
+        def make(original):
+            def forward(*args, **kwargs):
+                main = layout.take(args, kwargs)
+                self._enter(i, block, main)
+                if i < self.first:
+                    return original(*args, **kwargs)
+                if i < self.first + self.probe_blocks:
+                    out = original(*args, **kwargs)
+                    self._measure(i, block, layout.taken(out))
+                    if not block.last:
+                        return out
+                if not block.last:
+                    return layout.give(main)
+                self._ended = True
+                return layout.give({**main, **self._end(layout, main)})
+            return forward
+        return make
+
+    def _end(self, layout: BlockLayout, main) -> dict[str, torch.Tensor]:
+        """What is put back for the streams that code behind the last block reads."""
+        name = FINAL if self.level == "final" else STACK
+        base = self._base(layout) if self.level == "stack" else None
+        out = {}
+        for stream in layout.reads:
+            value = self.call.batch.value(_site(name, layout, stream), self.predictor, owned=True)
+            if value.shape != layout.flat(main[stream]).shape:
+                raise CacheMismatch("The model's tokens are not those of the last full step, so this call ran in full.")
+            if base is not None:
+                value.add_(base[stream])
+            out[stream] = layout.unflat(value, main[stream])
+        return out
+
+    def _enter(self, i: int, block: Block, main) -> None:
+        """At a block's door: at the first one sizes are checked, and the input of a cached run of blocks is kept."""
+        layout = block.adapter
+        if self._entered is None:
+            self._entered = tuple((s, tuple(layout.flat(x).shape[1:]), x.dtype) for s, x in main.items())
+            self._rows = next(iter(main.values())).shape[layout.batch]
+            if self.call.kind != "F":
+                self._check(None, 0)
+        if i == self.first and (self.level == "stack" or self.probe == "block"):
+            self._input = {s: layout.flat(x).clone() for s, x in main.items()}
+
+    def _check(self, x, tokens) -> None:
+        branches = self.call.batch.branches
+        if any(b.signature != self._entered for b in branches) or self._rows != sum(b.size for b in branches):
+            raise CacheMismatch("The model's tokens are not those of the last full step, so this call ran in full.")
+
+    def _base(self, layout: BlockLayout) -> dict[str, torch.Tensor]:
+        """The kept input of the run of blocks, in the streams of its last block."""
+        if self._input is None:
+            raise CacheMismatch("The first block of the stack did not run, so this call ran in full.")
+        if layout.streams[0] not in self._input and layout.joined:
+            return {layout.streams[0]: torch.cat([self._input[s] for s in layout.joined], 1)}
+        return self._input
+
+    def _measure(self, i: int, block: Block, out) -> None:
+        if not self.probe_blocks or self._input is None or i != self.first + self.probe_blocks - 1:
+            return
+        layout = block.adapter
+        if layout.reads[0] in self._input:
+            self.call.batch.observe(layout.flat(out[layout.reads[0]]) - self._input[layout.reads[0]])
+
+    def _add(self, block: Block, main):
+        """The block's input plus the forecast of what the block adds; a stream that the block ends stays ended."""
+        layout, batch, out = block.adapter, self.call.batch, {}
+        for stream, x in main.items():
+            name = (*block.name, stream)
+            if stream not in layout.reads and not any(name in b.sites for b in batch.branches):
+                continue
+            value = batch.value(name, self.predictor)
+            if value.shape != layout.flat(x).shape:
+                raise CacheMismatch("The model's tokens are not those of the last full step, so this call ran in full.")
+            out[stream] = x + layout.unflat(value, x)
+        return layout.give(out)
+
+    def _leave(self, i: int, block: Block, main, out) -> None:
+        layout, batch = block.adapter, self.call.batch
+        self._measure(i, block, out)
+        if self.level == "block":
+            for stream, after in out.items():
+                if stream in main:
+                    self._note((*block.name, stream), layout.flat(after) - layout.flat(main[stream]))
+        if not block.last:
+            return
+        base = self._base(layout) if self.level == "stack" else None
+        if self.level in ("final", "stack"):
+            for stream in layout.reads:
+                end = layout.flat(out[stream])
+                self._note(_site(FINAL if base is None else STACK, layout, stream),
+                           end.clone(memory_format=torch.contiguous_format) if base is None else end - base[stream])
+        for branch in batch.branches:
+            branch.signature, branch.size = self._entered, self._rows // len(batch.branches)
