@@ -25,6 +25,11 @@ def levels_of(family: Family | None) -> tuple[str, ...]:
     return tuple(level for level in LEVELS if not lacking.get(level))
 
 
+def abilities(family: Family | None) -> list[str]:
+    """The levels of a row, and "tokens" where conservative steps can refresh token rows alone."""
+    return [*levels_of(family), *(["tokens"] if family is not None and family.modules else [])]
+
+
 def fit(settings: Settings, family: Family | None, blocks: Sequence[Block], model: str) -> tuple[Settings, str | None]:
     """Settings that a model with these blocks can have, and a sentence where they differ in what aggressive steps put back.
 

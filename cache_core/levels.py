@@ -37,8 +37,9 @@ def signature(x: torch.Tensor, tokens: int) -> tuple:
 
 
 def _sizes(*values) -> tuple:
-    """What must be equal between two calls of a whole model: the sizes of all tensors it is given."""
-    return tuple((tuple(v.shape[1:]), v.dtype) for v in values if isinstance(v, torch.Tensor))
+    """What must be equal between two calls of a whole model: the sizes of all tensors it is given, also in lists."""
+    return tuple((tuple(v.shape[1:]), v.dtype) if isinstance(v, torch.Tensor) else _sizes(*v)
+                 for v in values if isinstance(v, (torch.Tensor, list, tuple)))
 
 
 @dataclass
@@ -82,7 +83,9 @@ class Wiring:
     def _skip_model(self, original):
         def forward(x, *args, **kwargs):
             self._check_input(x, _sizes(x, *args, *kwargs.values()))
-            return self.call.batch.value(OUTPUT, self.predictor, owned=True)
+            names = [OUTPUT, *(n for n in self.call.batch.branches[0].sites if n[:2] == OUTPUT and n != OUTPUT)]
+            out = [self.call.batch.value(n, self.predictor, owned=True) for n in names]
+            return out if len(out) > 1 else out[0]
         return forward
 
     def _watch_model(self, original):
@@ -91,7 +94,12 @@ class Wiring:
             if self.call.kind == "C":
                 self._check_input(x, mark)
             out = original(x, *args, **kwargs)
-            if isinstance(out, torch.Tensor):  # models that give several tensors are left alone
+            several = isinstance(out, (list, tuple)) and len(out) > 1  # video and sound
+            if several and all(isinstance(o, torch.Tensor) for o in out):
+                for i, o in enumerate(out[1:], 1):
+                    self._note((*OUTPUT, i), o.clone())
+                self._note(OUTPUT, out[0].clone(), mark)
+            elif isinstance(out, torch.Tensor):  # models that give something else are left alone
                 self._note(OUTPUT, out.clone(), mark)
             return out
         return forward
@@ -104,8 +112,8 @@ class Wiring:
             return out
         return forward
 
-    def _check_input(self, x: torch.Tensor, mark: tuple) -> None:
-        branches = self.call.batch.branches
+    def _check_input(self, x, mark: tuple) -> None:
+        branches, x = self.call.batch.branches, x if isinstance(x, torch.Tensor) else x[0]
         if any(b.signature != mark for b in branches) or x.shape[0] != sum(b.size for b in branches):
             raise CacheMismatch("The model's input is not of the size of the last full step, so this call ran in full.")
 

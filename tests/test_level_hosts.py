@@ -198,14 +198,23 @@ def test_the_output_of_an_unknown_model_is_forecast(name):
     assert [r.actual for r in cache.finish().records] == list("FFFFAA")
 
 
-def test_a_model_of_several_outputs_is_left_alone():
+@pytest.mark.parametrize(("give", "kinds"), [(list, "FFA"), (tuple, "FFA"), (lambda p: {"sample": p[0]}, "FFF")],
+                         ids=["list", "tuple", "dict"])
+@torch.no_grad()
+def test_all_tensors_of_a_model_are_put_back_and_other_outputs_left_alone(give, kinds):
     class Pair(Mystery):
         def forward(self, x, sigma):
-            return super().forward(x, sigma), x
+            return give((super().forward(x, sigma), x * 1.0))
 
     model, cache = Pair(), Controller(cached("output", "linear", "FFA"), [1.0, 0.8, 0.5, 0.0])
-    for sigma in (1.0, 0.8, 0.5):
+    for sigma, planned in zip((1.0, 0.8, 0.5), kinds):
         cache.begin_evaluation(sigma)
+        x = torch.full((1, 6), sigma)
         with cache.call(model, ["cond"]) as kind:
-            assert len(model(torch.ones(1, 6), sigma)) == 2 and kind == "F"
-    assert model.calls == 3
+            out = model(x, sigma)
+        assert kind == planned
+        if isinstance(out, dict):
+            continue
+        expected = sigma if planned == "F" else 0.8 + 0.9 * 1.5 * (0.8 - 1.0)  # on along the line, by its gain
+        assert len(out) == 2 and torch.allclose(out[1], torch.full((1, 6), expected))
+    assert model.calls == kinds.count("F")

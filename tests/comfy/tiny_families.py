@@ -43,8 +43,8 @@ class Random(tuple):
 
 _FLUX = dict(in_channels=16, out_channels=16, vec_in_dim=32, context_in_dim=TEXT, hidden_size=64, mlp_ratio=4.0, num_heads=2, depth=2,
              depth_single_blocks=2, axes_dim=[8, 12, 12], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=True, txt_ids_dims=[])
-_CHROMA = dict(in_channels=64, out_channels=64, context_in_dim=TEXT, hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=19,
-               depth_single_blocks=38, axes_dim=[4, 6, 6], theta=10000, patch_size=2, qkv_bias=True, in_dim=64, out_dim=32, hidden_dim=32,
+_CHROMA = dict(in_channels=64, out_channels=64, context_in_dim=TEXT, hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=2,
+               depth_single_blocks=2, axes_dim=[4, 6, 6], theta=10000, patch_size=2, qkv_bias=True, in_dim=64, out_dim=32, hidden_dim=32,
                n_layers=2, txt_ids_dims=[], vec_in_dim=None)
 _RADIANCE = dict(nerf_hidden_size=16, nerf_mlp_ratio=4, nerf_depth=2, nerf_max_freqs=8, nerf_tile_size=512, nerf_final_head_type="conv",
                  nerf_embedder_dtype=torch.float32, use_x0=False, use_sequential_txt_ids=False)
@@ -60,6 +60,9 @@ _COSMOS = dict(max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out
                num_blocks=2, num_heads=2, model_channels=128)
 _PREDICT2 = dict(_COSMOS, crossattn_emb_channels=TEXT, pos_emb_learnable=True, min_fps=1, max_fps=30, extra_per_block_abs_pos_emb=False,
                  rope_enable_fps_modulation=False)
+_LTX2 = dict(image_model="ltxav", in_channels=128, audio_in_channels=128, cross_attention_dim=64, audio_cross_attention_dim=32,
+             attention_head_dim=32, audio_attention_head_dim=16, num_attention_heads=2, audio_num_attention_heads=2, caption_channels=TEXT,
+             num_layers=2, connector_attention_head_dim=8, connector_num_attention_heads=2, connector_num_layers=1)
 _SD3 = dict(input_size=None, in_channels=16, out_channels=16, patch_size=2, depth=2, adm_in_channels=32, num_patches=64,
             pos_embed_max_size=8,
             context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": TEXT, "out_features": 128}},
@@ -112,6 +115,8 @@ TINY = {
     "wan humo": Tiny("Wan", "WAN21_HuMo", dict(image_model="wan2.1", model_type="humo", **_WAN), _VIDEO),
     "wan s2v": Tiny("Wan S2V", "WAN22_S2V", dict(image_model="wan2.1", model_type="s2v", **_WAN), _VIDEO),
     "wan scail": Tiny("Wan", "WAN21_SCAIL", dict(image_model="wan2.1", model_type="scail", **_WAN), _VIDEO),
+    "wan scail 2": Tiny("Wan", "WAN21_SCAIL2", dict(image_model="wan2.1", model_type="scail2", **_WAN), _VIDEO),
+    "wan self forcing": Tiny("Wan", "WAN21_CausalAR_T2V", dict(image_model="wan2.1", model_type="t2v", **_WAN), _VIDEO),
     "wan dancer": Tiny("WanDancer", "WAN22_WanDancer", dict(image_model="wan2.1", model_type="wandancer", **_WAN), _VIDEO),
     "wan 2.2 5b": Tiny("Wan", "WAN22_T2V", dict(image_model="wan2.1", model_type="t2v", **{**_WAN, "in_dim": 48, "out_dim": 48}), (48, 2,
         8, 8),
@@ -126,6 +131,10 @@ TINY = {
         image_model="lumina2", **_LUMINA, dim=256, n_heads=4, n_kv_heads=4, axes_dims=[16, 24, 24], axes_lens=[1536, 512, 512],
         rope_theta=256.0, ffn_dim_multiplier=1.0, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32), (16, 8, 8),
         more={"num_tokens": 5}),
+    "z-image pixel": Tiny("Z-Image (pixel)", "ZImagePixelSpace", dict(
+        image_model="zimage_pixel", **{**_LUMINA, "patch_size": 16, "in_channels": 3}, dim=256, n_heads=4, n_kv_heads=4,
+        axes_dims=[16, 24, 24], axes_lens=[1536, 512, 512], rope_theta=256.0, ffn_dim_multiplier=1.0, z_image_modulation=True,
+        time_scale=1000.0, pad_tokens_multiple=32, decoder_hidden_size=32, decoder_num_res_blocks=1), (3, 64, 64), more={"num_tokens": 5}),
     "hidream i1": Tiny("HiDream-I1", "HiDream", dict(
         image_model="hidream", attention_head_dim=32, axes_dims_rope=[8, 12, 12], caption_channels=[TEXT, TEXT], max_resolution=[128, 128],
         in_channels=16, llama_layers=[0, 1, 2, 3], num_attention_heads=2, num_routed_experts=2, num_activated_experts=1, num_layers=2,
@@ -141,6 +150,15 @@ TINY = {
     "ltx video": Tiny("LTX-Video", "LTXV", dict(
         image_model="ltxv", in_channels=128, cross_attention_dim=64, attention_head_dim=32, num_attention_heads=2, caption_channels=TEXT,
         num_layers=2), (128, 2, 4, 4), more={"attention_mask": None, "frame_rate": 25}, other=(128, 3, 4, 4)),
+    "ltx 2": Tiny("LTX-2", "LTXAV", _LTX2, (1, 128 * 2 * 4 * 4 + 8 * 4 * 16), (5, 2 * TEXT), more={
+        "attention_mask": None, "latent_shapes": [(1, 128, 2, 4, 4), (1, 8, 4, 16)]}),
+    "ltx 2 without sound": Tiny("LTX-2", "LTXAV", _LTX2, (128, 2, 4, 4), (5, 2 * TEXT), more={
+        "attention_mask": None, "latent_shapes": [(1, 128, 2, 4, 4)]}),
+    "mochi": Tiny("Mochi", "GenmoMochi", dict(
+        image_model="mochi_preview", patch_size=2, in_channels=12, hidden_size_x=96, hidden_size_y=48, depth=2, num_heads=2,
+        mlp_ratio_x=128.0,
+        mlp_ratio_y=128.0, use_t5=True, t5_feat_dim=TEXT, t5_token_length=5, learn_sigma=False, qk_norm=True, qkv_bias=False, out_bias=True,
+        rope_theta=10000.0), (12, 2, 8, 8), more={"attention_mask": torch.ones(1, 5), "num_tokens": 5}, other=(12, 3, 8, 8)),
     "sd 3.5": Tiny("SD3", "SD3", _SD3, (16, 8, 8), more=_POOLED),
     "auraflow": Tiny("AuraFlow", "AuraFlow", dict(in_channels=4, out_channels=4, dim=64, n_layers=4, n_double_layers=2, n_heads=2,
                                                   global_conddim=64, cond_seq_dim=TEXT, max_seq=64), (4, 8, 8)),
@@ -178,6 +196,10 @@ TINY = {
     "pixeldit": Tiny("PixelDiT", "PixelDiTT2I", dict(
         image_model="pixeldit_t2i", num_groups=2, hidden_size=64, pixel_hidden_size=16, pixel_attn_hidden_size=64, pixel_num_groups=2,
         patch_depth=2, pixel_depth=2, txt_embed_dim=TEXT), (3, 64, 64)),
+    "pid": Tiny("PixelDiT", "PiD", dict(
+        image_model="pid", num_groups=2, hidden_size=64, pixel_hidden_size=16, pixel_attn_hidden_size=64, pixel_num_groups=2,
+        patch_depth=2, pixel_depth=2, txt_embed_dim=TEXT, lq_hidden_dim=16, lq_num_res_blocks=1), (3, 64, 64),
+        more={"lq_latent": Random((16, 2, 2)), "degrade_sigma": torch.zeros(1)}),
     "ace-step": Tiny("ACE-Step", "ACEStep", dict(audio_model="ace", **_ACE), (8, 16, 24),
                      more={"speaker_embeds": Random((16,)), "lyric_token_idx": torch.zeros(1, 4, dtype=torch.long)}),
     "ace-step 1.5": Tiny("ACE-Step 1.5", "ACEStep15", dict(audio_model="ace1.5", **_ACE15), (64, 20),
@@ -186,10 +208,18 @@ TINY = {
         audio_model="dit1.0", global_cond_dim=64, embed_dim=64, project_cond_tokens=False, num_heads=2, io_channels=64, cond_token_dim=64,
         depth=2, timestep_features_type="learned", input_concat_dim=0), (64, 16), (5, 64), more={"global_embed": Random((64,))},
         state=_SECONDS),
+    "triposplat": Tiny("TripoSplat", "TripoSplat", dict(
+        image_model="triposplat", q_token_length=32, in_channels=16, model_channels=64, cond_channels=TEXT, out_channels=16, num_blocks=2,
+        num_refiner_blocks=1, num_head_channels=32, cam_channels=5, cond2_channels=None), (1, 32 * 16 + 5),
+        more={"latent_shapes": [(1, 32, 16), (1, 1, 5)]}),
     "hunyuan 3d 2.1": Tiny("Hunyuan3D 2.1", "Hunyuan3Dv2_1", dict(
         image_model="hunyuan3d2_1", in_channels=64, context_dim=TEXT, hidden_size=64, mlp_ratio=4.0, num_heads=2, depth=5, qkv_bias=False,
         guidance_cond_proj_dim=None, num_moe_layers=2, num_experts=2, moe_top_k=1), (64, 16), pair=True),
 }
+
+
+ONE_BY_ONE = ("ace-step 1.5",)
+"""Models that give another result for two branches in one call in ComfyUI itself."""
 
 
 def present() -> list[str]:

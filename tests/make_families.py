@@ -1,0 +1,71 @@
+"""Writes docs/families.md from the block table and tests/fixtures/families.json, which the tests in each ComfyUI check.
+
+Run `python tests/make_families.py` from the project's folder after a change of either; a test compares the committed page with the result.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cache_core.block_table import FAMILIES
+from cache_core.fitting import NAMES
+from cache_core.settings import LEVELS
+
+ROOT = Path(__file__).parents[1]
+PAGE, FOUND = ROOT / "docs" / "families.md", Path(__file__).with_name("fixtures") / "families.json"
+MODELS = {
+    "FLUX": "FLUX.1 dev, schnell, Fill, Kontext; LongCat-Image, Ovis-Image", "FLUX.2": "FLUX.2 dev, Klein",
+    "HunyuanVideo": "HunyuanVideo 1 and 1.5, SkyReels, HunyuanImage 2.1 and its refiner",
+    "Wan": "Wan 2.1 and 2.2: text, image, first and last frame, Fun, camera, HuMo, SCAIL, 5B",
+    "Lumina2, Z-Image": "Lumina Image 2.0, Z-Image, NewBie", "Qwen-Image": "Qwen-Image, Edit, Layered",
+    "SD3": "Stable Diffusion 3 and 3.5", "PixelDiT": "PixelDiT, PiD", "PixArt": "PixArt alpha and sigma",
+    "Stable Audio": "Stable Audio 1 and 3", "LTX-2": "LTX-2, video and sound",
+}
+
+
+def _cell(abilities: list[str] | None, refused: bool) -> str:
+    if abilities is None:
+        return "not in it"
+    return "sampled plainly" if refused else ", ".join(abilities)
+
+
+def page() -> str:
+    """The page as Markdown."""
+    found = json.loads(FOUND.read_text(encoding="utf-8"))
+    rows = {row.name: row for row in reversed(FAMILIES) if not row.name.endswith("(embedded)")}
+    lines = [
+        "# Models that Dual Cache knows",
+        "",
+        "Made by `python tests/make_families.py`. The tests run a tiny random model of every row, but for those that are sampled plainly, in",
+        "each ComfyUI version of this table.",
+        "",
+        "What aggressive steps put back, by level:",
+        "",
+        *(f"- `{level}`: {NAMES[level]}" for level in LEVELS),
+        "",
+        "`tokens` marks models whose conservative steps refresh single tokens; elsewhere a conservative step runs in full. A level that",
+        "a model lacks gives way to a coarser one. A model that is not in this table is cached at its output. The report says so in each",
+        "case.",
+        "",
+        f"| family | models | {' | '.join(f'ComfyUI {v}' for v in found)} |",
+        f"|---|---|{'---|' * len(found)}",
+    ]
+    for name in sorted(rows, key=str.lower):
+        cells = [_cell(version.get(name), bool(rows[name].refusal)) for version in found.values()]
+        lines.append(f"| {name} | {MODELS.get(name, name)} | {' | '.join(cells)} |")
+    why = [(row.name, row.refusal or f"only its output is cached, because {row.output_only}") for row in rows.values()
+           if row.refusal or row.output_only]
+    lines += ["", *(f"- {name}: {reason}." for name, reason in sorted(why)),
+              "- Wan that makes a video part by part (self forcing, sampler `ar_video`): sampled plainly, as its sampler keeps keys and values",
+              "  of its own.",
+              "- HunyuanVideo with a mask on its text: conservative steps and the level `module` run in full.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

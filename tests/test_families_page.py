@@ -1,0 +1,21 @@
+"""docs/families.md is what the block table and the tests in ComfyUI give."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+from cache_core.block_table import FAMILIES
+
+_spec = importlib.util.spec_from_file_location("make_families", Path(__file__).with_name("make_families.py"))
+make_families = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(make_families)
+
+
+def test_the_page_is_up_to_date():
+    assert make_families.PAGE.read_text(encoding="utf-8") == make_families.page(), "run `python tests/make_families.py`"
+
+
+def test_every_row_is_in_some_version_and_the_other_way_round():
+    found = {name for version in json.loads(make_families.FOUND.read_text(encoding="utf-8")).values() for name in version}
+    assert found == {row.name for row in FAMILIES if not row.name.endswith("(embedded)")}
+    assert set(make_families.MODELS) <= found
