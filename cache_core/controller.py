@@ -252,8 +252,8 @@ class Controller:
             if family is not None:
                 self._family = family.name
             if self._skips and not (family and family.refusal):
-                settings, sentence = fit(settings, family, blocks, type(model).__name__)
-                if sentence:
+                settings, sentences = fit(settings, family, blocks, type(model).__name__, self._rows)
+                for sentence in sentences:
                     self.say(sentence)
             kinds = [b.name[0] for b in blocks]
             if isinstance(settings.first, str) and blocks and settings.first not in kinds:
@@ -279,7 +279,7 @@ class Controller:
             return "F", record.reason
         if any(b.signature is None for b in branches):
             return "F", "no_snapshot"
-        if kind == "C" and not (known.blocks and known.family.modules):
+        if kind == "C" and not (known.blocks and known.family.tokens):
             name = known.family.name if known.family else type(known.module).__name__
             self.say(f"Conservative steps ran in full: this pack cannot refresh single tokens of {name}.")
             return "F", "refused"

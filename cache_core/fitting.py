@@ -27,14 +27,30 @@ def levels_of(family: Family | None) -> tuple[str, ...]:
 
 def abilities(family: Family | None) -> list[str]:
     """The levels of a row, and "tokens" where conservative steps can refresh token rows alone."""
-    return [*levels_of(family), *(["tokens"] if family is not None and family.modules else [])]
+    return [*levels_of(family), *(["tokens"] if family is not None and family.tokens else [])]
 
 
-def fit(settings: Settings, family: Family | None, blocks: Sequence[Block], model: str) -> tuple[Settings, str | None]:
-    """Settings that a model with these blocks can have, and a sentence where they differ in what aggressive steps put back.
+def fit(settings: Settings, family: Family | None, blocks: Sequence[Block], model: str, conservative: bool) -> tuple[Settings, list[str]]:
+    """Settings that a model with these blocks can have, and a sentence for everything in which they differ.
 
-    model: the name of its class. Without blocks its output is all there is; a family's refusal is not looked at.
+    model: the name of its class. conservative: whether the plan has such steps. Without blocks a model's output is all there is; a
+    family's refusal is not looked at.
     """
+    settings, sentence = _levelled(settings, family, blocks, model)
+    said = [sentence] if sentence else []
+    if not conservative or not blocks or not family.tokens or family.attention:
+        return settings, said
+    if settings.selector.needs_values:
+        settings = replace(settings, selector=replace(settings.selector, score="random"))
+        said.append(f"The attention values of {family.name} are out of reach; tokens are chosen at random.")
+    if settings.attention == "live":
+        settings = replace(settings, attention="frozen")
+        said.append(f"Attention of single tokens of {family.name} cannot be computed afresh; it is replayed.")
+    return settings, said
+
+
+def _levelled(settings: Settings, family: Family | None, blocks: Sequence[Block], model: str) -> tuple[Settings, str | None]:
+    """The settings at a level that the model can have."""
     if not blocks:
         if family is None:
             why = f"{model} is not a model this pack knows"

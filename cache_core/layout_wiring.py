@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .families import Block
+from .layout_modules import modulated_input, record, replay
 from .layouts import Aside, BlockLayout
 from .levels import FINAL, STACK, Wiring
 from .sites import CacheMismatch
@@ -49,24 +50,44 @@ class LayoutWiring(Wiring):
         call, layout = self.call, block.adapter
         if call.kind == "A" and self.level in ("final", "stack"):
             return self._skip(i, block)
+        modules = call.kind != "F" or call.modules
         watched = i in (0, self.first) or block.last or self.level == "block" or i < self.first + self.probe_blocks
-        if self.level == "output" or not watched:
+        if not modules and not (watched and self.level != "output"):
             return None
 
         def make(original):
             def forward(*args, **kwargs):
-                main = layout.take(args, kwargs)
+                main = self._fitting(layout.take, args, kwargs)
+                if main is None:
+                    return original(*args, **kwargs)
                 self._enter(i, block, main)
-                if call.kind == "A":
+                if call.kind == "A" and self.level == "block":
                     return self._add(block, main)
+                self._look(i, block, (original, block, args, kwargs))
                 before = main
                 if self.level == "block" and layout.writes:
                     before = {s: x.clone() for s, x in main.items()}
-                out = original(*args, **kwargs)
-                self._leave(i, block, before, layout.taken(out))
+                if call.kind != "F":
+                    out = replay(original, block, call, args, kwargs)
+                elif call.modules and layout.modules:
+                    out = record(original, block, call, args, kwargs)
+                else:
+                    out = original(*args, **kwargs)
+                given = self._fitting(layout.taken, out)
+                if given is not None:
+                    self._leave(i, block, before, given)
                 return out
             return forward
         return make
+
+    def _fitting(self, read, *call):
+        """What a layout reads off a call; on a full step None where the call is of another make, so that nothing is kept of it."""
+        try:
+            return read(*call)
+        except CacheMismatch:
+            if self.call.kind != "F":
+                raise
+            return None
 
     def _skip(self, i: int, block: Block):
         layout = block.adapter
@@ -77,6 +98,7 @@ class LayoutWiring(Wiring):
                 self._enter(i, block, main)
                 if i < self.first:
                     return original(*args, **kwargs)
+                self._look(i, block, (original, block, args, kwargs))
                 if i < self.first + self.probe_blocks:
                     out = original(*args, **kwargs)
                     self._measure(i, block, layout.taken(out))
@@ -108,8 +130,8 @@ class LayoutWiring(Wiring):
         layout = block.adapter
         if self._entered is None:
             self._entered = tuple((s, tuple(layout.flat(x).shape[1:]), x.dtype) for s, x in main.items())
-            self._rows = next(iter(main.values())).shape[layout.batch]
-            if self.call.kind != "F":
+            self._rows = self.call.batch_size = next(iter(main.values())).shape[layout.batch]
+            if self.call.kind != "F" and self.level != "output":
                 self._check(None, 0)
         if i == self.first and (self.level == "stack" or self.probe == "block"):
             self._input = {s: layout.flat(x).clone() for s, x in main.items()}
@@ -118,6 +140,12 @@ class LayoutWiring(Wiring):
         branches = self.call.batch.branches
         if any(b.signature != self._entered for b in branches) or self._rows != sum(b.size for b in branches):
             raise CacheMismatch("The model's tokens are not those of the last full step, so this call ran in full.")
+
+    def _look(self, i: int, block: Block, bound) -> None:
+        if self.probe == "input" and i == self.first:
+            seen = modulated_input(*bound)
+            if seen is not None:
+                self.call.batch.observe(seen)
 
     def _base(self, layout: BlockLayout) -> dict[str, torch.Tensor]:
         """The kept input of the run of blocks, in the streams of its last block."""
@@ -149,6 +177,8 @@ class LayoutWiring(Wiring):
 
     def _leave(self, i: int, block: Block, main, out) -> None:
         layout, batch = block.adapter, self.call.batch
+        if self.call.kind == "A":
+            return
         self._measure(i, block, out)
         if self.level == "block":
             for stream, after in out.items():
@@ -156,11 +186,15 @@ class LayoutWiring(Wiring):
                     self._note((*block.name, stream), layout.flat(after) - layout.flat(main[stream]))
         if not block.last:
             return
+        if self.level == "stack" and self._input is None:
+            return  # another node held back the first block of the stack
         base = self._base(layout) if self.level == "stack" else None
+        if base is not None and any(layout.flat(out[s]).shape != base[s].shape for s in layout.reads):
+            return
         if self.level in ("final", "stack"):
             for stream in layout.reads:
                 end = layout.flat(out[stream])
                 self._note(_site(FINAL if base is None else STACK, layout, stream),
                            end.clone(memory_format=torch.contiguous_format) if base is None else end - base[stream])
-        for branch in batch.branches:
+        for branch in batch.branches if self.call.kind == "F" and self.level != "output" else ():
             branch.signature, branch.size = self._entered, self._rows // len(batch.branches)

@@ -8,7 +8,7 @@ called and what it returns. That is enough to skip a block, and to put back what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,10 @@ class BlockLayout:
     takes: (stream, keyword, position) of each main tensor in the call. gives: the streams that it returns, in order; one stream is returned
     bare. reads: the streams that code behind the last block reads. joined: the streams of an earlier sort of block that stand behind one
     another in this sort's only stream. batch: the dimension of the batch. packed: the main tensors are one tuple, the first argument.
-    writes: whether the block may write into its input.
+    writes: whether the block may write into its input. modules: paths of the sub-modules whose outputs can be replayed, the first one
+    self-attention; each stands before its gate and runs once. rows: of those, the MLPs that compute each token by itself, and their stream.
+    probe: (path, places) of a sub-module and of those of its tensor arguments that it reads after modulation, where it is not the first
+    argument of the first of `modules`.
     """
 
     takes: tuple[tuple[str, str, int], ...]
@@ -33,6 +36,9 @@ class BlockLayout:
     batch: int = 0
     packed: bool = False
     writes: bool = False
+    modules: tuple[str, ...] = ()
+    rows: Mapping[str, str] = field(default_factory=dict)
+    probe: tuple[str, tuple[int, ...]] | None = None
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -83,14 +89,17 @@ class BlockLayout:
         return found
 
 
-def one(keyword: str = "x", batch: int = 0, writes: bool = False, joined: tuple[str, ...] = ()) -> BlockLayout:
-    """A block with one stream, its first argument."""
-    return BlockLayout(((keyword, keyword, 0),), (keyword,), (keyword,), joined, batch, writes=writes)
+def one(keyword: str = "x", *modules: str, rows: str = "", **rest) -> BlockLayout:
+    """A block with one stream, its first argument; `rows` is the path of its MLP."""
+    return BlockLayout(((keyword, keyword, 0),), (keyword,), (keyword,), modules=(*modules, *([rows] if rows else [])),
+                       rows={rows: keyword} if rows else {}, **rest)
 
 
-def two(img: tuple[str, int], txt: tuple[str, int], gives: tuple[str, str] = ("img", "txt"), writes: bool = False) -> BlockLayout:
-    """A block with a stream of image tokens, which code behind the blocks reads, and one of text."""
-    return BlockLayout((("img", *img), ("txt", *txt)), gives, ("img",), writes=writes)
+def two(img: tuple[str, int], txt: tuple[str, int], *modules: str, gives: tuple[str, str] = ("img", "txt"), rows: tuple[str, ...] = (),
+        **rest) -> BlockLayout:
+    """A block with a stream of image tokens, which code behind the blocks reads, and one of text; `rows` are the paths of their MLPs."""
+    return BlockLayout((("img", *img), ("txt", *txt)), gives, ("img",), modules=(*modules, *rows),
+                       rows=dict(zip(rows, ("img", "txt"))), **rest)
 
 
 @dataclass(frozen=True)
@@ -130,5 +139,15 @@ class Family:
 
     @property
     def modules(self) -> bool:
-        """Whether module outputs can be put back and token rows refreshed alone."""
-        return bool(self.lists) and not any(isinstance(adapter, BlockLayout) for _, _, adapter in self.lists)
+        """Whether module outputs can be put back."""
+        return bool(self.lists) and all(adapter.modules for _, _, adapter in self.lists if isinstance(adapter, BlockLayout))
+
+    @property
+    def tokens(self) -> bool:
+        """Whether token rows can be refreshed alone."""
+        return self.modules and all(adapter.rows for _, _, adapter in self.lists if isinstance(adapter, BlockLayout))
+
+    @property
+    def attention(self) -> bool:
+        """Whether token rows have their attention too: its value norms, and live attention."""
+        return self.tokens and not any(isinstance(adapter, BlockLayout) for _, _, adapter in self.lists)

@@ -41,14 +41,15 @@ def page() -> str:
     lines = [
         "# Models that Dual Cache knows",
         "",
-        "Made by `python tests/make_families.py`. The tests run a tiny random model of every row, but for those that are sampled plainly, in",
-        "each ComfyUI version of this table.",
+        "Made by `python tests/make_families.py`. The tests run a tiny random model of every row, but for those that are sampled plainly,",
+        "in each ComfyUI version of this table.",
         "",
         "What aggressive steps put back, by level:",
         "",
         *(f"- `{level}`: {NAMES[level]}" for level in LEVELS),
         "",
-        "`tokens` marks models whose conservative steps refresh single tokens; elsewhere a conservative step runs in full. A level that",
+        "`tokens` marks models whose conservative steps refresh single tokens; elsewhere a conservative step runs in full. But for FLUX",
+        "and the models built like it, only the MLPs are refreshed, and tokens are chosen at random or by staleness. A level that",
         "a model lacks gives way to a coarser one. A model that is not in this table is cached at its output. The report says so in each",
         "case.",
         "",
@@ -61,8 +62,8 @@ def page() -> str:
     why = [(row.name, row.refusal or f"only its output is cached, because {row.output_only}") for row in rows.values()
            if row.refusal or row.output_only]
     lines += ["", *(f"- {name}: {reason}." for name, reason in sorted(why)),
-              "- Wan that makes a video part by part (self forcing, sampler `ar_video`): sampled plainly, as its sampler keeps keys and values",
-              "  of its own.",
+              "- Wan that makes a video part by part (self forcing, sampler `ar_video`): sampled plainly, as its sampler keeps keys and",
+              "  values of its own.",
               "- HunyuanVideo with a mask on its text: conservative steps and the level `module` run in full.", ""]
     return "\n".join(lines)
 

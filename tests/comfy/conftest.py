@@ -10,6 +10,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,11 @@ args.base_directory = _base.name  # read when folder_paths is imported
 
 import comfy.ldm.flux.model  # noqa: E402
 import comfy.model_patcher  # noqa: E402
+import comfy.patcher_extension  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.supported_models  # noqa: E402
+
+from tests.comfy import tiny_families  # noqa: E402
 
 TEXT_WIDTH, POOLED_WIDTH = 48, 32
 torch.set_num_threads(1)  # models this small gain nothing from more
@@ -165,3 +169,75 @@ def ran(report_of):
 def shims():
     """`shims(model)`: names of the modules of a ModelPatcher that have a `forward` of their own; a run must leave none."""
     return lambda model: [name for name, module in model.model.named_modules() if "forward" in module.__dict__]
+
+
+@pytest.fixture(scope="session")
+def models():
+    """`models(name)`: the tiny random model of a name in `tiny_families`, made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = tiny_families.build(name, fill_)
+        return made[name].model
+
+    return get
+
+
+@pytest.fixture
+def runs(part):
+    """`runs(model, kinds, level=..., ...)`: a controller and a function that evaluates the model under it, as the host does."""
+    host, controller = part("nodes.host"), part("cache_core.controller")
+    settings, schedule = part("cache_core.settings"), part("cache_core.schedule")
+    wrappers = {comfy.patcher_extension.WrappersMP.APPLY_MODEL: {host.KEY: [host._apply_model]}}
+
+    def make(base, kinds, sigmas=None, **changes):
+        plan = settings.Settings(schedule=schedule.explicit(kinds, 0.3), **changes)
+        cache = controller.Controller(plan, sigmas or tiny_families.SIGMAS[:len(kinds)] + [0.0])
+        run = host._Run(cache, host.CacheRequest(plan))
+
+        def evaluate(sigma, data, branches=None, begin=True, more=()):
+            if begin:
+                cache.begin_evaluation(sigma)
+            return tiny_families.call(base, sigma, data, {"wrappers": wrappers, host.RUN: run, **dict(more)}, branches)
+
+        return cache, evaluate
+
+    return make
+
+
+@pytest.fixture
+def count(part):
+    """`count(model)`: a Counter of the linear layers of blocks, by block and path, that grows as they run."""
+    families, seen, handles = part("cache_core.families"), Counter(), []
+
+    def watch(net):
+        for block in families.blocks_of(net, families.find_family(net)):
+            for path, m in block.module.named_modules():
+                if isinstance(m, torch.nn.Linear):
+                    handles.append(m.register_forward_pre_hook(lambda *_, mark=(block.name, path): seen.update([mark])))
+        return seen
+
+    yield watch
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.fixture
+def replayed(part):
+    """`replayed(model, block name)`: paths of the linear layers in the sub-modules of a block that the level of modules replays."""
+    families = part("cache_core.families")
+
+    def paths(net, name):
+        block = next(b for b in families.blocks_of(net, families.find_family(net)) if b.name == name)
+        modules = getattr(block.adapter, "modules", ())
+        return {path for path, _ in block.module.named_modules() if any(path == m or path.startswith(m + ".") for m in modules)}
+
+    return paths
+
+
+@pytest.fixture
+def levels(part):
+    """`levels(model)`: the levels that the table gives a model."""
+    families, fitting = part("cache_core.families"), part("cache_core.fitting")
+    return lambda net: fitting.levels_of(families.find_family(net))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import comfy.ldm.audio.dit
@@ -16,6 +17,8 @@ import comfy.supported_models
 import torch
 
 TEXT = 48  # width of the text tokens
+SIGMAS = [1.0, 0.8, 0.8, 0.5, 0.5, 0.0]
+PAGES = Path(__file__).resolve().parents[1] / "fixtures" / "families.json"
 
 
 @dataclass(frozen=True)
@@ -273,3 +276,34 @@ def arguments(name: str, seed: int = 0, batch: int = 1, other: bool = False) -> 
     if tiny.pair:
         out["x"] = out["x"][:1].repeat(2, 1, 1)
     return out
+
+
+def call(base, sigma, data, options=None, branches=None):
+    """One call of the model; without options a plain one."""
+    data, batch = dict(data), len(data["x"])
+    branches = branches or ([(1, "u"), (0, "c")] if batch == 2 else [(0, "c")])
+    options = {**(options or {}), "sample_sigmas": torch.tensor(SIGMAS), "sigmas": torch.full((batch,), sigma),
+               "cond_or_uncond": [c for c, _ in branches], "uuids": [u for _, u in branches]}
+    return base.apply_model(data.pop("x"), torch.full((batch,), sigma), transformer_options=options, **data)
+
+
+def close(a, b, limit=1e-5) -> bool:
+    """Whether two results differ by rounding alone."""
+    return float((a - b).abs().max()) <= limit * float(b.abs().max())
+
+
+def left_behind(base) -> list[str]:
+    return [name for name, m in base.named_modules() if "forward" in m.__dict__]
+
+
+def joined(a, b) -> dict:
+    """The arguments of a call with both branches in one batch."""
+    return {k: both(v, b[k]) for k, v in a.items()}
+
+
+def both(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.cat([a, b])
+    if isinstance(a, list) and a and isinstance(a[0], torch.Tensor):
+        return [both(x, y) for x, y in zip(a, b)]
+    return a
