@@ -133,6 +133,8 @@ class LayoutWiring(Wiring):
             self._rows = self.call.batch_size = next(iter(main.values())).shape[layout.batch]
             if self.call.kind != "F" and self.level != "output":
                 self._check(None, 0)
+            for branch in self.call.batch.branches:
+                branch.evidence.grid = self.call.grid
         if i == self.first and (self.level == "stack" or self.probe == "block"):
             self._input = {s: layout.flat(x).clone() for s, x in main.items()}
 

@@ -172,6 +172,12 @@ def shims():
 
 
 @pytest.fixture(scope="session")
+def fill():
+    """`fill_`."""
+    return fill_
+
+
+@pytest.fixture(scope="session")
 def models():
     """`models(name)`: the tiny random model of a name in `tiny_families`, made once."""
     made = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 
+import comfy.sample
 import comfyui_version
 import pytest
 import torch
@@ -138,6 +139,28 @@ def test_tokens_of_another_size_under_one_key_run_in_full(models, runs, levels, 
         report = cache.finish()
         assert [r.actual for r in report.records] == list("FFFA") and report.records[2].reason == "mismatch"
         assert not left_behind(base)
+
+
+SAMPLED = {"wan": {}, "qwen image": {}, "sd 3.5": {"pooled_output": torch.zeros(1, 32)}, "lumina 2": {"attention_mask": torch.ones(1, 5)}}
+
+
+@pytest.mark.parametrize("preset", ["balanced", "duca", "off"])
+@pytest.mark.parametrize("name", SAMPLED)
+def test_presets_sample_through_comfyui(cached, fill, report_of, shims, name, preset):
+    model, latent = tiny.build(name, fill), torch.zeros(1, *tiny.TINY[name].latent)
+    patched = cached(model, preset=preset)
+
+    def sample(model):
+        conds = [[[tiny.arguments(name, seed=i)["c_crossattn"], dict(SAMPLED[name])]] for i in (1, 2)]
+        noise = comfy.sample.prepare_noise(latent, 0)
+        return comfy.sample.sample(model, noise, 10, 3.0, "euler", "simple", *conds, latent, disable_pbar=True, seed=0)
+
+    out, plain = sample(patched), sample(model)
+    report, off = report_of(patched), preset == "off"
+    assert torch.equal(out, plain) == off and out.isfinite().all() and not shims(model)
+    kinds = {r.actual for r in report.records}
+    assert report.family == tiny.TINY[name].row and ("A" in kinds) == (not off)
+    assert ("C" in kinds) == (preset == "duca" and "tokens" in json.loads(PAGES.read_text())[comfyui_version.__version__][report.family])
 
 
 def test_a_wrapper_of_another_node_around_a_block_is_called_and_left(models, runs):
