@@ -141,7 +141,8 @@ def test_tokens_of_another_size_under_one_key_run_in_full(models, runs, levels, 
         assert not left_behind(base)
 
 
-SAMPLED = {"wan": {}, "qwen image": {}, "sd 3.5": {"pooled_output": torch.zeros(1, 32)}, "lumina 2": {"attention_mask": torch.ones(1, 5)}}
+SAMPLED = {"wan": {}, "qwen image": {}, "sd 3.5": {"pooled_output": torch.zeros(1, 32)}, "lumina 2": {"attention_mask": torch.ones(1, 5,
+    dtype=torch.long)}}
 
 
 @pytest.mark.parametrize("preset", ["balanced", "duca", "off"])
