@@ -54,7 +54,7 @@ class Place:
         return f"{self.steps} steps, guidance {self.guidance:g}, {self.size} px"
 
 
-PLACES = (Place(speedups=(1.5, 2.0, 3.0, 4.0, 6.0)), Place(guidance=1.0), Place(guidance=4.0), Place(steps=20), Place(steps=50),
+PLACES = (Place(speedups=(1.5, 2.0, 3.0, 4.0, 6.0)), Place(guidance=1.0), Place(guidance=4.0), Place(steps=20), Place(steps=40),
           Place(size=320))
 
 

@@ -21,6 +21,8 @@ PROFILES = "cache_profiles"
 OWN_PROFILES = Path(__file__).resolve().parents[1] / "demo" / "weights"
 MOST_AREA = 2.5
 """How many times larger or smaller than recorded a picture may be to be planned for by itself."""
+MOST_GUIDANCE = 1.5
+"""How many times higher than recorded guidance may be: twice as high broke pictures of the embedded model (docs/profiles.md)."""
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}
 """Names that are no files on Windows."""
 
@@ -101,6 +103,9 @@ def _unfit(profile: Profile, identity: dict) -> str | None:
     """Why a profile of the same model tells nothing of a run, or None."""
     if profile.identity.get("sampler", identity["sampler"]) != identity["sampler"]:
         return f"it was recorded with {profile.identity['sampler']}, the run uses {identity['sampler']}"
+    guidance = profile.identity.get("guidance")
+    if isinstance(guidance, (int, float)) and identity["guidance"] > MOST_GUIDANCE * guidance:
+        return f"it was recorded at guidance {guidance:g}, the run has {identity['guidance']:g}, which magnifies errors"
     ratio = _area(identity) / max(1, _area(profile.identity) or _area(identity))
     if not 1 / MOST_AREA <= ratio <= MOST_AREA:
         return f"it was recorded at another size, {profile.identity['resolution']} where the run has {identity['resolution']}"

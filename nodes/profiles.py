@@ -12,6 +12,8 @@ from . import host, profile_files
 from .types import CATEGORY, CacheProfile, Schedule, advanced
 
 SPEEDUP, ERROR = "speed-up", "error"
+TRUSTED = 0.01
+"""Expected error above which the measured one ran away on the embedded model (docs/profiles.md)."""
 
 
 class ProfileModel(io.ComfyNode):
@@ -136,6 +138,9 @@ def describe(profile: Profile, made: Plan) -> list[str]:
     lines = [f"{full} full of {steps} steps, {steps / full:.2g} times fewer calls: {made.schedule.kinds}",
              f"Expected error at the end {made.final:.2g}, of the worst single forecast {max(made.expected):.2g} (step "
              f"{made.expected.index(max(made.expected)) + 1}); learned from {len(profile.grams)} recorded runs."]
+    if made.final > TRUSTED:
+        lines.append("Expect more than that: with so few full steps, what forecasts change on the way outweighs their own errors, with "
+                     "guidance above all. Compare with fewer steps.")
     if profile.resampled:
         lines.append(f"The profile was recorded at {profile.resampled} steps and adapted to {steps}.")
     return lines

@@ -50,8 +50,9 @@ def listed(files) -> str:
 
 def unmeasured(family: str, steps: int) -> str:
     """The note of a family that the tests know only as a small random model."""
-    return f"""**What to expect.** The preset *balanced* plans {counts("balanced", steps)}: aggressive steps skip all blocks of {family} and rebuild
-their result. Speed and quality on the real weights have not been measured by this project; the tests run small random models of the family.
+    return f"""**What to expect.** The preset *balanced* plans {counts("balanced", steps)}: aggressive steps skip all blocks of
+{family} and rebuild their result. Speed and quality on the real weights have not been measured by this project; the tests run \
+small random models of the family.
 Compare for yourself: bypass the node, or sample with fewer steps. Cache Report says what ran and how long it took."""
 
 

@@ -136,10 +136,13 @@ class Graph:
         sockets = [name for name in inputs if name not in widgets]
         any_linked = any(isinstance(values.get(name), Slot) for name in widgets)
         rows = [*sockets, *widgets] if any_linked else sockets  # the front end's order, which counts for links
-        outputs = list(zip(definition["output_name"], definition["output"]))
+        pack = self._pack_of(kind, definition["python_module"])
+        # Newer versions of ComfyUI give their own output nodes outputs, which older ones lack.
+        ends = definition["output_node"] and pack.get("cnr_id") == "comfy-core"
+        outputs = [] if ends else list(zip(definition["output_name"], definition["output"]))
         data = {"type": kind, "inputs": [self._input(number, i, name, inputs[name], values.get(name)) for i, name in enumerate(rows)],
                 "outputs": [{"name": name, "type": t, "slot_index": i, "links": []} for i, (name, t) in enumerate(outputs)],
-                "properties": {"Node name for S&R": kind, **self._pack_of(kind, definition["python_module"])},
+                "properties": {"Node name for S&R": kind, **pack},
                 "widgets_values": _widget_values(definition, values, control)}
         if models:
             data["properties"]["models"] = [dict(zip(("name", "url", "directory"), model)) for model in models]

@@ -78,6 +78,13 @@ def test_a_plan_at_another_step_count_says_so_and_falls_back(recorded, flux, sam
     assert "The forecast was solved for 12 steps; at 9 a linear one stands in for it." in report_of(model).messages
 
 
+def test_a_plan_that_cannot_be_trusted_says_so(part, call):
+    embedded = call("LoadCacheProfile", name="embedded-30-steps.profile.safetensors")[0]
+    for speedup, warned in ((2.0, False), (6.0, True)):
+        text = call("PlanCache", profile=embedded, target="speed-up", speedup=speedup)[1]
+        assert ("Expect more than that" in text) is warned
+
+
 def test_an_error_is_reached_with_the_fewest_steps(recorded, call):
     loose, _ = call("PlanCache", profile=recorded, target="error", error=1.0)
     tight, text = call("PlanCache", profile=recorded, target="error", error=1e-9)
@@ -146,7 +153,7 @@ def test_a_profile_recorded_a_little_otherwise_is_used_and_said(embedded, sample
 
 @pytest.mark.parametrize(("options", "why"), [
     ({"size": 16}, "recorded at another size"), ({"sampler": "dpmpp_2m"}, "recorded with sample_euler, the run uses sample_dpmpp_2m"),
-    ({"steps": 50}, "has 30 recorded steps where the run has 50"),
+    ({"steps": 50}, "has 30 recorded steps where the run has 50"), ({"cfg": 4.0}, "recorded at guidance 2, the run has 4"),
 ], ids=str)
 def test_a_profile_too_far_off_is_not_used(embedded, sample, report_of, ran, cached, options, why):
     model, caption = embedded
