@@ -6,7 +6,7 @@
 #   CHROMIUM_PATH     the browser for the browser tests
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 cd -- "$ROOT"
-NOT_RUN="" FAILED="" CHECKOUT="" CHECKOUT_PYTHON=""
+NOT_RUN="" FAILED="" CHECKOUTS=""
 
 skip() { NOT_RUN+="$1: $2"$'\n'; echo "did not run: $2"; }  # part, reason
 failed() { FAILED+="$1"$'\n'; echo "FAILED: $1"; }
@@ -39,7 +39,7 @@ comfy_tests() {  # part name, ComfyUI folder
     skip "$part" "$folder has no .venv or venv; set COMFYUI_PYTHON to its Python"
     return 0
   fi
-  if [ -z "$CHECKOUT" ]; then CHECKOUT="$folder" CHECKOUT_PYTHON="$python"; fi
+  CHECKOUTS+="$folder"$'\t'"$python"$'\n'
   if ! any_file tests/comfy/test_*.py; then skip "$part" "there are no tests in tests/comfy"; return 0; fi
   if ! extra="$(comfy_pytest_path "$python")"; then skip "$part" "pytest could not be installed for $python"; return 0; fi
   COMFYUI_UNDER_TEST="$folder" PYTHONPATH="$extra" "$python" -m pytest tests/comfy -p no:cacheprovider || failed "$part"
@@ -104,15 +104,18 @@ find_chromium() {
 }
 
 browser_part() {
-  local chromium
+  local chromium folder python
   heading "Browser"
   if ! any_file tests/browser/test_*.py; then skip "Browser" "there are no tests in tests/browser"
-  elif [ -z "$CHECKOUT" ]; then skip "Browser" "no ComfyUI with a Python of its own was found"
+  elif [ -z "$CHECKOUTS" ]; then skip "Browser" "no ComfyUI with a Python of its own was found"
   elif ! chromium="$(find_chromium)"; then skip "Browser" "no Chromium was found; set CHROMIUM_PATH to one"
   elif ! install_requirements requirements-browser.txt; then skip "Browser" "playwright could not be installed"
   else
-    COMFYUI_UNDER_TEST="$CHECKOUT" COMFYUI_PYTHON="$CHECKOUT_PYTHON" CHROMIUM_UNDER_TEST="$chromium" \
-      "$PY" -m pytest tests/browser || failed "Browser"
+    while IFS=$'\t' read -r folder python <&3; do
+      echo "$folder"
+      COMFYUI_UNDER_TEST="$folder" COMFYUI_PYTHON="$python" CHROMIUM_UNDER_TEST="$chromium" \
+        "$PY" -m pytest tests/browser || failed "Browser with $folder"
+    done 3<<<"${CHECKOUTS%$'\n'}"
   fi
 }
 
