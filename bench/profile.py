@@ -81,6 +81,9 @@ def _on_ray(todo: Sequence[Job], address: str) -> list[torch.Tensor]:
         import ray
     except ImportError:
         raise RuntimeError("Ray is not installed; pip install ray, or leave --ray out.") from None
+    if address == "local" and " " in ray.__file__:
+        # Its node manager cuts the workers' command at blanks and waits for them for ever.
+        raise RuntimeError("Ray cannot start workers from a folder with a blank in its path; use an environment elsewhere.")
 
     @ray.remote(num_cpus=1)
     def task(job: Job):
