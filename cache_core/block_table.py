@@ -31,6 +31,9 @@ FAMILIES = (
     _row("HunyuanVideo", "hunyuan_video.model", "HunyuanVideo",  # of older versions, where text stands behind the image
          ("double_blocks", "double", two(("img", 0), ("txt", 1), writes=True)),
          ("single_blocks", "single", one(joined=("img", "txt"), writes=True)), where=("double_blocks.0.flipped_img_txt", True)),
+    _row("HunyuanVideo 1.5", "hunyuan_video.model", "HunyuanVideo",
+         ("double_blocks", "double", two(("img", 0), ("txt", 1), writes=True, probe=("img_attn.qkv", (0,)))),
+         where=("params.depth_single_blocks", 0)),
     _row("HunyuanVideo", "hunyuan_video.model", "HunyuanVideo", *_FLUX),
     _row("Hunyuan3D 2", "hunyuan3d.model", "Hunyuan3Dv2", *_FLUX),
     # Video.

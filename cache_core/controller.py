@@ -50,6 +50,12 @@ class _Model:
     def refusal(self) -> str | None:
         return self.family and self.family.refusal
 
+    def conserves(self, masked: bool) -> bool:
+        """Whether conservative steps can run: by token rows, or by the modules that a mask names."""
+        if masked:
+            return bool(self.blocks) and all(hasattr(b.adapter, "parts") for b in self.blocks)
+        return bool(self.blocks) and self.family.tokens
+
     def wiring(self, call: Call) -> Wiring:
         if any(isinstance(b.adapter, BlockLayout) for b in self.blocks):
             return LayoutWiring(call, self.blocks, self.first, self.probe, asides_of(self.module, self.family))
@@ -80,6 +86,8 @@ class Controller:
             self.say(f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {self.steps}.")
         self._clock, self._seconds = Clock(self.steps, stages), seconds
         self._branches: dict[Hashable, Branch] = {}
+        self._used: dict[Hashable, int] = {}
+        self._full_steps = (0, 0)
         self._blocks: dict[int, _Model] = {}
         self._seen: Counter = Counter()
         self._keys: list[Hashable] = []
@@ -133,8 +141,17 @@ class Controller:
             kind, reason = "F", self._refusal
         elif planned != "F" and now.rising:
             kind, reason = "F", "rising"
+        if kind == "F":
+            self._forget_unused(now.step)
         ratio = 0.0 if now.beyond else 1.0 if self._mask else self.schedule.ratios[now.step]
         self._records.append(StepRecord(now.step, now.phase, now.sigma, planned, kind, reason, calls=0, ratio=ratio))
+
+    def _forget_unused(self, step: int) -> None:
+        """Frees branches that no step has used since the full step before the last: context windows that move do not come back."""
+        older, self._full_steps = self._full_steps[0], (self._full_steps[1], step)
+        for key in [k for k, used in self._used.items() if used < older]:
+            del self._used[key]
+            self._branches.pop(key, None)
 
     @contextmanager
     def call(self, model: nn.Module, chunks: Sequence[Hashable], grid: tuple[int, int] | None = None,
@@ -164,6 +181,7 @@ class Controller:
             self._keys.append((key, self._seen[key]))
             self._seen[key] += 1
         branches = [self._branches.setdefault(k, Branch()) for k in self._keys]
+        self._used.update(dict.fromkeys(self._keys, now.step))
         kind, reason = self._kind_for(record, branches, known)
         yield from self._run(kind, reason, record, known, branches, grid)
 
@@ -180,8 +198,9 @@ class Controller:
         self._called = branches
         batch, since = Batch(branches, Node(float(now.step), now.sigma, self._flow)), now.step - self._last_full.get(now.phase, now.step)
         watched = getattr(settings.modules, "watches", False)
+        conservative = self._rows and known.conserves(self._mask is not None)
         call = Call(kind, batch, settings, now.step, since + 1, record.ratio, grid, note=self._note_error,
-                    rows=self._rows and self._mask is None, modules=self._rows or settings.level == "module" or watched,
+                    rows=conservative and self._mask is None, modules=conservative or settings.level == "module" or watched,
                     computed=self._mask.at(now.step) if self._mask and kind == "C" else None)
         blocks = known.blocks
         self._witness = blocks[-1].name if blocks else ()
@@ -279,12 +298,10 @@ class Controller:
             return "F", record.reason
         if any(b.signature is None for b in branches):
             return "F", "no_snapshot"
-        if kind == "C" and not (known.blocks and known.family.tokens):
+        if kind == "C" and not known.conserves(self._mask is not None):
             name = known.family.name if known.family else type(known.module).__name__
-            self.say(f"Conservative steps ran in full: this pack cannot refresh single tokens of {name}.")
-            return "F", "refused"
-        if kind == "C" and self._mask and not all(hasattr(b.adapter, "parts") for b in known.blocks):
-            self.say("Conservative steps ran in full: the modules of this model cannot be chosen one by one.")
+            self.say(f"Conservative steps ran in full: the modules of {name} cannot be chosen one by one." if self._mask else
+                     f"Conservative steps ran in full: this pack cannot refresh single tokens of {name}.")
             return "F", "refused"
         if kind == "C" or known.settings.level == "module":
             for branch in branches:

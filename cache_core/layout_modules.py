@@ -102,6 +102,13 @@ def _refresh(inner, site, call: Call, block: Block, stream: str, x: torch.Tensor
     return put_rows_(out, rows, fresh)
 
 
+def _copied(value):
+    """Tensors, also in tuples, that may be written into."""
+    if isinstance(value, tuple):
+        return tuple(map(_copied, value))
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
 class _Seen(Exception):
     """Ends a block at its attention, whose input is all that was wanted."""
 
@@ -124,6 +131,8 @@ def modulated_input(original, block: Block, args, kwargs) -> torch.Tensor | None
             raise _Seen
         return forward
 
+    if layout.writes:  # a block that leaves its attention out runs to its end
+        args, kwargs = _copied(args), {k: _copied(v) for k, v in kwargs.items()}
     with shim(module, make):
         try:
             original(*args, **kwargs)

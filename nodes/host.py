@@ -243,8 +243,10 @@ def _chunks(x, c_concat, c_crossattn, control, options, conds) -> list[tuple]:
     patches = {**options.get("patches", {}), **options.get("patches_replace", {}).get("dit", {})}
     names = tuple(sorted((str(k), tuple(getattr(f, "__qualname__", type(f).__name__) for f in (v if isinstance(v, list) else [v])))
                          for k, v in patches.items()))
-    shared = (x.shape[0] // len(branches), tuple(x.shape[1:]), str(x.dtype), _shape(c_concat), _shape(c_crossattn), control is not None,
-              tuple(window.index_list) if window is not None else None, names,
+    # Other nodes switch parts of a model on and off by such flags, those of LTX-2 for one.
+    flags = tuple(sorted((k, v) for k, v in options.items() if isinstance(v, bool)))
+    shared = (flags, x.shape[0] // len(branches), tuple(x.shape[1:]), str(x.dtype), _shape(c_concat), _shape(c_crossattn),
+              control is not None, tuple(window.index_list) if window is not None else None, names,
               tuple((k, _shape(v)) for k, v in sorted(conds.items())))
     return [(*branch, *shared) for branch in branches]
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, FOUND = ROOT / "docs" / "families.md", Path(__file__).with_name("fixtures") / "families.json"
 MODELS = {
     "FLUX": "FLUX.1 dev, schnell, Fill, Kontext; LongCat-Image, Ovis-Image", "FLUX.2": "FLUX.2 dev, Klein",
-    "HunyuanVideo": "HunyuanVideo 1 and 1.5, SkyReels, HunyuanImage 2.1 and its refiner",
+    "HunyuanVideo": "HunyuanVideo 1, SkyReels, HunyuanImage 2.1 and its refiner", "HunyuanVideo 1.5": "HunyuanVideo 1.5",
     "Wan": "Wan 2.1 and 2.2: text, image, first and last frame, Fun, camera, HuMo, SCAIL, 5B",
     "Lumina2, Z-Image": "Lumina Image 2.0, Z-Image, NewBie", "Qwen-Image": "Qwen-Image, Edit, Layered",
     "SD3": "Stable Diffusion 3 and 3.5", "PixelDiT": "PixelDiT, PiD", "PixArt": "PixArt alpha and sigma",

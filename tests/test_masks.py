@@ -303,7 +303,7 @@ def test_models_whose_modules_cannot_be_chosen_run_in_full(model, monkeypatch):
     monkeypatch.delattr(FluxSingle, "parts")
     result = run(model, of_steps(MIXED), steps=7)
     assert ran(result) == "F" * 7 and torch.equal(result.latents, run(model, steps=7).latents)
-    assert result.report.messages[-1] == "Conservative steps ran in full: the modules of this model cannot be chosen one by one."
+    assert result.report.messages[-1] == "Conservative steps ran in full: the modules of FLUX (embedded) cannot be chosen one by one."
 
 
 def test_a_mask_of_no_steps_but_full_ones_is_plain_sampling(model):

@@ -63,6 +63,9 @@ def part(pack):
     return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
 
 
+CHECKPOINT_BUFFERS = ("pos_embed", "inv_freq")
+
+
 def fill_(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Writes every parameter of a freshly built (uninitialised) module from one seed, keeping activations near 1; returns the module."""
     generator = torch.Generator().manual_seed(seed)
@@ -73,6 +76,9 @@ def fill_(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         else:
             noise = 0.05 * noise + (1.0 if "norm" in name and not name.endswith("bias") else 0.0)
         tensor.data = noise.to(tensor.dtype)
+    for name, tensor in module.named_buffers():  # of a checkpoint, and until then whatever lay in memory
+        if name.endswith(CHECKPOINT_BUFFERS):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator))
     return module.requires_grad_(False)
 
 

@@ -207,3 +207,49 @@ def has_class(module: str, name: str) -> bool:
         return hasattr(importlib.import_module(module), name)
     except ModuleNotFoundError:
         return False
+
+
+BY_TOKEN = {"by": "token", "pool": [{"name": "reuse"}, {"name": "taylor", "order": 1, "coordinate": "index"}]}
+
+
+@pytest.mark.parametrize("flags", [{}, {"run_vx": False}, {"run_ax": False}], ids=str)
+@pytest.mark.parametrize("name", [name for name in NAMES if name == "ltx 2"])
+def test_a_probe_of_blocks_that_write_into_their_input_changes_nothing(models, runs, part, name, flags):
+    """Also where a flag leaves out the attention at which the probe ends."""
+    base, data = models(name), tiny.arguments(name)
+    cache, evaluate = runs(base, "FFA", level="final", predictor=part("cache_core.forecasts").forecast(BY_TOKEN))
+    for sigma in (1.0, 0.8):
+        assert torch.equal(evaluate(sigma, data, more=flags), call(base, sigma, data, flags))
+    assert torch.isfinite(evaluate(0.8, data, more=flags)).all()
+    cache.finish()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name == "ltx 2"])
+def test_flags_that_leave_out_parts_of_a_model_tell_branches_apart(models, runs, name):
+    base, data = models(name), tiny.arguments(name)
+    cache, evaluate = runs(base, "FFA", level="final")
+    evaluate(0.8, data, more={"run_vx": True}), evaluate(0.8, data, more={"run_vx": False})
+    assert close(evaluate(0.8, data, more={"run_vx": True}), call(base, 0.8, data, {"run_vx": True}), 1e-6)
+    cache.finish()
+
+
+def test_branches_that_do_not_come_back_are_freed(models, runs):
+    """As those of context windows that move with every step."""
+    base, data, held = models("wan"), tiny.arguments("wan"), []
+    cache, evaluate = runs(base, "FAF" * 4, level="final", sigmas=[1 - i / 12 for i in range(13)])
+    for i in range(12):
+        evaluate(1 - i / 12, data, [(0, f"window {i}")])
+        held.append(sum(b.bytes for b in cache._branches.values()))
+    assert len(cache._branches) <= 4 and held[-1] <= max(held[:5])
+    cache.finish()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("anima", "cosmos predict2", "stable audio", "ace-step")])
+def test_modules_are_not_kept_where_no_conservative_step_can_use_them(models, runs, name):
+    base, data, peaks = models(name), tiny.arguments(name), []
+    for kinds in ("FFAA", "FFCA"):
+        cache, evaluate = runs(base, kinds, level="final")
+        for sigma in (1.0, 0.8, 0.6, 0.4):
+            evaluate(sigma, data)
+        peaks.append(cache.finish().peak_bytes)
+    assert peaks[0] == peaks[1]

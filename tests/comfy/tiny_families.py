@@ -102,8 +102,9 @@ TINY = {
         more={"guidance": 0.0}),
     "hunyuan video": Tiny("HunyuanVideo", "HunyuanVideo", dict(image_model="hunyuan_video", **_HUNYUAN), _VIDEO, more=_GUIDED,
                           other=_LONGER),
-    "hunyuan video 1.5": Tiny("HunyuanVideo", "HunyuanVideo15", dict(image_model="hunyuan_video", **{
-        **_HUNYUAN, "guidance_embed": False, "vec_in_dim": None, "patch_size": [1, 1, 1], "use_cond_type_embedding": True,
+    "hunyuan video 1.5": Tiny("HunyuanVideo 1.5", "HunyuanVideo15", dict(image_model="hunyuan_video", **{
+        **_HUNYUAN, "depth_single_blocks": 0, "guidance_embed": False, "vec_in_dim": None, "patch_size": [1, 1, 1],
+        "use_cond_type_embedding": True,
         "vision_in_dim": 40}), (16, 2, 4, 4), other=(16, 3, 4, 4)),
     "hunyuan 3d 2": Tiny("Hunyuan3D 2", "Hunyuan3Dv2", dict(
         image_model="hunyuan3d2", in_channels=64, context_in_dim=TEXT, hidden_size=64, mlp_ratio=4.0, num_heads=2, depth=2,
