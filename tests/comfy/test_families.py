@@ -213,7 +213,7 @@ BY_TOKEN = {"by": "token", "pool": [{"name": "reuse"}, {"name": "taylor", "order
 
 
 @pytest.mark.parametrize("flags", [{}, {"run_vx": False}, {"run_ax": False}], ids=str)
-@pytest.mark.parametrize("name", [name for name in NAMES if name == "ltx 2"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("ltx 2", "ltx video")])
 def test_a_probe_of_blocks_that_write_into_their_input_changes_nothing(models, runs, part, name, flags):
     """Also where a flag leaves out the attention at which the probe ends."""
     base, data = models(name), tiny.arguments(name)
@@ -224,7 +224,7 @@ def test_a_probe_of_blocks_that_write_into_their_input_changes_nothing(models, r
     cache.finish()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name == "ltx 2"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("ltx 2", "ltx video")])
 def test_flags_that_leave_out_parts_of_a_model_tell_branches_apart(models, runs, name):
     base, data = models(name), tiny.arguments(name)
     cache, evaluate = runs(base, "FFA", level="final")
@@ -244,7 +244,7 @@ def test_branches_that_do_not_come_back_are_freed(models, runs):
     cache.finish()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name in ("anima", "cosmos predict2", "stable audio", "ace-step")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("anima", "cosmos predict 2", "stable audio", "ace-step")])
 def test_modules_are_not_kept_where_no_conservative_step_can_use_them(models, runs, name):
     base, data, peaks = models(name), tiny.arguments(name), []
     for kinds in ("FFAA", "FFCA"):
