@@ -141,7 +141,8 @@ def page(data: dict) -> str:
         cost = data["cost"]
         lines += ["## What a step costs", "", f"Side by side, {cost['rounds']} rounds, N = 5, {cost['batch']} pictures at a time, "
                   f"{place(cost['machine'])}. F and A: median time of a full and of an"
-                  " aggressive step over one of plain sampling. Ideal: by FLOPs.", "",
+                  " aggressive step over one of plain sampling. Ideal: by FLOPs. A full step does no more than keep what it saw, so"
+                  " how far F lies from 1 shows how noisy the machine was; A tells more here than the realised speed-up.", "",
                   "| | F | A | ideal speed-up | realised | realised over ideal |", "|---|---|---|---|---|---|"]
         lines += [f"| {r['name']} | {r['step_cost']['F']:.3f} | {r['step_cost']['A']:.3f} | {r['ideal']:.2f} | {r['speedup']:.2f} | "
                   f"{r['realised_over_ideal']:.2f} |" for r in cost["rows"]]
