@@ -117,6 +117,12 @@ def place(machine: dict) -> str:
     return f"{machine['cpu']}, {machine['threads']} thread(s), torch {machine['torch']}, {machine['date']}"
 
 
+def by_aggressive(row: dict) -> float:
+    """Realised over ideal speed-up where full steps take as long as plain ones, from the measured cost of an aggressive step."""
+    full, steps = row["full_calls"], row["steps"]
+    return steps / (full + (steps - full) * row["step_cost"]["A"]) / row["ideal"]
+
+
 def page(data: dict) -> str:
     """The results as a page: one table per run, median and worst PSNR per number of full calls."""
     lines = ["# Forecasts compared", "", "Written by `python -m bench.forecasts` from `bench/results/forecasts.json`; do not edit.", "",
@@ -142,10 +148,10 @@ def page(data: dict) -> str:
         lines += ["## What a step costs", "", f"Side by side, {cost['rounds']} rounds, N = 5, {cost['batch']} pictures at a time, "
                   f"{place(cost['machine'])}. F and A: median time of a full and of an"
                   " aggressive step over one of plain sampling. Ideal: by FLOPs. A full step does no more than keep what it saw, so"
-                  " how far F lies from 1 shows how noisy the machine was; A tells more here than the realised speed-up.", "",
-                  "| | F | A | ideal speed-up | realised | realised over ideal |", "|---|---|---|---|---|---|"]
+                  " how far F lies from 1 shows how noisy the machine was. The last column counts it as 1.", "",
+                  "| | F | A | ideal speed-up | realised | realised over ideal | by the cost of A alone |", "|---|---|---|---|---|---|---|"]
         lines += [f"| {r['name']} | {r['step_cost']['F']:.3f} | {r['step_cost']['A']:.3f} | {r['ideal']:.2f} | {r['speedup']:.2f} | "
-                  f"{r['realised_over_ideal']:.2f} |" for r in cost["rows"]]
+                  f"{r['realised_over_ideal']:.2f} | {by_aggressive(r):.2f} |" for r in cost["rows"]]
         lines.append("")
     return "\n".join(lines)
 
