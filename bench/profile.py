@@ -19,10 +19,10 @@ import torch
 from cache_core.planner import Plan, plan, refine, segment_costs, solved
 from cache_core.predictors import predictor
 from cache_core.profile import Profile, Recorder, fingerprint
+from cache_core.recipes import parts_of_plan
 from cache_core.report import PROFILE
 from cache_core.schedule import uniform
 from cache_core.settings import Settings
-from cache_core.table import Table
 from demo.run import machine
 from demo.sampler import sample, schedule_sigmas
 from demo.scenes import SIZE, caption_of, random_scene
@@ -100,7 +100,7 @@ def _on_ray(todo: Sequence[Job], address: str) -> list[torch.Tensor]:
 
 
 def settings_for(made: Plan) -> Settings:
-    return Settings(method="plan", schedule=made.schedule, predictor=Table.of(made.schedule.steps, made.table))
+    return Settings(method="plan", **parts_of_plan(made.schedule))
 
 
 def config(name: str, steps: int, settings: Settings) -> Config:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from .masks import ALL, Mask
+from .planner import step_lengths
 from .profile import Profile
 
 OBJECTIVES = ("cosine", "error")
@@ -123,5 +124,5 @@ def _need_modules(profile: Profile) -> None:
 
 def _lengths(profile: Profile) -> torch.Tensor:
     """Step lengths in sigma [T], by their mean: with Euler an error moves the path by them."""
-    own = torch.tensor([abs(a - b) for a, b in zip(profile.sigmas, profile.sigmas[1:])], dtype=torch.float64)
+    own = step_lengths(profile).abs()
     return own / own.mean().clamp_min(1e-30)

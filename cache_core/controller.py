@@ -47,6 +47,10 @@ class _Model:
     probe: int
 
     @property
+    def name(self) -> str:
+        return self.family.name if self.family else type(self.module).__name__
+
+    @property
     def refusal(self) -> str | None:
         return self.family and self.family.refusal
 
@@ -166,7 +170,7 @@ class Controller:
         record, now, refusal = self._records[-1] if self._records else None, self._now, refusal or known.refusal
         if now is None or refusal or not self._skips:
             if refusal and self._skips:
-                self.say(f"{known.family.name if known.family else type(model).__name__} is sampled plainly: {refusal}.")
+                self.say(f"{known.name} is sampled plainly: {refusal}.")
             if record is not None:
                 record.calls += 1
                 record.full_calls += 1
@@ -204,7 +208,7 @@ class Controller:
                     computed=self._mask.at(now.step) if self._mask and kind == "C" else None)
         blocks = known.blocks
         self._witness = blocks[-1].name if blocks else ()
-        self._site_rule = settings.modules if settings.level == "module" else settings.predictor
+        self._site_rule = settings.predictor
         with ExitStack() as stack:
             for part, maker in known.wiring(call).shims(known.module):
                 stack.enter_context(shim(part, maker))
@@ -299,9 +303,8 @@ class Controller:
         if any(b.signature is None for b in branches):
             return "F", "no_snapshot"
         if kind == "C" and not known.conserves(self._mask is not None):
-            name = known.family.name if known.family else type(known.module).__name__
-            self.say(f"Conservative steps ran in full: the modules of {name} cannot be chosen one by one." if self._mask else
-                     f"Conservative steps ran in full: this pack cannot refresh single tokens of {name}.")
+            self.say(f"Conservative steps ran in full: the modules of {known.name} cannot be chosen one by one." if self._mask else
+                     f"Conservative steps ran in full: this pack cannot refresh single tokens of {known.name}.")
             return "F", "refused"
         if kind == "C" or known.settings.level == "module":
             for branch in branches:

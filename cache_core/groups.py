@@ -76,6 +76,13 @@ class _Pool:
         if not self.pool or not all(isinstance(p, Predictor) for p in self.pool):
             raise ValueError(f"pool of a forecast by {by} must hold plain predictors.")
 
+    @property
+    def needs(self) -> int:
+        return max(p.needs for p in self.pool)
+
+    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
+        """Nothing, where nothing is learned of the run."""
+
     def over_run(self, first: Node, last: Node):
         changed = {f: getattr(self, f) for f in self.__dataclass_fields__}
         return type(self)(**{**changed, "pool": tuple(p.over_run(first, last) for p in self.pool)})
@@ -108,7 +115,7 @@ class ByChannel(_Pool):
 
     @property
     def needs(self) -> int:
-        return max(self.steps - 1, *(p.needs for p in self.pool))
+        return max(self.steps - 1, super().needs)
 
     def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
         if "member" in site.learned or len(site.snapshots) < self.steps - 1:
@@ -159,13 +166,6 @@ class ByBand(_Pool):
     @property
     def name(self) -> str:
         return f"{self.pool[0].name} low, {self.pool[1].name} high"
-
-    @property
-    def needs(self) -> int:
-        return max(p.needs for p in self.pool)
-
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        """Nothing is learned."""
 
     def forecast(self, site: Site, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
         low, high = _weights_at(self.pool, site.nodes, node)
@@ -224,13 +224,6 @@ class ByToken(_Pool):
     @property
     def name(self) -> str:
         return f"{len(self.pool)} rules by token"
-
-    @property
-    def needs(self) -> int:
-        return max(p.needs for p in self.pool)
-
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        """Nothing: the probe decides."""
 
     def forecast(self, site: Site, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
         seen = site.evidence

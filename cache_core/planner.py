@@ -80,7 +80,7 @@ def errors(profile: Profile, combination: torch.Tensor) -> torch.Tensor:
     return quadratic.clamp_min(0).sqrt()
 
 
-def _lengths(profile: Profile) -> torch.Tensor:
+def step_lengths(profile: Profile) -> torch.Tensor:
     """Step lengths [T] in sigma."""
     return torch.tensor([a - b for a, b in zip(profile.sigmas, profile.sigmas[1:])], dtype=torch.float64)
 
@@ -93,7 +93,7 @@ def solved(profile: Profile, full: Sequence[int], window: int = WINDOW, ridge: f
     steps, full = profile.steps, sorted(set(full))
     if not full or full[0] != 0 or full[-1] >= steps:
         raise ValueError(f"full steps must begin with 0 and lie below {steps}.")
-    gram, lengths = profile.grams.mean(0), _lengths(profile)
+    gram, lengths = profile.grams.mean(0), step_lengths(profile)
     rows, misses = {}, torch.zeros(steps, steps, dtype=torch.float64)
     for t in range(1, steps):
         nodes = [f for f in reversed(full) if f < t][:window]
@@ -119,7 +119,7 @@ def segment_costs(profile: Profile, ridge: float = RIDGE, window: int = WINDOW) 
     gram, steps = profile.grams.mean(0), profile.steps
     if steps > MOST_STEPS:
         raise ValueError(f"plans can be made for at most {MOST_STEPS} steps, not {steps}.")
-    lengths = _lengths(profile)
+    lengths = step_lengths(profile)
     costs = torch.full((steps, steps, steps + 1), math.inf, dtype=torch.float64)
     energy = gram.diagonal()
     floor = NOISE * energy.mean()

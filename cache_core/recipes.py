@@ -88,14 +88,19 @@ def _settings(recipe: Mapping, name: str, schedule: CacheSchedule | None, change
     elif "generator" in recipe:
         parts["generator"] = from_generator(recipe["generator"], 1).generator
     if schedule is not None:
-        mask = None if schedule.mask is None else Mask.from_json(schedule.mask)
-        if mask is not None and mask.kinds != schedule.kinds:
-            raise ValueError("mask must give the kinds of its schedule.")
-        parts.update(schedule=schedule, mask=mask, speedup=None)
+        parts.update(**parts_of_plan(schedule), speedup=None)
         if schedule.forecast is not None:
             name = schedule.name
-            parts.update(level="final", predictor=forecast(json.loads(schedule.forecast)))
     return Settings(**{"method": name, **parts, **changes})
+
+
+def parts_of_plan(schedule: CacheSchedule) -> dict:
+    """The fields of Settings that a plan brings: itself, its mask or none, and the forecast that was solved for it, if any."""
+    mask = None if schedule.mask is None else Mask.from_json(schedule.mask)
+    if mask is not None and mask.kinds != schedule.kinds:
+        raise ValueError("mask must give the kinds of its schedule.")
+    solved = {} if schedule.forecast is None else {"level": "final", "predictor": forecast(json.loads(schedule.forecast))}
+    return {"schedule": schedule, "mask": mask, **solved}
 
 
 def _selector(data) -> Selector:

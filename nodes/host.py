@@ -251,10 +251,14 @@ def _chunks(x, c_concat, c_crossattn, control, options, conds) -> list[tuple]:
     return [(*branch, *shared) for branch in branches]
 
 
+def _server():
+    """ComfyUI's running server, or None."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 def _send(event: str, data: dict) -> None:
     """Sends an event to the browser that has queued the prompt, when a server is running, with the id of that prompt."""
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
-    instance = getattr(server, "instance", None)
+    instance = _server()
     if instance is not None:
         context = get_executing_context()
         prompt = context.prompt_id if context else getattr(instance, "last_prompt_id", None)
@@ -263,7 +267,7 @@ def _send(event: str, data: dict) -> None:
 
 def _show(sentence: str, node_id: str | None) -> None:
     """Shows a sentence on a node when a server is running."""
-    instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    instance = _server()
     if instance is not None and node_id is not None:
         instance.send_progress_text(sentence, node_id)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -11,9 +10,9 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from ..cache_core.forecasts import forecast
 from ..cache_core.planner import Plan, plan_for_speedup
 from ..cache_core.profile import Profile, Recorder
+from ..cache_core.recipes import parts_of_plan
 from ..cache_core.settings import Settings
 
 log = logging.getLogger("dual_cache")
@@ -89,8 +88,7 @@ def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Se
     _, name, profile, made = min(fitting, key=lambda found: found[:2])
     wrong = profile.differences(identity, levels)
     other = f" It was recorded otherwise: {'; '.join(wrong)}." if wrong else ""
-    predictor = forecast(json.loads(made.schedule.forecast)) if made.schedule.forecast else settings.predictor
-    return replace(settings, schedule=made.schedule, mask=None, level="final", predictor=predictor), f"Planned from {name}.{other}"
+    return replace(settings, **parts_of_plan(made.schedule)), f"Planned from {name}.{other}"
 
 
 @lru_cache(maxsize=64)
