@@ -6,6 +6,8 @@ counted; a sigma is never mapped back to a step.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 RISE = 1.01
@@ -16,11 +18,25 @@ STAGES = {
     "dpmpp_sde_gpu": 2, "seeds_2": 2, "seeds_3": 3, "exp_heun_2_x0": 2, "exp_heun_2_x0_sde": 2, "sa_solver_pece": 2,
 }
 """Evaluations per step of samplers with a fixed number above one, by ComfyUI's sampler names."""
+LOOKS_AHEAD = {"heunpp2": 3}
+"""The same of samplers that evaluate the levels of so many steps from here on, and therefore fewer in the last steps."""
+_FRESH_NOISE = re.compile(r".*(ancestral|sde|ddpm|lcm|seeds|sa_solver).*")
 
 
-def stages_of(sampler: str) -> int:
-    """Evaluations per step of a sampler name; 1 for unknown and adaptive ones, whose extra evaluations then run in full."""
-    return STAGES.get(sampler.removeprefix("sample_"), 1)
+def stages_of(sampler: str, steps: int = 0) -> int | tuple[int, ...]:
+    """Evaluations per step of a sampler name, or those of each of `steps` steps where they differ.
+
+    1 for unknown and adaptive samplers, whose extra evaluations then run in full.
+    """
+    name = sampler.removeprefix("sample_")
+    if name in LOOKS_AHEAD:
+        return tuple(min(LOOKS_AHEAD[name], steps - i) for i in range(steps))
+    return STAGES.get(name, 1)
+
+
+def adds_noise(sampler: str) -> bool:
+    """Whether a sampler adds fresh noise at its steps (ancestral ones, those of stochastic differential equations), by its name."""
+    return _FRESH_NOISE.fullmatch(sampler) is not None
 
 
 @dataclass(frozen=True)
@@ -37,16 +53,21 @@ class Evaluation:
 
 
 class Clock:
-    """Counts evaluations of a run of `steps` steps with `stages` evaluations each."""
+    """Counts evaluations of a run of `steps` steps with `stages` evaluations each, or one number per step."""
 
-    def __init__(self, steps: int, stages: int = 1):
-        self.steps, self.stages = steps, stages
+    def __init__(self, steps: int, stages: int | Sequence[int] = 1):
+        self.steps = steps
+        self._places = None if isinstance(stages, int) else [(step, phase) for step, count in enumerate(stages) for phase in range(count)]
+        self._stages = stages
         self._index, self._sigma = 0, None
 
     def tick(self, sigma: float) -> Evaluation:
         """The next evaluation, at noise level `sigma`."""
         rising = self._sigma is not None and sigma > self._sigma * RISE
-        step, phase = divmod(self._index, self.stages)
+        if self._places is None:
+            step, phase = divmod(self._index, self._stages)
+        else:
+            step, phase = self._places[self._index] if self._index < len(self._places) else (self.steps, self._index - len(self._places))
         now = Evaluation(self._index, step, phase, sigma, rising, step >= self.steps)
         self._index, self._sigma = self._index + 1, sigma
         return now

@@ -69,12 +69,12 @@ class _Model:
 class Controller:
     """Caching of one sampling run.
 
-    settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per step (see `clock`).
+    settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per step, or of each (see `clock`).
     refusal: why every step of this run is sampled plainly, as the host found out, or None. flow: whether sigma is the share of noise of a
     flow model, for log-SNR. Raises ValueError for fewer than two sigmas.
     """
 
-    def __init__(self, settings: Settings, sigmas: Sequence[float], stages: int = 1, refusal: str | None = None,
+    def __init__(self, settings: Settings, sigmas: Sequence[float], stages: int | Sequence[int] = 1, refusal: str | None = None,
                  seconds=time.perf_counter, flow: bool = True):
         if len(sigmas) < 2:
             raise ValueError("sigmas must hold at least two noise levels.")
@@ -109,7 +109,7 @@ class Controller:
         self._site_rule = settings.predictor
         self._called: list[Branch] = []
         self._refusal = refusal
-        self._skips = refusal is None and (self.schedule.kinds.strip("F") != "" or getattr(settings.predictor, "watches", False))
+        self._skips = self.skips or (refusal is None and getattr(settings.predictor, "watches", False))
         if refusal is not None:
             self.say(f"Nothing was cached: {refusal}.")
 
@@ -228,6 +228,11 @@ class Controller:
         self._branches.update(zip(self._keys, branches))
         record.calls -= 1
         yield from self._run("F", "mismatch", record, self._model(model), branches, grid)
+
+    @property
+    def skips(self) -> bool:
+        """Whether the plan has steps that are not full, and nothing forbids them."""
+        return self._refusal is None and self.schedule.kinds.strip("F") != ""
 
     @property
     def done(self) -> list[StepRecord]:

@@ -24,7 +24,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 
-from ..cache_core.clock import stages_of
+from ..cache_core.clock import adds_noise, stages_of
 from ..cache_core.controller import Controller
 from ..cache_core.families import find_family
 from ..cache_core.profile import Recorder, fingerprint
@@ -38,6 +38,7 @@ log = logging.getLogger("dual_cache")
 KEY = "dual_cache"
 TOKENS = "dual_cache_tokens"
 RUN = "dual_cache_run"
+FRESH_NOISE = "This sampler adds fresh noise at its steps, so the picture strays further from the uncached one than with euler or dpmpp_2m."
 OTHER_CACHES = {"easycache": "EasyCache or LazyCache"}
 
 
@@ -46,6 +47,10 @@ class ReportBox:
 
     def __init__(self):
         self._reports: list[tuple[tuple | None, Report]] = []
+
+    def __deepcopy__(self, memo) -> ReportBox:
+        """Itself: older ComfyUIs copy all options when another node clones the model, and the report must still be found."""
+        return self
 
     @property
     def report(self) -> Report | None:
@@ -162,7 +167,9 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     conflict = _conflict(guider.model_options)
     if settings.speedup is not None and conflict is None:
         settings, said = profile_files.planned(settings, _identity(guider, latent_image, name), levels)
-    controller = Controller(settings, levels, stages_of(name), conflict, flow=flow)
+    controller = Controller(settings, levels, stages_of(name, len(levels) - 1), conflict, flow=flow)
+    if controller.skips and adds_noise(name):
+        controller.say(FRESH_NOISE)
     if said:
         controller.say(said)
     run = _Run(controller, request)
@@ -206,7 +213,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if run is None:
         return executor(*arguments, **kwargs)
     model = _plain(executor.class_obj.diffusion_model)
-    chunks = _chunks(x, c_concat, c_crossattn, control, options, kwargs)
+    chunks = [(*chunk, _strengths(executor.class_obj)) for chunk in _chunks(x, c_concat, c_crossattn, control, options, kwargs)]
     patch_size = getattr(model, "patch_size", 2)
     grid = tuple(math.ceil(n / patch_size) for n in x.shape[-2:]) if isinstance(patch_size, int) and x.ndim == 4 else None
     try:
@@ -249,6 +256,12 @@ def _chunks(x, c_concat, c_crossattn, control, options, conds) -> list[tuple]:
               control is not None, tuple(window.index_list) if window is not None else None, names,
               tuple((k, _shape(v)) for k, v in sorted(conds.items())))
     return [(*branch, *shared) for branch in branches]
+
+
+def _strengths(model) -> tuple:
+    """Strengths of the hooks (LoRAs on a part of the conditioning) that are on the model now; keyframes change them during a run."""
+    hooks = getattr(getattr(model, "current_patcher", None), "current_hooks", None)
+    return tuple(float(hook.strength) for hook in hooks.hooks) if hooks else ()
 
 
 def _server():

@@ -6,38 +6,25 @@ ComfyUI's input, output and models folders are a temporary one.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-COMFYUI = Path(os.environ.get("COMFYUI_UNDER_TEST", ""))
-if not (COMFYUI / "comfy").is_dir() or not (COMFYUI / "main.py").is_file():
-    pytest.exit("tests/comfy needs COMFYUI_UNDER_TEST, the folder of a ComfyUI, and that ComfyUI's Python; scripts/test.sh finds both.", 4)
+try:
+    from stress import comfy_start  # before all of ComfyUI
+except ImportError as missing:
+    pytest.exit(f"tests/comfy: {missing}", 4)
 
-sys.path.insert(0, str(COMFYUI))  # before the repository, whose folder `nodes` would hide ComfyUI's module of that name
-from comfy.cli_args import args  # noqa: E402
+import comfy.ldm.flux.model
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.sample
+import comfy.supported_models
 
-_base = tempfile.TemporaryDirectory(prefix="dual-cache-comfyui-")
-args.cpu = True  # read when comfy.model_management is imported
-args.base_directory = _base.name  # read when folder_paths is imported
-
-import comfy.ldm.flux.model  # noqa: E402
-import comfy.model_patcher  # noqa: E402
-import comfy.patcher_extension  # noqa: E402
-import comfy.sample  # noqa: E402
-import comfy.supported_models  # noqa: E402
-
-from tests.comfy import tiny_families  # noqa: E402
+from tests.comfy import tiny_families
 
 TEXT_WIDTH, POOLED_WIDTH = 48, 32
-torch.set_num_threads(1)  # models this small gain nothing from more
 
 
 @pytest.fixture(autouse=True)
@@ -49,18 +36,13 @@ def _no_grad():
 @pytest.fixture(scope="session")
 def pack():
     """The pack's module, imported from its folder as ComfyUI's nodes.load_custom_node does."""
-    name = str(ROOT).replace(".", "_x_")
-    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return comfy_start.pack()
 
 
 @pytest.fixture(scope="session")
 def part(pack):
     """`part("cache_core.schedule")`: a module of the imported pack, the very one its nodes use."""
-    return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
+    return comfy_start.part
 
 
 CHECKPOINT_BUFFERS = ("pos_embed", "inv_freq")

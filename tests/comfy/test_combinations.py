@@ -243,6 +243,21 @@ def test_conditioning_that_takes_another_ones_place_has_a_cache_of_its_own(flux,
     assert ran(patched) == "FAFAFA"
 
 
+def test_a_hook_whose_strength_changes_makes_its_first_step_full(flux, cached, sample, report_of, condition):
+    """Keyframes change the weights under the same conditioning."""
+    frames, name = comfy.hooks.HookKeyframeGroup(), "diffusion_model.double_blocks.0.img_mlp.0"
+    for start, strength in ((0.0, 1.0), (0.5, 0.3)):
+        frames.add(comfy.hooks.HookKeyframe(strength, start_percent=start))
+    lora = {f"{name}.lora_up.weight": torch.ones(256, 2), f"{name}.lora_down.weight": torch.ones(2, 64)}
+    hooks = comfy.hooks.create_hook_lora(lora, 0.1, 0.0)
+    hooks.set_keyframes_on_hooks(frames)
+    positive = comfy.hooks.set_hooks_for_conditioning(condition(1), hooks)
+    patched = cached(flux, "FAAAAA")
+    assert not close(sample(patched, positive, steps=6), sample(cached(flux, "FAAAAA"), steps=6))
+    changed = [r for r in report_of(patched).records if r.actual != r.planned]
+    assert [r.reason for r in changed] == ["no_snapshot"] and 1 < changed[0].step < 5
+
+
 PARTS = {"denoise": {"denoise": 0.5}, "steps": {"start_step": 2, "last_step": 5}, "mask": {"noise_mask": torch.ones(1, 1, 8, 8).tril()}}
 
 

@@ -274,6 +274,12 @@ def test_patched_clones_are_independent(flux, cached, sample, ran, report_of):
     assert "transformer_options" not in flux.model_options or not any("dual_cache" in k for k in flux.model_options["transformer_options"])
 
 
+def test_the_report_is_found_when_another_node_clones_the_model(flux, cached, sample, report_of):
+    patched = cached(flux, DUCA)
+    sample(patched.clone(), steps=6)
+    assert len(report_of(patched).records) == 6
+
+
 def test_patching_twice_replaces_the_first_patch(flux, cached, sample, ran):
     twice = cached(cached(flux, "FAAFAA"), DUCA)
     assert torch.equal(sample(twice, steps=6), sample(cached(flux, DUCA), steps=6))

@@ -77,6 +77,22 @@ def test_cached_runs_are_finite_and_counted(watched, calls, cached, sample, repo
     assert not shims(clone)
 
 
+@pytest.mark.parametrize(("name", "adds"), [("euler", False), ("dpmpp_2m", False), ("dpmpp_2m_sde", True), ("euler_ancestral", True)])
+def test_fresh_noise_at_the_steps_is_told(model, cached, sample, report_of, name, adds):
+    for patched, told in ((cached(model, "FFCAFA"), adds), (cached(model, preset="off"), False)):
+        sample(patched, sampler=name, **OPTIONS)
+        assert [("fresh noise" in m) for m in report_of(patched).messages] == [True] * told
+
+
+def test_a_sampler_that_looks_ahead_runs_the_plan_but_where_it_goes_back(model, cached, sample, report_of):
+    patched = cached(model, "FAAFAA")
+    sample(patched, sampler="heunpp2", **OPTIONS)
+    records = report_of(patched).records
+    assert [sum(r.step == i for r in records) for i in range(STEPS)] == [3, 3, 3, 3, 2, 1]
+    assert all(r.actual == ("F" if r.reason == "rising" else "FAAFAA"[r.step]) for r in records)
+    assert sum(r.actual == "A" for r in records) >= 6
+
+
 FIXED = {"euler": 1, "dpmpp_2m": 1, "uni_pc": 1, "heun": 2, "dpm_2": 2, "dpmpp_sde": 2, "seeds_3": 3}
 
 

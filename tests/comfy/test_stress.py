@@ -1,0 +1,20 @@
+"""A short cut of each question of the stress run, on the embedded model; `bash scripts/stress.sh` asks them at length."""
+
+import pytest
+
+from stress import branches, samplers
+
+SHORT = {
+    "samplers": samplers.cases(["heunpp2", "dpmpp_sde"], ["beta"]),
+    "branches": branches.cases(["Perp-Neg", "two experts"]),
+}
+
+
+CASES = [pytest.param(case, id=f"{question}: {name}") for question, found in SHORT.items() for name, case in found]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore:Should have ta")  # torchsde's rounding
+def test_a_case_of_the_stress_run_holds(case):
+    row = case()
+    assert row.ok, row.said
