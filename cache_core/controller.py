@@ -25,6 +25,7 @@ from .layout_wiring import LayoutWiring
 from .layouts import BlockLayout, Family
 from .levels import FINAL, OUTPUT, STACK, Wiring
 from .report import Report, StepRecord
+from .self_check import SelfCheck, verdict
 from .settings import Settings
 from .sites import CacheMismatch, shim
 from .table import Table, same_levels
@@ -36,15 +37,18 @@ __all__ = ["FINAL", "OUTPUT", "STACK", "CacheMismatch", "Controller"]
 class _Model:
     """A model of this run, which is held so that its id stays its own, and the settings fitted to it.
 
-    first, probe: see `Settings.blocks_run`.
+    first, probe: see `Settings.blocks_run`. unchecked: kinds of planned steps that no self-check has looked at. rows: whether token rows
+    of it can be trusted.
     """
 
     module: nn.Module
     family: Family | None
     blocks: list[Block]
     settings: Settings
-    first: int
-    probe: int
+    first: int = 0
+    probe: int = 0
+    unchecked: frozenset[str] = frozenset()
+    rows: bool = True
 
     @property
     def name(self) -> str:
@@ -56,6 +60,8 @@ class _Model:
 
     def conserves(self, masked: bool) -> bool:
         """Whether conservative steps can run: by token rows, or by the modules that a mask names."""
+        if not self.rows:
+            return False
         if masked:
             return bool(self.blocks) and all(hasattr(b.adapter, "parts") for b in self.blocks)
         return bool(self.blocks) and self.family.tokens
@@ -71,14 +77,14 @@ class Controller:
 
     settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per step, or of each (see `clock`).
     refusal: why every step of this run is sampled plainly, as the host found out, or None. flow: whether sigma is the share of noise of a
-    flow model, for log-SNR. Raises ValueError for fewer than two sigmas.
+    flow model, for log-SNR. host: name and version of what runs the models, for sentences. Raises ValueError for fewer than two sigmas.
     """
 
     def __init__(self, settings: Settings, sigmas: Sequence[float], stages: int | Sequence[int] = 1, refusal: str | None = None,
-                 seconds=time.perf_counter, flow: bool = True):
+                 seconds=time.perf_counter, flow: bool = True, host: str = ""):
         if len(sigmas) < 2:
             raise ValueError("sigmas must hold at least two noise levels.")
-        self.steps, self._flow = len(sigmas) - 1, flow
+        self.steps, self._flow, self._host = len(sigmas) - 1, flow, host
         self.messages: list[str] = []
         self._ends = Node(0.0, float(sigmas[0]), flow), Node(float(self.steps), float(sigmas[-1]), flow)
         self.settings = settings = self._spanned(settings, sigmas)
@@ -209,16 +215,41 @@ class Controller:
         blocks = known.blocks
         self._witness = blocks[-1].name if blocks else ()
         self._site_rule = settings.predictor
+        shims, check = known.wiring(call).shims(known.module), None
         with ExitStack() as stack:
-            for part, maker in known.wiring(call).shims(known.module):
-                stack.enter_context(shim(part, maker))
+            if kind == "F" and (planned := known.unchecked if conservative else known.unchecked - {"C"}):
+                check = SelfCheck(call, blocks, known.wiring, planned, None if self._mask else max(self.schedule.ratios))
+                stack.enter_context(check.around(known.module, shims))
+            else:
+                for part, maker in shims:
+                    stack.enter_context(shim(part, maker))
             yield kind
+        if check is not None:
+            self._judged(known, check.passed)
         if self._size is None and call.tokens:
             kinds = Counter(b.name[0] for b in blocks)
             self._size = CostModel(call.width, call.tokens - call.n_txt, call.n_txt, kinds["double"], kinds["single"])
         held = sum(b.bytes for b in self._branches.values())
         self._peak = max(self._peak, held)
         record.cached_bytes = held
+
+    def _judged(self, known: _Model, passed: dict[str, bool]) -> None:
+        """Goes on without what a self-check found wrong."""
+        settings, sentence = verdict(known.settings, passed, known.name, self._host)
+        unchecked = {k for k in known.unchecked if not passed.get(k) and (k == "C" or settings.level != "output")} - {
+            k for k in passed if k == "C"}
+        if sentence is not None:
+            self.say(sentence)
+            self._branches.update((key, Branch()) for key in self._branches if key[0][0] == id(known.module))
+        rows = known.rows and passed.get("C", True)
+        self._blocks[id(known.module)] = self._placed(replace(known, settings=settings, rows=rows, unchecked=frozenset(unchecked)))
+
+    def _placed(self, known: _Model) -> _Model:
+        """The model with the run of blocks that its settings skip."""
+        kinds = [b.name[0] for b in known.blocks]
+        first, probe = known.settings.blocks_run(kinds)
+        self._aggressive = max(self._aggressive, (first + probe) / max(len(kinds), 1))
+        return replace(known, first=first, probe=probe)
 
     @contextmanager
     def retry(self, model: nn.Module, grid=None) -> Iterator[str]:
@@ -286,10 +317,11 @@ class Controller:
             kinds = [b.name[0] for b in blocks]
             if isinstance(settings.first, str) and blocks and settings.first not in kinds:
                 self.say(f"This model has no {settings.first} blocks; the first half of its blocks runs on every step.")
-            first, probe = settings.blocks_run(kinds)
-            self._aggressive = max(self._aggressive, (first + probe) / max(len(kinds), 1))
             self._say_unknown(blocks)
-            known = self._blocks[id(model)] = _Model(model, family, blocks, settings, first, probe)
+            planned = set(self.schedule.kinds) - {"F"} if self._skips and blocks else set()
+            if settings.level == "output":
+                planned.discard("A")
+            known = self._blocks[id(model)] = self._placed(_Model(model, family, blocks, settings, unchecked=frozenset(planned)))
         return known
 
     def _say_unknown(self, blocks: list[Block]) -> None:
@@ -308,8 +340,9 @@ class Controller:
         if any(b.signature is None for b in branches):
             return "F", "no_snapshot"
         if kind == "C" and not known.conserves(self._mask is not None):
-            self.say(f"Conservative steps ran in full: the modules of {known.name} cannot be chosen one by one." if self._mask else
-                     f"Conservative steps ran in full: this pack cannot refresh single tokens of {known.name}.")
+            if known.rows:
+                self.say(f"Conservative steps ran in full: the modules of {known.name} cannot be chosen one by one." if self._mask else
+                         f"Conservative steps ran in full: this pack cannot refresh single tokens of {known.name}.")
             return "F", "refused"
         if kind == "C" or known.settings.level == "module":
             for branch in branches:

@@ -60,18 +60,18 @@ def _levelled(settings: Settings, family: Family | None, blocks: Sequence[Block]
             why = f"{family.name} can be cached at its output only, because {family.output_only}"
         else:
             why = f"The blocks of {family.name} are not where this pack knows them to be"
-        return _coarser(settings, "output"), f"{why}; aggressive steps put back {NAMES['output']}."
+        return coarser(settings, "output"), f"{why}; aggressive steps put back {NAMES['output']}."
     if settings.level == "module" and not family.modules:
-        return _coarser(settings, "block"), (
+        return coarser(settings, "block"), (
             f"{family.name} has no level of modules in this pack; aggressive steps put back {NAMES['block']}.")
     if settings.level == "stack" and not _one_run(
             blocks[settings.blocks_run([b.name[0] for b in blocks])[0]].adapter, blocks[-1].adapter):
-        return _coarser(settings, "final"), (
+        return coarser(settings, "final"), (
             f"The blocks of {family.name} change their tokens on the way; aggressive steps put back {NAMES['final']}.")
     return settings, None
 
 
-def _coarser(settings: Settings, level: str) -> Settings:
+def coarser(settings: Settings, level: str) -> Settings:
     """The settings at another level; a predictor that looks at a probe gives way to its first rule where there is none."""
     rule = settings.predictor
     if rule.probe and level not in ("final", "stack"):

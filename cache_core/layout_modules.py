@@ -102,11 +102,14 @@ def _refresh(inner, site, call: Call, block: Block, stream: str, x: torch.Tensor
     return put_rows_(out, rows, fresh)
 
 
-def _copied(value):
-    """Tensors, also in tuples, that may be written into."""
-    if isinstance(value, tuple):
-        return tuple(map(_copied, value))
-    return value.clone() if isinstance(value, torch.Tensor) else value
+def copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Arguments that may be written into: tensors are copies, also in tuples and lists; dicts are new, what they hold is not."""
+    def one(value):
+        if type(value) in (tuple, list):
+            return type(value)(map(one, value))
+        return value.clone() if isinstance(value, torch.Tensor) else dict(value) if type(value) is dict else value
+
+    return one(args), {k: one(v) for k, v in kwargs.items()}
 
 
 class _Seen(Exception):
@@ -132,7 +135,7 @@ def modulated_input(original, block: Block, args, kwargs) -> torch.Tensor | None
         return forward
 
     if layout.writes:  # a block that leaves its attention out runs to its end
-        args, kwargs = _copied(args), {k: _copied(v) for k, v in kwargs.items()}
+        args, kwargs = copied(args, kwargs)
     with shim(module, make):
         try:
             original(*args, **kwargs)

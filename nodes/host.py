@@ -20,6 +20,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
+import comfyui_version
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
@@ -39,6 +40,7 @@ KEY = "dual_cache"
 TOKENS = "dual_cache_tokens"
 RUN = "dual_cache_run"
 FRESH_NOISE = "This sampler adds fresh noise at its steps, so the picture strays further from the uncached one than with euler or dpmpp_2m."
+HOST = f"ComfyUI {comfyui_version.__version__}"
 OTHER_CACHES = {"easycache": "EasyCache or LazyCache"}
 
 
@@ -167,7 +169,7 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     conflict = _conflict(guider.model_options)
     if settings.speedup is not None and conflict is None:
         settings, said = profile_files.planned(settings, _identity(guider, latent_image, name), levels)
-    controller = Controller(settings, levels, stages_of(name, len(levels) - 1), conflict, flow=flow)
+    controller = Controller(settings, levels, stages_of(name, len(levels) - 1), conflict, flow=flow, host=HOST)
     if controller.skips and adds_noise(name):
         controller.say(FRESH_NOISE)
     if said:

@@ -6,6 +6,7 @@ scripts/test.sh runs each such folder by itself and tells this file through the 
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,22 @@ def pytest_ignore_collect(collection_path, config):
     if any(collection_path.is_relative_to(path) for path in asked_for):
         config.stash[NOT_COLLECTED].append(f"tests/{collection_path.name}: {' and '.join(missing)} not set; scripts/test.sh sets it")
     return True
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """No self-check, for tests that count what a run does to the model."""
+    from cache_core.self_check import SelfCheck
+    from cache_core.sites import shim
+
+    @contextmanager
+    def plainly(self, model, shims):
+        with ExitStack() as stack:
+            for part, maker in shims:
+                stack.enter_context(shim(part, maker))
+            yield
+
+    monkeypatch.setattr(SelfCheck, "around", plainly)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -53,6 +53,13 @@ def page() -> str:
         "a model lacks gives way to a coarser one. A model that is not in this table is cached at its output. The report says so in each",
         "case.",
         "",
+        "On the first full step of a run a self-check looks whether the blocks are what this table says, which costs about as much as one",
+        "skipped step. At `block` and `module`, and for conservative steps, one block of every sort runs once more on what was kept of it",
+        "and is compared with what it gave; at `final` and `stack` the model runs once more without its blocks, the true end put back,",
+        "and is compared with its own output. At `output` there is nothing to check, and models that torch.compile compiles as a whole are",
+        "not checked. Where it does not fit, the run goes on at the next coarser level (module, block, final, output), conservative steps",
+        "run in full, and the report says so.",
+        "",
         f"| family | models | {' | '.join(f'ComfyUI {v}' for v in found)} |",
         f"|---|---|{'---|' * len(found)}",
     ]

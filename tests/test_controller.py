@@ -78,7 +78,7 @@ def test_heun_counts_phases_and_never_skips_more_than_planned(model):
     assert [(r.step, r.phase) for r in result.report.records] == [(i // 2, i % 2) for i in range(11)]
 
 
-def test_phases_do_not_share_their_cache(model):
+def test_phases_do_not_share_their_cache(model, unchecked):
     cache = Controller(Settings(schedule=explicit("FA")), [1.0, 0.5, 0.0], stages=2)
     a, b = inputs(model, seed=1), inputs(model, seed=2)
     seen = []
@@ -267,7 +267,7 @@ def ages(model, monkeypatch):
     return of
 
 
-def test_staleness_starts_anew_at_every_full_step(ages):
+def test_staleness_starts_anew_at_every_full_step(ages, unchecked):
     """A full step computes every token, so no token is older than another right after it."""
     steps = ages("FCCFCC")
     assert [len(s) for s in steps] == [0, 8, 8, 0, 8, 8]

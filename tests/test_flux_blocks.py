@@ -18,6 +18,7 @@ from tests.tiny_flux import evaluate, inputs, random_flux
 TEXT, GRID = 5, 4
 IMAGE = GRID * GRID
 BATCH = 2
+pytestmark = pytest.mark.usefixtures("unchecked")
 SIGMAS = [1.0, 0.85, 0.7, 0.6, 0.45, 0.3, 0.1, 0.0]
 PLAN = "FCCACFC"
 

@@ -81,7 +81,7 @@ def test_conservative_with_every_token_and_frozen_attention_differs(model):
     assert distance(result.latents, run(model).latents) > 1e-3
 
 
-def test_aggressive_steps_keep_the_last_hidden_state_and_take_the_new_modulation(model):
+def test_aggressive_steps_keep_the_last_hidden_state_and_take_the_new_modulation(model, unchecked):
     seen = []
     handle = model.final_layer.register_forward_pre_hook(lambda m, args: seen.append([a.clone() for a in args]))
     try:
@@ -319,7 +319,7 @@ def test_a_schedule_of_another_length_is_scaled_and_says_so(model):
     assert any("9 steps" in m and "6" in m for m in result.report.messages)
 
 
-def test_the_report_says_how_far_a_forecast_was_off(model):
+def test_the_report_says_how_far_a_forecast_was_off(model, unchecked):
     """Measured where a full step follows: the relative distance of what would have been put back from what came out."""
     sigmas, data, hidden = schedule_sigmas(4), inputs(model), []
     cache = Controller(Settings(schedule=explicit("FAAF")), sigmas)
