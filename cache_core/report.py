@@ -172,7 +172,7 @@ class Report:
     def to_dict(self) -> dict:
         """Plain data for JSON; `totals` is derived and ignored by `from_dict`, numbers that are not finite become strings."""
         own = {f.name: _WRITE[f.type](getattr(self, f.name)) for f in fields(self) if f.type in _WRITE}
-        rows = {"messages": [str(m) for m in self.messages], "schedule": dict(self.schedule), "totals": _finite(self.totals())}
+        rows = {"messages": [str(m) for m in self.messages], "schedule": dict(self.schedule), "totals": finite(self.totals())}
         return {"format": FORMAT, "kind": "cache_report", **own, **rows, "records": [r.to_dict() for r in self.records]}
 
     @classmethod
@@ -310,9 +310,12 @@ def _number(x) -> float | str:
     return x if math.isfinite(x) else str(x)
 
 
-def _finite(x):
+def finite(x):
+    """Plain data with its numbers as JSON can hold them: those that are not finite become strings."""
     if isinstance(x, dict):
-        return {k: _finite(v) for k, v in x.items()}
+        return {k: finite(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [finite(v) for v in x]
     return _number(x) if isinstance(x, float) else x
 
 

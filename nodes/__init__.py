@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
+from .cache_compare import CacheCompare
 from .cache_report import CacheReport
 from .demo_model import DemoCaption, DemoModel
 from .dual_cache import DualCache
@@ -13,8 +14,8 @@ from .types import findable
 from .vcache_patch import VCacheAttentionPatch
 
 NODES = [findable(node) for node in (
-    CacheScheduleBuilder, DualCache, FeatureForecast, VCacheAttentionPatch, DualCacheSampler, CacheReport, ProfileModel, LoadCacheProfile,
-    PlanCache, DemoModel, DemoCaption,
+    CacheScheduleBuilder, DualCache, FeatureForecast, VCacheAttentionPatch, DualCacheSampler, CacheReport, CacheCompare, ProfileModel,
+    LoadCacheProfile, PlanCache, DemoModel, DemoCaption,
 )]
 
 

@@ -314,10 +314,25 @@ def nothing_sampled(settings: Settings) -> Report:
                   steps=0, wall_seconds=0.0, messages=[], peak_bytes=0, schedule={})
 
 
-def sample(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise):
-    """ComfyUI's own KSampler on a patched model; returns its LATENT."""
+def sample(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise, last_step=None):
+    """ComfyUI's own KSampler on a patched model, up to `last_step` if that is given; returns its LATENT."""
     from nodes import common_ksampler  # ComfyUI's module, not this package's
-    return common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)[0]
+    return common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise,
+                           last_step=last_step)[0]
+
+
+def decode(vae, latent) -> torch.Tensor:
+    """The pictures [B,H,W,3] of a LATENT by ComfyUI's own VAE Decode; frames of a video stand one behind the other."""
+    from nodes import VAEDecode
+    return VAEDecode().decode(vae, latent)[0]
+
+
+def settle() -> None:
+    """Waits until the device has done what it was asked to, so that a clock can be read."""
+    device = comfy.model_management.get_torch_device()
+    wait = getattr(getattr(torch, device.type, None), "synchronize", None)
+    if wait is not None:
+        wait()
 
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS

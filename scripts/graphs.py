@@ -9,7 +9,7 @@ from demo.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZE, SIZES, TEXTU
 from .litegraph import Graph, Slot
 
 BLUEPRINT = "Text to Image (Dual Cache)"
-SAMPLER, SCHEDULE, PATCH, REPORT, PICTURE, TEXT = 740, 700, 480, 460, 340, 180
+SAMPLER, SCHEDULE, PATCH, REPORT, PICTURE, TEXT, COMPARE = 740, 700, 480, 460, 340, 180, 1000
 """Heights of nodes that show more than their widgets."""
 
 HUB = "https://huggingface.co/"
@@ -147,25 +147,27 @@ def compare_cached_uncached(g: Graph) -> None:
     g.column("Start here", 480)
     g.note(f"""## With and without the cache
 
-The same model, caption and seed twice: **KSampler** runs all 30 steps in full, **Dual Cache Sampler** runs {counts("balanced", 30)}.
-Press **Run** and compare the two pictures; Cache Report counts calls and time.
+Press **Run**. **Cache Compare** samples the same caption and seed three ways:
 
-**A fair rival** is the same model with fewer steps in the same time. Set *steps* of KSampler to
-{from_preset("balanced").schedule_for(30).counts()["F"]} and run again: that picture costs about as much as the cached one.
+- *uncached*: all 30 steps in full
+- *cached*: by the plan of *balanced*, {counts("balanced", 30)}
+- *fewer steps*: the fair rival, the same model with as many steps as fit into the cached run's seconds
 
-To compare on a model of your own, replace the loader, the captions and the size, and give both samplers the settings you use.
-""", 400)
+Drag over the picture to compare; the buttons below it choose the rival, and *difference* shows where it differs. The table says what each
+took and how close it came to the uncached picture. On a busy computer choose *equal calls*, or more *repeats*.
+
+To compare on a model of your own, replace the loader, the captions and the size, and set what you use.
+""", 480)
     model, vae, latent, (positive, negative) = demo_model(
         g, positive="a medium yellow star left and a small blue circle right on a striped navy background", negative="")
-    shared = {"model": model, "positive": positive, "negative": negative, "latent_image": latent, "seed": 7, **DEMO_SAMPLING}
-    g.column("Every step in full")
-    plain = g.node("KSampler", title="KSampler: uncached", **shared)["LATENT"]
-    g.column("Cached", 360)
-    cached = g.node("DualCacheSampler", tall=SAMPLER, **shared)
-    g.column("Pictures")
-    for title, latent in (("Uncached", plain), ("Cached", cached["latent"])):
-        g.node("PreviewImage", title=title, tall=PICTURE, images=g.node("VAEDecode", samples=latent, vae=vae)["IMAGE"])
-    report(g, report=cached["report"])
+    g.column("Cache", 360)
+    model = g.node("DualCache", tall=PATCH, model=model)["MODEL"]
+    g.column("Uncached, cached, fewer steps", 480)
+    out = g.node("CacheCompare", tall=COMPARE, model=model, vae=vae, positive=positive, negative=negative, latent_image=latent, seed=7,
+                 **DEMO_SAMPLING)
+    g.column("As one picture", 480)
+    g.node("PreviewImage", title="Sheet", tall=PICTURE, images=out["sheet"])
+    report(g, report=out["report"])
 
 
 def planned(g: Graph) -> None:

@@ -48,13 +48,16 @@ class ComfyUI:
         return json.loads(self.get("/object_info"))
 
     def run(self, prompt: dict) -> list[Image.Image]:
-        """Queues a prompt in API form, waits for it and returns its pictures, in the order of their nodes. RuntimeError if it fails."""
+        """Queues a prompt in API form, waits for it and returns its pictures, in the order of their nodes: those under the slider of a
+        comparison where there is one. RuntimeError if it fails."""
         number = json.loads(self.get("/prompt", {"prompt": prompt}))["prompt_id"]
         while not (done := json.loads(self.get(f"/history/{number}")).get(number)):
             time.sleep(0.5)
         if not done["status"]["completed"]:
             raise RuntimeError(f"ComfyUI could not run the workflow: {done['status']['messages'][-1]}")
-        files = [image for node in sorted(done["outputs"], key=int) for image in done["outputs"][node].get("images", ())]
+        shown = [done["outputs"][node] for node in sorted(done["outputs"], key=int)]
+        compared = [json.loads(text)["shown"] for node in shown for text in node.get("dual_cache_compare", ())]
+        files = [row[one["first"]] for one in compared for row in one["pictures"]] or [i for node in shown for i in node.get("images", ())]
         return [Image.open(io.BytesIO(self.get("/view?" + urllib.parse.urlencode(file)))) for file in files]
 
 

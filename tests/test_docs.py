@@ -187,7 +187,7 @@ def test_locale_covers_every_input_and_output(language):
     for node, spec in NODES.items():
         text, names = texts[node], [row["name"] for row in spec["inputs"]]
         assert text["display_name"] and text["description"]
-        extra = {"control_after_generate"} if node == "DualCacheSampler" else set()
+        extra = {"control_after_generate"} if node in ("DualCacheSampler", "CacheCompare") else set()
         assert set(text.get("inputs", {})) == {*names, *extra}
         assert all(text["inputs"][name]["name"] and text["inputs"][name]["tooltip"] for name in names)
         assert set(text["outputs"]) == {str(i) for i in range(len(spec["outputs"]))}

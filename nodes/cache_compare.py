@@ -1,0 +1,209 @@
+"""Cache Compare: the same picture uncached, cached, and with fewer steps in the cached run's time, side by side and in numbers."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import torch
+from comfy_api.latest import io
+
+from ..cache_core.comparison import Comparison, Way, closeness, difference_maps, steps_in
+from ..cache_core.recipes import from_preset
+from . import host, output_files, sheets
+from .types import CATEGORY, Report, advanced
+
+SECONDS, CALLS, NONE = "equal seconds", "equal calls", "none"
+MEASURES = {SECONDS: "measured seconds", CALLS: "counted full model calls"}
+SCATTER = 1.15
+"""How many times longer or shorter than the cached run the rival may take before its steps are counted anew."""
+AUTO, VIDEO, PICTURES = "from the latent", "video", "pictures"
+UNCACHED, CACHED, FEWER = "uncached", "cached", "fewer steps"
+SHOWN = 8
+"""Pictures or frames at most that the node shows."""
+TIMED = ("Seconds are those of the whole sampler: noise, conditioning and all steps, until the device has finished. An uncounted call of "
+         "one step ran before, so loading the model is not in them; encoding the prompt and decoding are not either.")
+
+
+class CacheCompare(io.ComfyNode):
+    """Samples uncached, cached and with fewer steps, or takes what is finished, and measures how close they are."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def finished(name, what):
+            return io.MultiType.Input(name, types=[io.Image, io.Latent], optional=True,
+                                      tooltip=f"Finished {what}, as images or latents. With uncached and cached, nothing is sampled.")
+        return io.Schema(
+            node_id="CacheCompare",
+            display_name="Cache Compare",
+            category=CATEGORY,
+            description="Samples one picture uncached, cached, and with fewer steps in the time of the cached run; shows them side by side "
+                        "and says how close they are and what each took.",
+            inputs=[
+                io.Model.Input("model", optional=True, tooltip="A model patched by Dual Cache."),
+                io.Vae.Input("vae", optional=True, tooltip="Decodes the latents."),
+                io.Conditioning.Input("positive", optional=True, tooltip="What the picture should show."),
+                io.Conditioning.Input("negative", optional=True, tooltip="What it should not show."),
+                io.Latent.Input("latent_image", optional=True, tooltip="The latent to start from."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Seed of the noise."),
+                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Steps of the uncached and of the cached run."),
+                io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                               tooltip="Classifier-free guidance; 1 runs the positive prompt alone."),
+                io.Combo.Input("sampler_name", options=host.SAMPLERS, default="euler",
+                    tooltip="The algorithm that follows the noise levels."),
+                io.Combo.Input("scheduler", options=host.SCHEDULERS, default="simple", tooltip="How the noise levels are spaced."),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1 keeps part of the given latent."),
+                io.Combo.Input("fewer_from", options=[SECONDS, CALLS, NONE], default=SECONDS,
+                               tooltip="How many steps the rival gets: as many as fit into the cached run's measured seconds, or into its "
+                                       "counted full model calls; or no rival."),
+                io.Int.Input("repeats", default=1, min=1, max=9,
+                             tooltip="Runs of each kind, one after the other in turn; seconds are their median."),
+                finished("uncached", "uncached pictures"),
+                finished("cached", "cached pictures"),
+                finished("fewer_steps", "pictures of fewer steps"),
+                advanced(io.Combo.Input("batch", options=[AUTO, PICTURES, VIDEO], default=AUTO,
+                                        tooltip="Whether several pictures are frames of a video; latents with a time axis say so "
+                                                "themselves.")),
+            ],
+            outputs=[io.Image.Output(display_name="sheet", tooltip="Pictures, differences and the table as one picture."),
+                     io.String.Output(display_name="json", tooltip="All numbers, with the cached run's report."),
+                     Report.Output(display_name="report", tooltip="The cached run's report, for Cache Report.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model=None, vae=None, positive=None, negative=None, latent_image=None, seed=0, steps=30, cfg=1.0,
+                sampler_name="euler", scheduler="simple", denoise=1.0, fewer_from=SECONDS, repeats=1, uncached=None, cached=None,
+                fewer_steps=None, batch=AUTO) -> io.NodeOutput:
+        if uncached is not None and cached is not None:
+            given = {UNCACHED: uncached, CACHED: cached, FEWER: fewer_steps}
+            results, made = {name: value for name, value in given.items() if value is not None}, Comparison([])
+            made.ways = [Way(name) for name in results]
+        elif uncached is not None or cached is not None or fewer_steps is not None:
+            raise ValueError("Cache Compare needs both uncached and cached to compare finished pictures; leave all three empty to sample.")
+        else:
+            needed = {"model": model, "vae": vae, "positive": positive, "negative": negative, "latent_image": latent_image}
+            missing = [name for name, value in needed.items() if value is None]
+            if missing:
+                raise ValueError(f"Cache Compare needs {', '.join(missing)} to sample, or finished pictures at uncached and cached.")
+            options = dict(seed=seed, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, positive=positive, negative=negative,
+                           latent=latent_image, denoise=denoise)
+            made, results = sampled(model, steps, repeats, fewer_from, options)
+        made.video = batch == VIDEO or (batch == AUTO and any(_has_frames(r) for r in results.values()))
+        pixels = {name: _pixels(result, vae) for name, result in results.items()}
+        return shown(made, pixels)
+
+
+def _has_frames(result) -> bool:
+    samples = result.get("samples") if isinstance(result, dict) else None
+    return isinstance(samples, torch.Tensor) and samples.ndim == 5 and samples.shape[2] > 1
+
+
+def _pixels(result, vae) -> torch.Tensor:
+    """Pictures [B,3,H,W] in 0..1 of an IMAGE or a LATENT."""
+    if isinstance(result, dict):
+        if vae is None:
+            raise ValueError("Cache Compare needs a vae to decode latents.")
+        result = host.decode(vae, result)
+    return result[..., :3].detach().float().cpu().clamp(0, 1).movedim(-1, 1)
+
+
+def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> tuple[Comparison, dict]:
+    """Samples all ways in turn; what they took, and their LATENTs by name."""
+    request = host.request_of(model)
+    if not isinstance(request, host.CacheRequest):
+        raise ValueError("Cache Compare needs a model that Dual Cache has patched.")
+    plain = host.CacheRequest(from_preset("off"))  # counts calls and changes nothing
+    uncached = host.patch(model, host.KEY, plain)
+    host.sample(uncached, steps=steps, last_step=1, **options)
+
+    def run(way: Way, patched, box):
+        host.settle()
+        began = time.perf_counter()
+        latent = host.sample(patched, steps=way.steps, **options)
+        host.settle()
+        way.seconds.append(time.perf_counter() - began)
+        totals = (box.report or host.nothing_sampled(from_preset("off"))).totals()
+        way.calls, way.full_calls = totals["calls"], totals["full_calls"]
+        return latent
+
+    ways, results = [Way(UNCACHED, steps), Way(CACHED, steps)], {}
+    for _ in range(repeats):
+        results[UNCACHED] = run(ways[0], uncached, plain.box)
+        results[CACHED] = run(ways[1], model, request.box)
+    report = request.box.report
+    notes = [TIMED] + ([f"Each is the median of {repeats} runs."] if repeats > 1 else [])
+    rival = _rival(steps, fewer_from, *ways)
+    if rival is not None and rival.steps == steps:
+        notes.append(f"By the {MEASURES[fewer_from]} the cached run took as long as all {steps} steps: there is no rival of fewer steps.")
+    elif rival is not None:
+        for _ in range(repeats):
+            results[FEWER] = run(rival, uncached, plain.box)
+        if fewer_from == SECONDS and (again := _corrected(rival, ways[1], steps)) is not None:
+            rival = again
+            for _ in range(repeats):
+                results[FEWER] = run(rival, uncached, plain.box)
+        ways.append(rival)
+        notes.append(f"The rival has {rival.steps} steps because of the cached run's {MEASURES[fewer_from]}; sampler and scheduler are the "
+                     "same.")
+        if fewer_from == SECONDS and _far(rival, ways[1]):
+            notes.append("Its seconds are far from those of the cached run: times scatter on this machine, or few steps leave no choice. "
+                         "More repeats help, or equal calls.")
+    notes += [m for m in (report.why_nothing(), *report.messages) if m] if report else []
+    named = ("seed", "cfg", "sampler_name", "scheduler", "denoise")
+    settings = {"steps": steps, **{key: options[key] for key in named}, "fewer_from": fewer_from, "repeats": repeats}
+    return Comparison(ways, notes=notes, settings=settings, report=report), results
+
+
+def _rival(steps: int, fewer_from: str, uncached: Way, cached: Way) -> Way | None:
+    """The way with as many steps as the cached run pays for."""
+    if fewer_from == NONE:
+        return None
+    by_time = cached.usual_seconds / max(uncached.usual_seconds, 1e-9)
+    return Way(FEWER, steps_in(by_time if fewer_from == SECONDS else cached.full_calls / max(uncached.calls, 1), steps))
+
+
+def _far(rival: Way, cached: Way) -> bool:
+    return not 1 / SCATTER <= rival.usual_seconds / max(cached.usual_seconds, 1e-9) <= SCATTER
+
+
+def _corrected(rival: Way, cached: Way, steps: int) -> Way | None:
+    """The rival with another number of steps where its own seconds say that the first number was wrong."""
+    wanted = min(steps - 1, steps_in(cached.usual_seconds / max(rival.usual_seconds, 1e-9) * rival.steps / steps, steps))
+    return Way(FEWER, wanted) if _far(rival, cached) and wanted != rival.steps else None
+
+
+def shown(made: Comparison, pixels: dict[str, torch.Tensor]) -> io.NodeOutput:
+    """Measures the pictures, draws the sheet and leaves what the node shows in ComfyUI's temporary folder."""
+    reference, others = pixels[UNCACHED], [pixels[way.name] for way in made.ways[1:]]
+    for way, other in zip(made.ways[1:], others):
+        if other.shape != reference.shape:
+            raise ValueError(f"The pictures of {way.name} are {_size(other)}, those of {UNCACHED} {_size(reference)}; only equal sizes can "
+                             "be compared.")
+        way.closeness = closeness(reference, other, made.video)
+    if made.ways[1].closeness["lpips"] is None:
+        made.notes.append("LPIPS is left out: the package lpips or its AlexNet weights are not on this machine, and nothing is downloaded.")
+    maps, scale = difference_maps(reference, others)
+    worst = made.ways[1].closeness["worst"]
+    frames = _frames(len(reference), worst)
+    pictures = [[output_files.as_picture(p[i].movedim(0, -1)) for i in frames] for p in (reference, *others)]
+    heat = [[output_files.as_picture(sheets.heat(m[i])) for i in frames] for m in maps]
+    at = frames.index(worst)
+    which = f"{'frame' if made.video else 'picture'} {worst + 1} of {len(reference)}" if len(reference) > 1 else ""
+    sheet = sheets.comparison_sheet(made, [p[at] for p in pictures], [m[at] for m in heat], scale, which)
+    files = {"frames": frames, "count": len(reference), "first": at, "scale": scale,
+             "pictures": [output_files.show(p, "compare") for p in pictures], "maps": [output_files.show(m, "difference") for m in heat]}
+    data = made.to_json()
+    view = {key: value for key, value in made.to_dict().items() if key != "report"}  # the browser has it from the run
+    drawn = json.dumps({**view, "table": made.table(), "shown": files}, allow_nan=False)
+    return io.NodeOutput(output_files.as_image(sheet), data, made.report, ui={"dual_cache_compare": [drawn]})
+
+
+def _frames(count: int, worst: int) -> list[int]:
+    """Which of `count` pictures are shown: evenly spaced ones and the worst."""
+    spaced = {round(i * (count - 1) / max(1, SHOWN - 2)) for i in range(min(count, SHOWN - 1))} if count > SHOWN else set(range(count))
+    return sorted({*spaced, worst})
+
+
+def _size(pictures: torch.Tensor) -> str:
+    return f"{len(pictures)} of {pictures.shape[3]} x {pictures.shape[2]} pixels"
