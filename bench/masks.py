@@ -21,16 +21,15 @@ from cache_core.cost import CostModel
 from cache_core.mask_files import split_mask
 from cache_core.masks import Mask
 from cache_core.planner import plan
-from cache_core.profile import Profile, Recorder
+from cache_core.profile import Profile
 from cache_core.schedule import uniform
 from cache_core.settings import Settings
 from demo.run import machine
-from demo.sampler import sample, schedule_sigmas
 from demo.scenes import SIZE
 from demo.weights import load_autoencoder, load_transformer
 
 from .forecasts import place
-from .profile import calibration, jobs, settings_for
+from .profile import calibration, jobs, record, settings_for
 from .quality import WARMUP, Config, cost_of, measure, prompts
 from .routers import train
 
@@ -53,18 +52,6 @@ ROWS = {
     "trained router": "As HarmoniCa: scores trained on other captions, held to the budget.",
     "planned, final state": "Full steps and forecast weights planned from the profile of the final hidden state.",
 }
-
-
-def learned(model, captions: Sequence[str], steps: int, guidance: float, batch: int, size: int = SIZE) -> Profile:
-    """A profile of the final hidden state and of all modules, from uncached runs of the captions."""
-    whole: Profile | None = None
-    for job in jobs(captions, steps, guidance, batch, size):
-        recorder = Recorder(TOKENS)
-        sample(model, list(job.captions), steps=steps, seeds=range(job.first, job.first + len(job.captions)), guidance=guidance, size=size,
-               settings=Settings(method="profile", predictor=recorder, module_predictor=recorder.modules))
-        own = Profile(recorder.grams(), tuple(schedule_sigmas(steps)), modules=recorder.modules.grams())
-        whole = own if whole is None else whole.merged(own)
-    return whole
 
 
 def dearest(masks: Iterable[Mask], share: float, cost: CostModel) -> Mask:
@@ -213,7 +200,7 @@ def run(args, data: dict) -> None:
         if not args.rows:
             return
     trained = {t["budget"]: Mask.read(t["mask"]) for t in data["trained"]}
-    profile = learned(model, learn, args.steps, args.guidance, args.batch)
+    profile = record(model, jobs(learn, args.steps, args.guidance, args.batch), tokens=TOKENS)
     print(f"ready after {time.perf_counter() - start:.0f} s", flush=True)
     configs = configurations(profile, args.intervals, cost, trained, args.rows)
     rows = measure(model, load_autoencoder(), configs, about["prompts"], args.batch, args.guidance, SIZE)

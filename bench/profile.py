@@ -10,7 +10,8 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ import torch
 
 from cache_core.planner import Plan, plan, refine, segment_costs, solved
 from cache_core.predictors import predictor
-from cache_core.profile import Profile, Recorder, fingerprint
+from cache_core.profile import Profile, fingerprint
 from cache_core.recipes import parts_of_plan
+from cache_core.recorder import Recorder
 from cache_core.report import PROFILE
 from cache_core.schedule import uniform
 from cache_core.settings import Settings
@@ -56,27 +58,34 @@ def jobs(captions: Sequence[str], steps: int, guidance: float, batch: int, size:
     return [Job(tuple(captions[i:i + batch]), FIRST_SEED + i, steps, guidance, size) for i in range(0, len(captions), batch)]
 
 
-def run_job(model, job: Job) -> torch.Tensor:
-    """Gram matrices of a job's uncached runs."""
-    recorder = Recorder()
+def run_job(model, job: Job, tokens: int = 0, clusters: int = 0, labels: torch.Tensor | None = None) -> Profile:
+    """A profile of a job's uncached runs, without identity; tokens, clusters, labels: as of `Recorder`."""
+    recorder = Recorder(tokens, clusters, labels)
     sample(model, list(job.captions), steps=job.steps, seeds=range(job.first, job.first + len(job.captions)), guidance=job.guidance,
-           size=job.size, settings=Settings(method=PROFILE, predictor=recorder))
-    return recorder.grams()
+           size=job.size, settings=Settings(method=PROFILE, predictor=recorder, module_predictor=recorder.modules))
+    return recorder.profile(schedule_sigmas(job.steps))
 
 
-def record(model, todo: Sequence[Job], address: str | None = None) -> Profile:
+def record(model, todo: Sequence[Job], address: str | None = None, tokens: int = 0, clusters: int = 0) -> Profile:
     """A profile of all jobs: one after the other in this process or, with the address of a Ray cluster, one task each.
 
-    address: as `ray.init` takes it; "local" starts a cluster on this machine. RuntimeError where Ray is not installed.
+    address: as `ray.init` takes it; "local" starts a cluster on this machine. RuntimeError where Ray is not installed. Clusters are those
+    that the first job finds, which therefore runs before the others.
     """
-    grams = [run_job(model, job) for job in todo] if address is None else _on_ray(todo, address)
-    job = todo[0]
-    identity = {"model": fingerprint(model), "level": "final", "sampler": "sample_euler", "guidance": job.guidance,
-                "resolution": [job.size // 8, job.size // 8]}
-    return Profile(torch.cat(grams), tuple(schedule_sigmas(job.steps)), identity)
+    job, found, labels = todo[0], [], None
+    if clusters:
+        found, todo = [run_job(model, job, tokens, clusters)], todo[1:]
+        labels = found[0].clusters.labels
+    if address is None:
+        found += [run_job(model, other, tokens, labels=labels) for other in todo]
+    else:
+        found += _on_ray([(other, tokens, 0, labels) for other in todo], address)
+    return replace(reduce(Profile.merged, found), identity={
+        "model": fingerprint(model), "level": "final", "sampler": "sample_euler", "guidance": job.guidance,
+        "resolution": [job.size // 8, job.size // 8]})
 
 
-def _on_ray(todo: Sequence[Job], address: str) -> list[torch.Tensor]:
+def _on_ray(todo: Sequence[tuple], address: str) -> list[Profile]:
     try:
         import ray
     except ImportError:
@@ -86,15 +95,15 @@ def _on_ray(todo: Sequence[Job], address: str) -> list[torch.Tensor]:
         raise RuntimeError("Ray cannot start workers from a folder with a blank in its path; use an environment elsewhere.")
 
     @ray.remote(num_cpus=1)
-    def task(job: Job):
+    def task(arguments: tuple):
         torch.set_num_threads(1)
-        return run_job(load_transformer(), job).numpy()
+        return run_job(load_transformer(), *arguments)
 
     # The workers import this package from where the driver did.
     ray.init(address=None if address == "local" else address, num_cpus=2 if address == "local" else None, include_dashboard=False,
              runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}}, logging_level="warning")
     try:
-        return [torch.from_numpy(g.copy()) for g in ray.get([task.remote(job) for job in todo])]
+        return ray.get([task.remote(job) for job in todo])
     finally:
         ray.shutdown()
 

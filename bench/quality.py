@@ -44,7 +44,8 @@ DECODE_SHARE = 6.0
 class Config:
     """One line of the bench: a method of METHODS (or "uncached") against `steps` uncached Euler steps.
 
-    run_steps: steps it really takes, with `sampler`. parts: what the JSON says of it. curve: its line in the picture.
+    run_steps: steps it really takes, with `sampler`, at noise levels `sigmas` where they are not the even ones. parts: what the JSON says
+    of it. curve: its line in the picture.
     """
 
     method: str
@@ -54,6 +55,7 @@ class Config:
     sampler: str = "euler"
     settings: Settings | None = None
     parts: dict = field(default_factory=dict)
+    sigmas: tuple[float, ...] | None = None
 
     @property
     def schedule(self):
@@ -167,7 +169,7 @@ def measure(model, autoencoder, configs: Sequence[Config], captions: Sequence[st
                 config, result = configs[i], done[i]
                 bar.set_description(f"{config.steps} steps, {config.curve}")
                 out, seconds = one(some, range(first, first + len(some)), steps=config.run_steps, sampler=config.sampler,
-                                   settings=config.settings)
+                                   settings=config.settings, sigmas=config.sigmas)
                 result["seconds"] += seconds
                 result["calls"], result["report"] = out.calls, out.report
                 pictures = decode(autoencoder, out.latents)

@@ -28,7 +28,7 @@ from .report import Report, StepRecord
 from .self_check import SelfCheck, verdict
 from .settings import Settings
 from .sites import CacheMismatch, shim
-from .table import Table, same_levels
+from .table import same_levels
 
 __all__ = ["FINAL", "OUTPUT", "STACK", "CacheMismatch", "Controller"]
 
@@ -122,10 +122,11 @@ class Controller:
     def _spanned(self, settings: Settings, sigmas: Sequence[float]) -> Settings:
         """Predictors that fit a curve to a whole run are told where it begins and ends; those solved for another run are replaced."""
         def over(part):
-            if isinstance(part, Table) and part.steps != self.steps:
+            solved = getattr(part, "solved", False)
+            if solved and part.steps != self.steps:
                 self.say(f"The forecast was solved for {part.steps} steps; at {self.steps} a {part.fallback.name} one stands in for it.")
                 part = part.fallback
-            elif isinstance(part, Table) and part.sigmas and not same_levels(part.sigmas, sigmas):
+            elif solved and part.sigmas and not same_levels(part.sigmas, sigmas):
                 self.say(f"The forecast was solved for other noise levels; a {part.fallback.name} one stands in for it. Connect the run's "
                          "sigmas to Plan Cache.")
                 part = part.fallback

@@ -74,7 +74,7 @@ def _levelled(settings: Settings, family: Family | None, blocks: Sequence[Block]
 def coarser(settings: Settings, level: str) -> Settings:
     """The settings at another level; a predictor that looks at a probe gives way to its first rule where there is none."""
     rule = settings.predictor
-    if rule.probe and level not in ("final", "stack"):
+    if rule.probe and level not in ("final", "stack") and not (rule.probe == "latent" and level == "output"):
         rule = getattr(rule, "pool", (predictor("reuse"),))[0]
     return replace(settings, level=level, predictor=rule)
 

@@ -3,9 +3,11 @@
 {"name": "linear", "gain": 0.9}                          a rule of `predictors.MEMBERS`
 {"name": "newton", "order": 2, "adapt": "back_off"}      with gains that follow the data (`adaptive`)
 {"name": "probe_gain"}                                   DiCache's gain (`adaptive`)
+{"name": "residual", "steps": 30, "rectifier": {...}}    output minus latent, reused, with or without ERTACache's rectifier (`residual`)
 {"by": "channel", "pool": [...], "clusters": 2}          a rule per group (`groups`): by channel, by token, or
 {"by": "band", "low": {...}, "high": {...}}              by band
 {"by": "step", "steps": 50, "table": {...}}              weights per step, as a plan has solved them (`table`)
+{"by": "cluster", "labels": "0110...", "tables": [...]}  the same for each cluster of channels
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from collections.abc import Mapping
 from .adaptive import Adaptive, ProbeGain
 from .groups import ByBand, ByChannel, ByToken
 from .predictors import MEMBERS, Predictor, predictor
-from .table import Table
+from .residual import Residual
+from .table import ChannelTable, Table
 
 GROUPS = {"channel": (ByChannel, ("pool", "clusters", "steps")), "band": (ByBand, ("low", "high", "cut")), "token": (ByToken, ("pool",))}
 NAMES = (*MEMBERS, "probe_gain")
 MOST_RULES = 16
 
-Forecast = Predictor | Adaptive | ProbeGain | ByChannel | ByBand | ByToken | Table
+Forecast = Predictor | Adaptive | ProbeGain | ByChannel | ByBand | ByToken | Residual | Table | ChannelTable
 
 
 def forecast(data: Mapping) -> Forecast:
@@ -38,6 +41,9 @@ def forecast(data: Mapping) -> Forecast:
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not -10 <= value <= 10):
                 raise ValueError(f"{key} of probe_gain must be a number from -10 to 10 or null, not {value!r}.")
         return ProbeGain(**rest)
+    if data.get("name") == "residual":
+        _known(rest, ("steps", "rectifier", "sigmas"), "a residual")
+        return Residual.read(**rest)
     how, more = rest.pop("adapt", None), {key: rest.pop(key) for key in ("pull", "limit") if key in rest}
     rule = predictor(data.get("name"), **rest)
     if how is None:
@@ -55,8 +61,11 @@ def _grouped(data: Mapping) -> Forecast:
     if data["by"] == "step":
         _known(data, ("by", "steps", "table", "sigmas"), "a forecast by step")
         return Table.read(data.get("steps"), data.get("table"), data.get("sigmas", ()))
+    if data["by"] == "cluster":
+        _known(data, ("by", "steps", "labels", "tables", "sigmas"), "a forecast by cluster")
+        return ChannelTable.read(data.get("steps"), data.get("labels"), data.get("tables"), data.get("sigmas", ()))
     if not isinstance(data["by"], str) or data["by"] not in GROUPS:
-        raise ValueError(f"by must be one of {', '.join(GROUPS)}, step, not {repr(data['by'])[:40]}.")
+        raise ValueError(f"by must be one of {', '.join(GROUPS)}, step, cluster, not {repr(data['by'])[:40]}.")
     kind, known = GROUPS[data["by"]]
     rest = {k: v for k, v in data.items() if k != "by"}
     _known(rest, known, f"a forecast by {data['by']}")

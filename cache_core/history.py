@@ -34,7 +34,7 @@ class Forecast(Protocol):
     """What a site asks of its predictor.
 
     needs: snapshots worth keeping. probe: what it wants to see of the current step, "input" (the first block's modulated input), "block"
-    (the residual of the first blocks) or None.
+    (the residual of the first blocks), "latent" (what the model is given, at level output) or None.
     """
 
     needs: int

@@ -24,6 +24,7 @@ from .sites import CacheMismatch
 FINAL = ("final", "hidden")
 OUTPUT = ("model", "output")
 STACK = ("stack", "residual")
+PATH = ("path", "input and output")
 
 
 def joint(streams) -> torch.Tensor:
@@ -40,6 +41,13 @@ def _sizes(*values) -> tuple:
     """What must be equal between two calls of a whole model: the sizes of all tensors it is given, also in lists."""
     return tuple((tuple(v.shape[1:]), v.dtype) if isinstance(v, torch.Tensor) else _sizes(*v)
                  for v in values if isinstance(v, (torch.Tensor, list, tuple)))
+
+
+def _about(x, out) -> torch.Tensor | None:
+    """The part of a model's input [B,C,...] that its output [B',C',...] is about: what else a host gives a model stands behind it."""
+    if not isinstance(x, torch.Tensor) or not isinstance(out, torch.Tensor) or x.ndim != out.ndim or x.ndim < 3:
+        return None
+    return x[:, :out.shape[1]] if x.shape[2:] == out.shape[2:] and x.shape[1] >= out.shape[1] else None
 
 
 @dataclass
@@ -59,6 +67,7 @@ class Wiring:
         settings = self.call.settings
         self.level, self.predictor = settings.level, settings.predictor
         self.probe = self.predictor.probe if self.level in ("final", "stack") else None
+        self._latent = self.level == "output" and self.predictor.probe == "latent"
         self._input: torch.Tensor | None = None
         self._ended = False
         for branch in self.call.batch.branches:
@@ -66,6 +75,8 @@ class Wiring:
 
     def shims(self, model: nn.Module) -> Iterator[tuple[nn.Module, Callable]]:
         """(module, maker of its shim) for every module that does not run untouched."""
+        if self.call.kind == "F" and hasattr(self.predictor, "path"):
+            yield model, self._watch_path
         if self.level == "output":
             if self.call.kind == "A":
                 yield model, self._skip_model
@@ -83,9 +94,21 @@ class Wiring:
     def _skip_model(self, original):
         def forward(x, *args, **kwargs):
             self._check_input(x, _sizes(x, *args, *kwargs.values()))
+            if self._latent:
+                self._observe(_about(x, self.call.batch.branches[0].sites[OUTPUT].snapshots[0]))
             names = [OUTPUT, *(n for n in self.call.batch.branches[0].sites if n[:2] == OUTPUT and n != OUTPUT)]
             out = [self.call.batch.value(n, self.predictor, owned=True) for n in names]
             return out if len(out) > 1 else out[0]
+        return forward
+
+    def _watch_path(self, original):
+        def forward(x, *args, **kwargs):
+            before = x.clone() if isinstance(x, torch.Tensor) else None  # the model may write into it
+            out = original(x, *args, **kwargs)
+            given = _about(before, out)
+            if given is not None:
+                self.call.batch.record(PATH, torch.stack((given, out), 1), self.predictor.path)
+            return out
         return forward
 
     def _watch_model(self, original):
@@ -93,7 +116,9 @@ class Wiring:
             mark = _sizes(x, *args, *kwargs.values())
             if self.call.kind == "C":
                 self._check_input(x, mark)
+            latent = x.clone() if self._latent and isinstance(x, torch.Tensor) else None  # the model may write into it
             out = original(x, *args, **kwargs)
+            self._observe(_about(latent, out))
             several = isinstance(out, (list, tuple)) and len(out) > 1  # video and sound
             if several and all(isinstance(o, torch.Tensor) for o in out):
                 for i, o in enumerate(out[1:], 1):
@@ -111,6 +136,10 @@ class Wiring:
                 raise CacheMismatch("The last block did not run, so nothing was put back and this call ran in full.")
             return out
         return forward
+
+    def _observe(self, latent: torch.Tensor | None) -> None:
+        if latent is not None:
+            self.call.batch.observe(latent)
 
     def _check_input(self, x, mark: tuple) -> None:
         branches, x = self.call.batch.branches, x if isinstance(x, torch.Tensor) else x[0]
@@ -241,7 +270,7 @@ class Wiring:
         if mark is not None:
             self._mark(truth, mark)
         for branch in call.batch.branches:
-            if branch.evidence.now is not None and name in (FINAL, STACK):
+            if branch.evidence.now is not None and name in (FINAL, STACK, OUTPUT):
                 branch.evidence.past.push(branch.evidence.now, call.batch.node, self.predictor.needs)
 
     def _mark(self, x: torch.Tensor, mark: tuple) -> None:

@@ -10,24 +10,37 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .history import Node, Site
 from .masks import MAX_NAMES
 from .schedule import MAX_STEPS
-from .table import same_levels
+from .table import DIGITS, MOST_CHANNELS, same_levels
 
 FORMAT, KIND = 1, "cache_profile"
 IDENTITY = ("model", "level", "sampler", "guidance", "resolution")
 """What a profile holds for, beside its noise levels."""
 LARGEST_FILE = 1 << 30
+MOST_CLUSTERS, MOST_PROMPTS = len(DIGITS), 100_000
+SINGLE = ("path", "tokens", "clusters")
+"""Tensors that files hold in single precision."""
 DENSEST = 1.5
 """Steps that may be planned per recorded one: between recorded steps features count as lines, which are forecast without error."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Channels told apart by how they move (HyCa, arXiv 2510.04188): labels [d], uint8, and their Gram matrices [samples, K, T, T].
+
+    The matrices are in the unit of `Profile.grams`, of which they are the parts.
+    """
+
+    labels: torch.Tensor
+    grams: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,11 @@ class Profile:
 
     sigmas: the T + 1 noise levels. identity: texts and numbers by the names of `IDENTITY`. resampled: from how many steps, where the
     profile was adapted to another step count, else None. modules: the same matrices of module outputs before their gates, with samples of
-    their own, by the names of `masks` in running order; most profiles have none. Raises ValueError naming the field.
+    their own, by the names of `masks` in running order; most profiles have none. path: [samples, 2 T + 1, 2 T + 1], mean products per value
+    of what the model was given (T), of its outputs (T) and of ones, which make sums of the others; None where it was not recorded.
+    clusters: the matrices by channel, or None. tokens: [samples, T, 4], mean and deviation over the tokens of their lengths, and of the
+    ratio to their lengths one step before; None where unknown. prompts: marks of recorded runs, by which a list of them is resumed.
+    Raises ValueError naming the field.
     """
 
     grams: torch.Tensor
@@ -44,6 +61,10 @@ class Profile:
     identity: Mapping = field(default_factory=dict)
     resampled: int | None = None
     modules: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    path: torch.Tensor | None = None
+    clusters: Clusters | None = None
+    tokens: torch.Tensor | None = None
+    prompts: tuple[str, ...] = ()
 
     def __post_init__(self):
         steps = len(self.sigmas) - 1
@@ -55,6 +76,15 @@ class Profile:
             raise ValueError(f"modules must be at most {MAX_NAMES} names and matrices.")
         for name, gram in (("grams", self.grams), *((f"modules.{name}", gram) for name, gram in self.modules.items())):
             _check(name, gram, steps)
+        if self.path is not None:
+            _check("path", self.path, 2 * steps + 1)
+        if self.clusters is not None:
+            _check_clusters(self.clusters, steps)
+        if self.tokens is not None and (not self.tokens.is_floating_point() or self.tokens.shape[1:] != (steps, 4)
+                                        or not torch.isfinite(self.tokens).all() or (self.tokens < 0).any()):
+            raise ValueError(f"tokens must be [samples, {steps}, 4] lengths and ratios.")
+        if len(self.prompts) > MOST_PROMPTS or not all(isinstance(p, str) and len(p) <= 100 for p in self.prompts):
+            raise ValueError(f"prompts must be at most {MOST_PROMPTS} short texts.")
 
     @property
     def steps(self) -> int:
@@ -65,9 +95,15 @@ class Profile:
         wrong = self.differences(other.identity, other.sigmas)
         if wrong:
             raise ValueError(f"profiles of different runs cannot be merged: {wrong[0]}.")
+        parts = [p.clusters for p in (self, other) if p.clusters is not None]
+        if len(parts) > 1 and not torch.equal(parts[0].labels, parts[1].labels):
+            raise ValueError("profiles with other clusters of channels cannot be merged.")
         names = {**self.modules, **other.modules}
-        modules = {name: torch.cat([p.modules[name] for p in (self, other) if name in p.modules]) for name in names}
-        return Profile(torch.cat([self.grams, other.grams]), self.sigmas, self.identity, self.resampled, modules)
+        return Profile(
+            torch.cat([self.grams, other.grams]), self.sigmas, self.identity, self.resampled,
+            {name: torch.cat([p.modules[name] for p in (self, other) if name in p.modules]) for name in names},
+            _together(self.path, other.path), Clusters(parts[0].labels, torch.cat([p.grams for p in parts])) if parts else None,
+            _together(self.tokens, other.tokens), self.prompts + other.prompts)
 
     def differences(self, identity: Mapping, sigmas=None) -> list[str]:
         """What of a run is not as in the profile, in words; empty where it fits. Fields the run does not tell are not compared."""
@@ -106,7 +142,11 @@ class Profile:
                 share = (s - own[j]) / (own[j - 1] - own[j])
                 rows[i, j - 1], rows[i, j] = share, 1 - share
         modules = {name: rows @ gram @ rows.T for name, gram in self.modules.items()}
-        return Profile(rows @ self.grams @ rows.T, sigmas, self.identity, self.resampled or self.steps, modules)
+        both = torch.block_diag(rows, rows, torch.ones(1, 1, dtype=torch.float64))
+        path = None if self.path is None else both @ self.path @ both.T
+        clusters = self.clusters and replace(self.clusters, grams=rows @ self.clusters.grams @ rows.T)
+        return Profile(rows @ self.grams @ rows.T, sigmas, self.identity, self.resampled or self.steps, modules, path, clusters,
+                       prompts=self.prompts)
 
     def save(self, path: Path) -> None:
         """Writes the file; FileExistsError rather than overwriting one."""
@@ -128,8 +168,12 @@ class Profile:
 
     def _write(self, path: Path) -> None:
         head = {"format": FORMAT, "kind": KIND, "sigmas": list(self.sigmas), "identity": dict(self.identity), "resampled": self.resampled,
-                "modules": list(self.modules)}
+                "modules": list(self.modules), "prompts": list(self.prompts)}
         tensors = {"grams": self.grams, **{f"grams/{name}": gram for name, gram in self.modules.items()}}
+        # Single precision tells differences apart down to 3e-4 of what is compared, enough for these and half of the file.
+        clusters = {} if self.clusters is None else {"clusters": self.clusters.grams.float(), "labels": self.clusters.labels}
+        more = {"path": self.path, "tokens": self.tokens, **clusters}
+        tensors.update({name: t.float() if name in SINGLE else t for name, t in more.items() if t is not None})
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path,
                       metadata={"profile": json.dumps(head, allow_nan=False)})
@@ -149,6 +193,7 @@ class Profile:
                 head = json.loads((file.metadata() or {}).get("profile", "null"))
                 names = [n for n in file.keys() if n == "grams" or n.startswith("grams/")]  # noqa: SIM118 (a file, not a dict)
                 grams = {n: file.get_tensor(n) for n in names[:MAX_NAMES + 1]}
+                more = {n: file.get_tensor(n) for n in (*SINGLE, "labels") if n in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError, OSError, RecursionError) as error:
             raise ValueError(f"{name} is not a profile: {type(error).__name__}.") from None
         if not isinstance(head, dict) or head.get("kind") != KIND or "grams" not in grams:
@@ -164,12 +209,30 @@ class Profile:
         known = isinstance(order, list) and all(isinstance(n, str) for n in order)
         if not known or {f"grams/{n}" for n in order} != {*grams} - {"grams"}:
             raise ValueError(f"{name} does not say in which order its modules run.")
-        grams = {n: gram if gram.is_complex() else gram.to(torch.float64) for n, gram in grams.items()}
+        grams, more = ({n: t if t.is_complex() or n == "labels" else t.to(torch.float64) for n, t in own.items()} for own in (grams, more))
+        prompts = head.get("prompts", [])
+        if not isinstance(prompts, list) or ("labels" in more) != ("clusters" in more):
+            raise ValueError(f"{name} is not a profile: a part is missing.")
         try:
             return cls(grams["grams"], tuple(map(float, sigmas)), identity, resampled if isinstance(resampled, int) else None,
-                       {n: grams[f"grams/{n}"] for n in order})
+                       {n: grams[f"grams/{n}"] for n in order}, more.get("path"),
+                       Clusters(more["labels"], more["clusters"]) if "labels" in more else None, more.get("tokens"), tuple(prompts))
         except (ValueError, OverflowError) as error:
             raise ValueError(f"{name} is not a profile: {str(error).rstrip('.')}.") from None
+
+
+def _together(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    """What is there of both."""
+    found = [t for t in (one, other) if t is not None]
+    return torch.cat(found) if found else None
+
+
+def _check_clusters(clusters: Clusters, steps: int) -> None:
+    labels, grams = clusters.labels, clusters.grams
+    if labels.ndim != 1 or labels.dtype != torch.uint8 or not 1 <= len(labels) <= MOST_CHANNELS or grams.ndim != 4 \
+            or not int(labels.max()) < grams.shape[1] <= MOST_CLUSTERS:
+        raise ValueError(f"clusters must be labels of at most {MOST_CHANNELS} channels and matrices of at most {MOST_CLUSTERS} clusters.")
+    _check("clusters", grams.flatten(0, 1), steps)
 
 
 def _check(name: str, gram: torch.Tensor, steps: int) -> None:
@@ -196,129 +259,3 @@ def fingerprint(model: torch.nn.Module) -> str:
         if i % max(1, len(named) // 16) == 0:
             digest.update(bytes(weight.detach().flatten()[:256].float().signbit().tolist()))  # of what becomes -0 in float8 too
     return f"{type(model).__name__} {digest.hexdigest()[:16]}"
-
-
-class Recorder:
-    """A forecast that forecasts nothing: it watches full steps and keeps the products of what it sees. One per run.
-
-    It holds all features of a run until the run ends: steps times the size of a site. tokens: how many rows of every module's output are
-    kept beside them, 0 for none; `modules` is then the forecast that watches the modules.
-    """
-
-    name, needs, probe, gain = "recorder", MAX_STEPS, None, 1.0
-    watches = True
-    """Full steps are looked at though nothing is skipped."""
-
-    def __init__(self, tokens: int = 0):
-        self._rows: dict[int, tuple[Site, list[torch.Tensor]]] = {}
-        self._changed = False
-        self.modules = ModuleRecorder(tokens) if tokens else None
-
-    def over_run(self, first: Node, last: Node) -> Recorder:
-        return self
-
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        """Products [b, 1 + kept] of the truth with itself and with what is kept, newest first."""
-        if any(s.shape != truth.shape for s in site.snapshots):
-            self._changed = True
-            return
-        rows = self._rows.setdefault(id(site), (site, []))[1]
-        if not rows:
-            rows += [self._products(s, site.snapshots[i:]) for i, s in reversed(list(enumerate(site.snapshots)))]
-        rows.append(self._products(truth, [truth, *site.snapshots]))
-
-    @staticmethod
-    def _products(x: torch.Tensor, others) -> torch.Tensor:
-        own = x.flatten(1).double()
-        return torch.stack([torch.linalg.vecdot(own, o.flatten(1).double()) for o in others], -1).cpu()
-
-    def forecast(self, site: Site, node: Node, out=None) -> torch.Tensor:
-        return site.combine([1.0], out)
-
-    def to_dict(self) -> dict:
-        raise ValueError("a recorder is no part of a recipe.")
-
-    def grams(self) -> torch.Tensor:
-        """Gram matrices [samples, T, T] of all sites seen, oldest step first, each by its mean energy. ValueError before any run."""
-        if not self._rows:
-            raise ValueError("nothing was recorded: sample at least two full steps.")
-        if self._changed:
-            raise ValueError("the size of the features changed during the run.")
-        made = []
-        for _, rows in self._rows.values():
-            gram = torch.zeros(rows[0].shape[0], len(rows), len(rows), dtype=torch.float64)
-            for t, row in enumerate(rows):
-                gram[:, t, : t + 1] = row.flip(-1)
-            gram = gram + gram.tril(-1).mT
-            made.append(_scaled(gram))
-        return _joined(made)
-
-
-def _scaled(gram: torch.Tensor) -> torch.Tensor:
-    """Gram matrices [b,T,T], each by its mean energy."""
-    return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None].clamp_min(1e-300)
-
-
-def _joined(grams: list[torch.Tensor]) -> torch.Tensor:
-    if len({len(g[0]) for g in grams}) > 1:
-        raise ValueError("branches of different lengths were recorded; use a sampler of one evaluation per step and no time ranges.")
-    return torch.cat(grams)
-
-
-class ModuleRecorder:
-    """Watches module outputs on full steps, as `Recorder` does the final hidden state. One per run.
-
-    Of every module it keeps the same `tokens` rows, chosen at random, at every step: steps * tokens * width values in the model's own
-    precision, on the CPU, and the newest output.
-    """
-
-    name, needs, probe, gain = "module recorder", 1, None, 1.0
-    watches = True
-
-    def __init__(self, tokens: int, seed: int = 0):
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-            raise ValueError(f"tokens must be a whole number of at least 1, not {tokens!r}.")
-        self.tokens, self.seed = tokens, seed
-        self._kept: dict[int, tuple[Site, int, list[torch.Tensor]]] = {}
-        self._changed = False
-
-    def over_run(self, first: Node, last: Node) -> ModuleRecorder:
-        return self
-
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        _, count, rows = self._kept.setdefault(id(site), (site, truth.shape[1], []))
-        self._changed |= count != truth.shape[1]
-        if not rows:
-            rows.append(self._some(site.snapshots[0]))
-        rows.append(self._some(truth))
-
-    def _some(self, x: torch.Tensor) -> torch.Tensor:
-        chosen = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(self.seed))[:self.tokens]
-        return x.index_select(1, chosen.sort().values.to(x.device)).cpu()
-
-    def forecast(self, site: Site, node: Node, out=None) -> torch.Tensor:
-        return site.combine([1.0], out)
-
-    def grams(self) -> dict[str, torch.Tensor]:
-        """Gram matrices [samples, T, T] by module in running order, as `Recorder.grams` gives them.
-
-        The rows stand for all tokens of their stream; what text and image add to a module's products is summed. ValueError before any run.
-        """
-        if not self._kept:
-            raise ValueError("nothing was recorded: sample at least two full steps.")
-        if self._changed:
-            raise ValueError("the size of the features changed during the run.")
-        parts: dict[tuple[str, int], torch.Tensor] = {}
-        for site, count, rows in self._kept.values():
-            x = torch.stack(rows, 1).double().flatten(2)  # [b, T, rows * width]
-            gram, key = x @ x.mT * (count / rows[0].shape[1]), (_module(site.name), id(site.evidence))
-            parts[key] = parts[key] + gram if key in parts else gram
-        names = dict.fromkeys(name for name, _ in parts)
-        return {name: _joined([_scaled(gram) for (own, _), gram in parts.items() if own == name]) for name in names}
-
-
-def _module(site: tuple) -> str:
-    """Name of a site's module as in `masks`: streams of text and image are one, and a fused block is a whole."""
-    kind, index, part = site
-    part = part.removeprefix("img_").removeprefix("txt_")
-    return f"{kind}.{index}" if part == "out" else f"{kind}.{index}.{part}"

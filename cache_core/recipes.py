@@ -99,7 +99,10 @@ def parts_of_plan(schedule: CacheSchedule) -> dict:
     mask = None if schedule.mask is None else Mask.from_json(schedule.mask)
     if mask is not None and mask.kinds != schedule.kinds:
         raise ValueError("mask must give the kinds of its schedule.")
-    solved = {} if schedule.forecast is None else {"level": "final", "predictor": forecast(json.loads(schedule.forecast))}
+    solved = {}
+    if schedule.forecast is not None:
+        rule = forecast(json.loads(schedule.forecast))
+        solved = {"level": "output" if rule.probe == "latent" else "final", "predictor": rule}
     return {"schedule": schedule, "mask": mask, **solved}
 
 

@@ -56,7 +56,10 @@ class Settings:
             raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {repr(self.level)[:40]}.")
         if isinstance(self.first, bool) or not isinstance(self.first, (int, str)) or (isinstance(self.first, int) and self.first < 0):
             raise ValueError(f"first must be a number of blocks or a kind of block, not {repr(self.first)[:40]}.")
-        if self.predictor.probe and self.level not in ("final", "stack"):
+        if self.predictor.probe == "latent":
+            if self.level != "output":
+                raise ValueError(f"predictor {self.predictor.name} is of the model's output, so level must be output, not {self.level}.")
+        elif self.predictor.probe and self.level not in ("final", "stack"):
             raise ValueError(f"predictor {self.predictor.name} needs a probe, so level must be final or stack, not {self.level}.")
         if self.modules.probe:
             raise ValueError(f"module_predictor cannot be {self.modules.name}, which looks at a probe.")

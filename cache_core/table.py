@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from .history import Node, Site
+import torch
+
+from .history import Node, Site, weighted_sum
 from .predictors import Predictor, predictor
 from .schedule import MAX_STEPS
 
 _LINE = predictor("linear")
-LARGEST = 100
+LARGEST, MOST_CHANNELS = 100, 1 << 16
+DIGITS = "0123456789abcdef"
 TOLERANCE = 1e-3
 """How far noise levels may lie apart, by the largest of them, to count as equal."""
 
@@ -49,6 +53,8 @@ class Table:
             raise ValueError(f"sigmas of a table must be {self.steps + 1} finite noise levels.")
 
     probe, gain, name = None, 1.0, "table"
+    solved = True
+    """For one run only, and `fallback` at others."""
 
     @property
     def needs(self) -> int:
@@ -61,11 +67,16 @@ class Table:
         """Nothing: all was learned before."""
 
     def forecast(self, site: Site, node: Node, out=None):
+        weights = self.weights(site, node)
+        return self.fallback.forecast(site, node, out) if weights is None else site.combine(weights, out)
+
+    def weights(self, site: Site, node: Node) -> tuple[float, ...] | None:
+        """Of the site's snapshots at a step; None where the table has none for them."""
         weights = dict(self.rows).get(int(node.index), ())
         held = [int(n.index) for n in site.nodes]
         if not weights or [full for full, _ in weights] != held[: len(weights)]:
-            return self.fallback.forecast(site, node, out)
-        return site.combine([w for _, w in weights], out)
+            return None
+        return tuple(w for _, w in weights)
 
     def to_dict(self) -> dict:
         levels = {"sigmas": list(self.sigmas)} if self.sigmas else {}
@@ -87,14 +98,93 @@ class Table:
         for step, weights in table.items():
             if not isinstance(weights, Mapping) or len(weights) > 64:
                 raise ValueError(f"table.{step} must be an object of full steps and weights.")
-            for key in (step, *weights):
-                if not isinstance(key, str) or not key.isascii() or not key.isdigit() or len(key) > 5:
-                    raise ValueError(f"table must have step numbers as names, not {str(key)[:20]!r}.")
-            rows.append((int(step), tuple((int(f), _number(f"table.{step}", w)) for f, w in weights.items())))
-        return cls(steps, tuple(rows), tuple(_number("sigmas of a table", s) for s in sigmas))
+            at = read_step("table", step)
+            rows.append((at, tuple((read_step("table", f), read_number(f"table.{at}", w)) for f, w in weights.items())))
+        return cls(steps, tuple(rows), tuple(read_number("sigmas of a table", s) for s in sigmas))
 
 
-def _number(name: str, value) -> float:
+@dataclass(frozen=True)
+class ChannelTable:
+    """A forecast with a table for each cluster of channels. labels: the cluster of every channel, a hexadecimal digit each.
+
+    Where the features have another width, or a step is in doubt, it goes by `fallback`. Raises ValueError naming the field.
+    """
+
+    labels: str
+    tables: tuple[Table, ...]
+
+    def __post_init__(self):
+        if not isinstance(self.labels, str) or not 1 <= len(self.labels) <= MOST_CHANNELS or not 1 <= len(self.tables) <= len(DIGITS):
+            raise ValueError(f"labels must be a text of at most {MOST_CHANNELS} digits and tables a list of at most {len(DIGITS)}.")
+        if set(self.labels) - set(DIGITS[:len(self.tables)]):
+            raise ValueError(f"labels must be digits below {len(self.tables)}, one per channel.")
+        if len({(t.steps, t.sigmas) for t in self.tables}) > 1:
+            raise ValueError("tables must be of one run.")
+
+    probe, gain, name, solved = None, 1.0, "table by channel", True
+
+    @property
+    def steps(self) -> int:
+        return self.tables[0].steps
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        return self.tables[0].sigmas
+
+    @property
+    def fallback(self) -> Predictor:
+        return self.tables[0].fallback
+
+    @property
+    def needs(self) -> int:
+        return max(t.needs for t in self.tables)
+
+    def over_run(self, first: Node, last: Node) -> ChannelTable:
+        return self
+
+    def learn(self, site: Site, truth, node: Node) -> None:
+        """Nothing: all was learned before."""
+
+    def forecast(self, site: Site, node: Node, out=None):
+        newest = site.snapshots[0]
+        axis = 1 if newest.ndim > 3 else newest.ndim - 1  # of pictures and of tokens
+        rows = [t.weights(site, node) for t in self.tables]
+        if any(r is None for r in rows) or newest.shape[axis] != len(self.labels):
+            return self.fallback.forecast(site, node, out)
+        shape = [-1 if i == axis else 1 for i in range(newest.ndim)]
+        longest = max(map(len, rows))
+        weights = _by_channel(self.labels, tuple((*r, *[0.0] * (longest - len(r))) for r in rows), newest.device)
+        return weighted_sum(site.snapshots, [w.view(shape) for w in weights], out)
+
+    def to_dict(self) -> dict:
+        tables = [t.to_dict() for t in self.tables]
+        levels = {"sigmas": tables[0]["sigmas"]} if self.sigmas else {}
+        return {"by": "cluster", "steps": self.steps, **levels, "labels": self.labels, "tables": [t["table"] for t in tables]}
+
+    @classmethod
+    def read(cls, steps, labels, tables, sigmas=()) -> ChannelTable:
+        """From JSON; ValueError in one sentence."""
+        if not isinstance(tables, (list, tuple)) or len(tables) > len(DIGITS):
+            raise ValueError(f"tables must be a list of at most {len(DIGITS)} objects of steps.")
+        return cls(labels, tuple(Table.read(steps, t, sigmas) for t in tables))
+
+
+@lru_cache(maxsize=64)
+def _by_channel(labels: str, rows: tuple[tuple[float, ...], ...], device: torch.device) -> torch.Tensor:
+    """Weights [snapshots, d], made once for all branches and sites of a step."""
+    which = torch.tensor([DIGITS.index(c) for c in labels])
+    return torch.tensor(rows)[which].T.contiguous().to(device)
+
+
+def read_step(name: str, key) -> int:
+    """A step's number from a name of a JSON object."""
+    if not isinstance(key, str) or not key.isascii() or not key.isdigit() or len(key) > 5:
+        raise ValueError(f"{name} must have step numbers as names, not {str(key)[:20]!r}.")
+    return int(key)
+
+
+def read_number(name: str, value) -> float:
+    """A number of a JSON file."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
         raise ValueError(f"{name} must hold numbers.")
     return float(value)

@@ -7,6 +7,7 @@ from .cache_report import CacheReport
 from .demo_model import DemoCaption, DemoModel
 from .dual_cache import DualCache
 from .dual_cache_sampler import DualCacheSampler
+from .erta import ERTACachePlan
 from .feature_forecast import FeatureForecast
 from .profiles import LoadCacheProfile, PlanCache, ProfileModel
 from .schedule_builder import CacheScheduleBuilder
@@ -15,7 +16,7 @@ from .vcache_patch import VCacheAttentionPatch
 
 NODES = [findable(node) for node in (
     CacheScheduleBuilder, DualCache, FeatureForecast, VCacheAttentionPatch, DualCacheSampler, CacheReport, CacheCompare, ProfileModel,
-    LoadCacheProfile, PlanCache, DemoModel, DemoCaption,
+    LoadCacheProfile, PlanCache, ERTACachePlan, DemoModel, DemoCaption,
 )]
 
 

@@ -28,7 +28,8 @@ from comfy_execution.utils import get_executing_context
 from ..cache_core.clock import adds_noise, stages_of
 from ..cache_core.controller import Controller
 from ..cache_core.families import find_family
-from ..cache_core.profile import Recorder, fingerprint
+from ..cache_core.profile import fingerprint
+from ..cache_core.recorder import Recorder
 from ..cache_core.report import PROFILE, Report
 from ..cache_core.selectors import Selector
 from ..cache_core.settings import Settings

@@ -11,8 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..cache_core.planner import Plan, plan_for_speedup
-from ..cache_core.profile import Profile, Recorder
+from ..cache_core.profile import Profile
 from ..cache_core.recipes import parts_of_plan
+from ..cache_core.recorder import Recorder
 from ..cache_core.settings import Settings
 
 log = logging.getLogger("dual_cache")
@@ -58,7 +59,7 @@ def keep(recorder: Recorder, levels: list[float], identity: dict, path: Path) ->
     """Adds a recorded run to its file; what became of it, in a sentence. The picture is never lost for a profile."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = Profile(recorder.grams(), tuple(levels), identity).add_to(path)
+        whole = recorder.profile(levels, identity).add_to(path)
     except (ValueError, OSError) as error:
         return f"This run was not added to {path.name}: {str(error).rstrip('.')}."
     return f"{path.name} now holds {len(whole.grams)} recorded runs; with guidance, a picture counts twice."

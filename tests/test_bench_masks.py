@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def profile(model):
-    return bench.learned(model, [RED, BLUE, RED], 12, 1.0, 2, SIZE)
+    return bench.record(model, bench.jobs([RED, BLUE, RED], 12, 1.0, 2, SIZE), tokens=bench.TOKENS)
 
 
 def masked(model, mask, guidance=1.0):

@@ -32,6 +32,12 @@ def test_a_ray_cluster_of_two_workers_gives_the_same(one):
     assert torch.allclose(spread.grams, one.grams, rtol=1e-4) and spread.identity == one.identity
 
 
+def test_other_parts_are_recorded_by_all_jobs_with_the_clusters_of_the_first():
+    whole = bench.record(load_transformer(), bench.jobs(CAPTIONS[:2], 5, 1.0, 1, size=64), clusters=3)
+    assert whole.path.shape == (2, 11, 11) and whole.tokens.shape == (2, 5, 4) and whole.clusters.grams.shape == (2, 3, 5, 5)
+    assert torch.allclose(whole.clusters.grams.sum(1), whole.grams, rtol=1e-6) and whole.identity["sampler"] == "sample_euler"
+
+
 def test_without_ray_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RuntimeError, match="Ray is not installed"):

@@ -67,6 +67,8 @@ def test_page_lists_every_input_with_its_default_and_no_other(node):
             assert default is None and kind == row["type"] + ", optional" * row.get("optional", False), row["name"]
         elif row["type"] in ("INT", "FLOAT"):
             assert float(default[1]) == row["default"], row["name"]
+        elif row["type"] == "BOOLEAN":
+            assert default[1] == ("on" if row["default"] else "off"), row["name"]
         else:
             assert default[1].strip("`") == (row["default"] or "empty"), row["name"]
         assert about.endswith("."), row["name"]
@@ -105,7 +107,8 @@ def test_chinese_page_lists_every_input_as_the_node_shows_it(node):
     english = dict(re.findall(r"^- `(\w+)` \((.+?)\): ", section(node, "Inputs"), re.MULTILINE))
     for name, _, kind, about in items:
         default = re.search(r", default (.+)", english[name])
-        wanted = {None: "", "empty": "，默认为空"}.get(default and default[1], f"，默认 {default and default[1]}")
+        known = {None: "", "empty": "，默认为空", "on": "，默认开", "off": "，默认关"}
+        wanted = known.get(default and default[1], f"，默认 {default and default[1]}")
         assert kind.endswith(wanted) and about.strip().endswith("。"), name
         assert ("默认" in kind, "可选" in kind) == (default is not None, "optional" in english[name]), name
 

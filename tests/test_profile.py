@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from cache_core.controller import Controller
-from cache_core.profile import Profile, Recorder
+from cache_core.profile import Profile
+from cache_core.recorder import Recorder
 from cache_core.settings import Settings
 from demo.sampler import schedule_sigmas
 from demo.scenes import TOKENS

@@ -67,10 +67,11 @@ FORECASTS = {
     "least squares": {"name": "newton", "adapt": "least_squares"}, "back off": {"name": "linear", "adapt": "back_off"},
     "channel": {"by": "channel", "pool": RULES, "clusters": 3}, "band": {"by": "band", "low": RULES[0], "high": RULES[2], "cut": 0.5},
     "token": {"by": "token", "pool": RULES}, "probe": {"name": "probe_gain", "low": None},
+    "residual": {"name": "residual"},
 }
-PAIRS = [*(("final", f) for f in FORECASTS), *((level, "linear") for level in LEVELS if level != "final"), ("stack", "token"),
-         ("singles", "probe"), ("singles", "band"), ("output", "band"), ("output", "channel"), ("block", "channel"), ("block", "band"),
-         ("block", "least squares"), ("module", "newton"), ("module", "least squares")]
+PAIRS = [*(("final", f) for f in FORECASTS if f != "residual"), *((level, "linear") for level in LEVELS if level != "final"),
+         ("output", "residual"), ("stack", "token"), ("singles", "probe"), ("singles", "band"), ("output", "band"), ("output", "channel"),
+         ("block", "channel"), ("block", "band"), ("block", "least squares"), ("module", "newton"), ("module", "least squares")]
 """Levels and forecasts that are tested together."""
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 NODES = ["CacheScheduleBuilder", "DualCache", "FeatureForecast", "VCacheAttentionPatch", "DualCacheSampler", "CacheReport", "CacheCompare",
-         "DualCacheProfileModel", "LoadCacheProfile", "PlanCache",
+         "DualCacheProfileModel", "LoadCacheProfile", "PlanCache", "ERTACachePlan",
          "DualCacheDemoModel", "DualCacheDemoCaption"]
 CUSTOM = dict(preset="custom", steps=10, interval=4, pattern="conservative, aggressive", ratio=0.2, warmup=2, tail=1, start=0.0, end=1.0)
 

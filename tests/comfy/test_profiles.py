@@ -19,8 +19,7 @@ def folder(part, monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def call(part):
     """`call("PlanCache", profile=...)`: runs a node of nodes/profiles.py; gives its outputs."""
-    module = part("nodes.profiles")
-    nodes = {n.GET_SCHEMA().node_id: n for n in (module.ProfileModel, module.LoadCacheProfile, module.PlanCache)}
+    nodes = {n.GET_SCHEMA().node_id: n for n in part("nodes").NODES}
 
     def run(node, /, **inputs):
         clone = type(node, (nodes[node],), {"hidden": SimpleNamespace(unique_id=None)})
@@ -117,6 +116,62 @@ def test_links_are_not_followed(part, folder, tmp_path_factory):
     (folder / "link.safetensors").symlink_to(outside)
     with pytest.raises(ValueError, match="There is no profile named link.safetensors"):
         part("nodes.profile_files").path_of("link.safetensors")
+
+
+# --- ERTACache -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sampled(condition):
+    """`sampled(model, sigmas)`: a run at given noise levels, as SamplerCustom makes it."""
+    import comfy.sample
+    import comfy.samplers
+
+    def run(model, sigmas, positive=None, size=8):
+        latent, sampler = torch.zeros(1, 16, size, size), comfy.samplers.sampler_object("euler")
+        positive = positive or condition(1)
+        return comfy.sample.sample_custom(model, comfy.sample.prepare_noise(latent, 0), 1.0, sampler, sigmas, positive, positive, latent,
+                                          disable_pbar=True, seed=0)
+    return run
+
+
+@pytest.mark.parametrize("parts", [(True, True), (False, True), (True, False), (False, False)], ids=str)
+def test_an_erta_plan_runs_at_its_noise_levels(recorded, flux, call, part, sampled, ran, report_of, parts):
+    lengths, rectifier = parts
+    schedule, sigmas, text = call("ERTACachePlan", profile=recorded, speedup=3.0, step_lengths=lengths, rectifier=rectifier)
+    assert 1 < schedule.kinds.count("F") <= 4 and len(sigmas) == schedule.steps + 1 and schedule.steps <= STEPS
+    assert (sigmas[0], sigmas[-1]) == (recorded.sigmas[0], recorded.sigmas[-1]) and bool((sigmas.diff() < 0).all())
+    same = len(sigmas) == STEPS + 1 and torch.allclose(sigmas, torch.tensor(recorded.sigmas))
+    assert same is not lengths and ("connect sigmas to the sampler" in text) is lengths
+    host = part("nodes.host")
+    model = host.patch(flux, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule)))
+    found = sampled(model, sigmas)
+    assert ran(model) == schedule.kinds and report_of(model).messages == [] and torch.isfinite(found).all()
+    if "A" in schedule.kinds:
+        assert report_of(model).predictor == ("rectified residual" if rectifier else "residual")
+        assert not torch.equal(found, sampled(flux, sigmas))
+
+
+def test_the_embedded_models_own_profile_serves_erta_too(part, call, embedded, sampled):
+    own = call("LoadCacheProfile", name="embedded-30-steps.profile.safetensors")[0]
+    schedule, sigmas, text = call("ERTACachePlan", profile=own, target="threshold", threshold=0.16, step_lengths=False)
+    assert 8 <= schedule.kinds.count("F") <= 14 and len(sigmas) == 31 and "Threshold 0.16" in text
+    host, (model, caption) = part("nodes.host"), embedded
+    cached = host.patch(model, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule)))
+    bare, _, _ = call("ERTACachePlan", profile=own, target="threshold", threshold=0.16, step_lengths=False, rectifier=False)
+    worse = host.patch(model, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", bare)))
+    plain, rectified, reused = (sampled(m, sigmas, caption, 32) for m in (model, cached, worse))
+    assert (rectified - plain).norm() < (reused - plain).norm()  # what is taken off is what was wrong
+    few, levels, text = call("ERTACachePlan", profile=own, speedup=3.0)
+    assert few.kinds == "F" * 10 and len(levels) == 11 and "this is sampling with fewer steps" in text
+
+
+def test_a_profile_without_the_path_makes_no_erta_plan(recorded, call):
+    from dataclasses import replace
+    with pytest.raises(ValueError, match="does not hold the model's inputs and outputs; record it anew"):
+        call("ERTACachePlan", profile=replace(recorded, path=None))
+    with pytest.raises(ValueError, match="sigmas holds no step to plan"):
+        call("ERTACachePlan", profile=recorded, sigmas=torch.tensor([1.0]))
 
 
 # --- the preset that plans by itself ----------------------------------------------------------------
