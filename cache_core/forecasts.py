@@ -19,6 +19,7 @@ from .groups import ByBand, ByChannel, ByToken
 from .predictors import MEMBERS, Predictor, predictor
 from .residual import Residual
 from .table import ChannelTable, Table
+from .words import named
 
 GROUPS = {"channel": (ByChannel, ("pool", "clusters", "steps")), "band": (ByBand, ("low", "high", "cut")), "token": (ByToken, ("pool",))}
 NAMES = (*MEMBERS, "probe_gain")
@@ -92,4 +93,4 @@ def _plain(data) -> Predictor:
 def _known(data: Mapping, known, what: str) -> None:
     for key in data:
         if key not in known:
-            raise ValueError(f"{key} is not a setting of {what}{'; it has ' + ', '.join(known) if known else ''}.")
+            raise ValueError(f"{named(key)} is not a setting of {what}{'; it has ' + ', '.join(known) if known else ''}.")

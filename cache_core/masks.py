@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from .schedule import MAX_STEPS, CacheSchedule, explicit
+from .words import named
 
 ALL = "*"
 """Name of all modules: a full step."""
@@ -117,7 +118,7 @@ class Mask:
             raise ValueError("mask must be an object with steps and refresh.")
         for key in data:
             if key not in ("steps", "refresh"):
-                raise ValueError(f"{str(key)[:40]} is not a field of a mask; it has steps, refresh.")
+                raise ValueError(f"{named(key)} is not a field of a mask; it has steps, refresh.")
         refresh = data.get("refresh")
         if not isinstance(refresh, Mapping):
             raise ValueError("mask.refresh must be an object of names and lists of steps.")
@@ -125,7 +126,7 @@ class Mask:
             raise ValueError(f"mask.refresh must have at most {MAX_NAMES} names.")
         for name, steps in refresh.items():
             if not isinstance(steps, (list, tuple)) or len(steps) > MAX_STEPS:
-                raise ValueError(f"mask.refresh.{str(name)[:40]} must be a list of steps.")
+                raise ValueError(f"mask.refresh.{named(name)} must be a list of steps.")
         return cls(data.get("steps"), tuple((name, tuple(steps)) for name, steps in refresh.items()))
 
     @classmethod

@@ -24,6 +24,7 @@ from .masks import Mask
 from .schedule import CacheSchedule, explicit, from_generator
 from .selectors import Selector
 from .settings import Settings
+from .words import named
 
 FORMAT, KIND = 1, "cache_recipe"
 _PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "speedup")
@@ -66,9 +67,9 @@ def settings_of(recipe: Mapping, schedule: CacheSchedule | None = None, **change
     special = {}
     for family, part in families.items():
         if not isinstance(part, Mapping):
-            raise ValueError(f"families.{family} must be an object.")
-        _known(part, _PARTS, f"families.{family}")
-        _check_numbers(part, f"families.{family}.")
+            raise ValueError(f"families.{named(family)} must be an object.")
+        _known(part, _PARTS, f"families.{named(family)}")
+        _check_numbers(part, f"families.{named(family)}.")
         rest = {k: v for k, v in recipe.items() if not (k in _PLANS and set(_PLANS) & set(part))}
         special[family] = _settings({**rest, **part}, name, schedule, changes)
     return replace(own, families=special)
@@ -135,7 +136,7 @@ def _check_numbers(part: Mapping, where: str = "") -> None:
 def _known(data: Mapping, known, what: str) -> None:
     for key in data:
         if key not in known:
-            raise ValueError(f"{str(key)[:40]} is not a field of {what}; it has {', '.join(known)}.")
+            raise ValueError(f"{named(key)} is not a field of {what}; it has {', '.join(known)}.")
 
 
 def to_json(recipe: Mapping) -> str:

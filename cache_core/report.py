@@ -196,8 +196,8 @@ class Report:
     def from_json(cls, text: str) -> Report:
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the report is not JSON: {error}.") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the report is not JSON: {' '.join(str(error).split())}.") from error
         return cls.from_dict(data)
 
     def text(self) -> str:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
+from .words import named
+
 FORMAT = 1
 KIND = "cache_schedule"
 LETTERS = "FCA"
@@ -319,7 +321,7 @@ def _settings(generator: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         raise ValueError(f"{prefix}type must be one of {', '.join(GENERATORS)}.")
     for key in generator:
         if key != "type" and key not in GENERATORS[kind]:
-            raise ValueError(f"{prefix}{key} is not a setting of {kind}.")
+            raise ValueError(f"{prefix}{named(key)} is not a setting of {kind}.")
     settings: dict[str, Any] = {"type": kind}
     for key, default in GENERATORS[kind].items():
         value = generator.get(key, default)

@@ -42,7 +42,11 @@ TOKENS = "dual_cache_tokens"
 RUN = "dual_cache_run"
 FRESH_NOISE = "This sampler adds fresh noise at its steps, so the picture strays further from the uncached one than with euler or dpmpp_2m."
 HOST = f"ComfyUI {comfyui_version.__version__}"
-OTHER_CACHES = {"easycache": "EasyCache or LazyCache"}
+OTHER_CACHES = {"easycache": "EasyCache or LazyCache", "rel_l1_thresh": "TeaCache", "magcache_thresh": "MagCache"}
+"""Other caches by a key that they leave in transformer_options or register a wrapper under."""
+CACHE_WRAPPERS = {"ApplyFBCacheOnModel": "WaveSpeed's First Block Cache", **{name: name for name in ("TaylorSeer", "TeaCache", "MagCache")}}
+"""Other caches by how the class begins whose method made the model's function wrapper; only one such wrapper can be on a model."""
+FORWARDS = ("forward", "_forward", "forward_orig")
 
 
 class ReportBox:
@@ -146,6 +150,10 @@ def _conflict(model_options: dict) -> str | None:
     for key, name in OTHER_CACHES.items():
         if key in options or key in wrappers:
             return f"{name} is on this model too; two caches would count each other's skips"
+    wrapper = getattr(model_options.get("model_function_wrapper"), "__qualname__", "")
+    for start, name in CACHE_WRAPPERS.items():
+        if wrapper.startswith(start):
+            return f"{name} is on this model too; two caches would count each other's skips"
     if "multigpu_clones" in model_options:
         return "the model is split over several GPUs, which Dual Cache does not support yet"
     return None
@@ -217,6 +225,9 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return executor(*arguments, **kwargs)
     model = _plain(executor.class_obj.diffusion_model)
     chunks = [(*chunk, _strengths(executor.class_obj)) for chunk in _chunks(x, c_concat, c_crossattn, control, options, kwargs)]
+    replaced = next((name for name in FORWARDS if name in vars(model)), None)
+    if replaced and run.controller.skips:
+        run.controller.say(f"Another node runs {type(model).__name__} by a {replaced} of its own; what that skips or adds is not counted.")
     patch_size = getattr(model, "patch_size", 2)
     grid = tuple(math.ceil(n / patch_size) for n in x.shape[-2:]) if isinstance(patch_size, int) and x.ndim == 4 else None
     try:

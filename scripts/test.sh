@@ -5,16 +5,13 @@
 #   COMFYUI_PYTHON    their Python, where they have no .venv or venv of their own
 #   CHROMIUM_PATH     the browser for the browser tests
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
+source "$ROOT/scripts/comfyui.sh"
 cd -- "$ROOT"
 NOT_RUN="" FAILED="" CHECKOUTS=""
 
 skip() { NOT_RUN+="$1: $2"$'\n'; echo "did not run: $2"; }  # part, reason
 failed() { FAILED+="$1"$'\n'; echo "FAILED: $1"; }
 any_file() { [ -e "$1" ]; }  # called with a glob
-
-comfy_python() {
-  python_in "$1/.venv" || python_in "$1/venv" || command -v -- "${COMFYUI_PYTHON:-}"
-}
 
 # What to add to the given Python's path for pytest: nothing, or a folder of ours. Its own environment stays as it is.
 comfy_pytest_path() {
@@ -43,15 +40,6 @@ comfy_tests() {  # part name, ComfyUI folder
   if ! any_file tests/comfy/test_*.py; then skip "$part" "there are no tests in tests/comfy"; return 0; fi
   if ! extra="$(comfy_pytest_path "$python")"; then skip "$part" "pytest could not be installed for $python"; return 0; fi
   COMFYUI_UNDER_TEST="$folder" PYTHONPATH="$extra" "$python" -m pytest tests/comfy -p no:cacheprovider || failed "$part"
-}
-
-find_comfyui() {
-  local nodes host
-  nodes="$(dirname -- "$ROOT")" host="$(dirname -- "$(dirname -- "$ROOT")")"
-  if [ -n "${COMFYUI_PATH:-}" ]; then printf '%s\n' "$COMFYUI_PATH"
-  elif [ "$(basename -- "$nodes")" = custom_nodes ] && [ -f "$host/main.py" ] && [ -d "$host/comfy" ]; then printf '%s\n' "$host"
-  elif [ -f "$HOME/comfy/ComfyUI/main.py" ]; then printf '%s\n' "$HOME/comfy/ComfyUI"
-  fi
 }
 
 comfy_part() {  # part name, ComfyUI folder or nothing, why there is none

@@ -296,6 +296,41 @@ def test_another_cache_on_the_model_is_refused_in_words(flux, cached, sample, ra
     assert "interval" not in (report.why_nothing() or "")
 
 
+@pytest.mark.parametrize("name", ["TeaCache", "MagCache", "WaveSpeed", "TaylorSeer"])
+def test_caches_of_other_packs_are_known_by_what_they_leave(flux, cached, sample, ran, report_of, name):
+    """By a key in the options, or by the method that made the wrapper around the model."""
+    keys = {"TeaCache": "rel_l1_thresh", "MagCache": "magcache_thresh"}
+    methods = {"WaveSpeed": "ApplyFBCacheOnModel.patch.<locals>.model_unet_function_wrapper",
+               "TaylorSeer": "TaylorSeerLite.apply_taylorseer_lite.<locals>.unet_wrapper_function"}
+    model = flux.clone()
+    if name in keys:
+        model.model_options.setdefault("transformer_options", {})[keys[name]] = 0.1
+    else:
+        def theirs(apply, kwargs):
+            return apply(kwargs["input"], kwargs["timestep"], **kwargs["c"])
+
+        theirs.__qualname__ = methods[name]
+        model.set_model_unet_function_wrapper(theirs)
+    both = cached(model, preset="fora")
+    assert torch.equal(sample(both, steps=6), sample(model, steps=6)) and set(ran(both)) == {"F"}
+    (sentence,) = report_of(both).messages
+    assert name in sentence
+
+
+def test_a_forward_that_another_node_has_replaced_is_told(flux, cached, sample, ran, report_of):
+    net, patched = flux.model.diffusion_model, cached(flux, "FAFAFA")
+    sample(patched, steps=6)
+    assert not report_of(patched).messages
+    net.forward_orig = lambda *args, **kwargs: type(net).forward_orig(net, *args, **kwargs) * 1.1
+    try:
+        plain = sample(flux, sigmas=STILL)
+        assert torch.equal(sample(patched, sigmas=STILL), plain) and ran(patched) == "FAFAFA"
+    finally:
+        del net.forward_orig
+    (sentence,) = report_of(patched).messages
+    assert "forward_orig" in sentence
+
+
 # --- models the pack does not know ----------------------------------------------------------------
 
 

@@ -1,12 +1,17 @@
-"""A short cut of each question of the stress run, on the embedded model; `bash scripts/stress.sh` asks them at length."""
+"""A short cut of each question of the stress run, on the embedded model; `bash scripts/stress.sh` asks them at length.
+
+The scenes of lifecycle compare with another process, so they stand for determinism too.
+"""
 
 import pytest
 
-from stress import branches, samplers
+from stress import branches, lifecycle, others, samplers
 
 SHORT = {
     "samplers": samplers.cases(["heunpp2", "dpmpp_sde"], ["beta"]),
     "branches": branches.cases(["Perp-Neg", "two experts"]),
+    "lifecycle": lifecycle.cases(["out of memory at a random operation", "two clones, two settings"], times=1, memory=False),
+    "others": others.cases(["8-bit packed weights, as GGUF"]),
 }
 
 
