@@ -10,20 +10,20 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from .clock import Clock, Evaluation
 from .cost import CostModel
-from .families import Block, asides_of, blocks_of, find_family
+from .detection import DETECTED, detect
+from .families import Block, blocks_of, find_family
 from .fitting import fit
 from .flux_blocks import Call
 from .history import Batch, Branch, Node
-from .layout_wiring import LayoutWiring
-from .layouts import BlockLayout, Family
-from .levels import FINAL, OUTPUT, STACK, Wiring
+from .levels import FINAL, OUTPUT, STACK
+from .models import Model
 from .report import Report, StepRecord
 from .self_check import SelfCheck, verdict
 from .settings import Settings
@@ -31,45 +31,6 @@ from .sites import CacheMismatch, shim
 from .table import same_levels
 
 __all__ = ["FINAL", "OUTPUT", "STACK", "CacheMismatch", "Controller"]
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model of this run, which is held so that its id stays its own, and the settings fitted to it.
-
-    first, probe: see `Settings.blocks_run`. unchecked: kinds of planned steps that no self-check has looked at. rows: whether token rows
-    of it can be trusted.
-    """
-
-    module: nn.Module
-    family: Family | None
-    blocks: list[Block]
-    settings: Settings
-    first: int = 0
-    probe: int = 0
-    unchecked: frozenset[str] = frozenset()
-    rows: bool = True
-
-    @property
-    def name(self) -> str:
-        return self.family.name if self.family else type(self.module).__name__
-
-    @property
-    def refusal(self) -> str | None:
-        return self.family and self.family.refusal
-
-    def conserves(self, masked: bool) -> bool:
-        """Whether conservative steps can run: by token rows, or by the modules that a mask names."""
-        if not self.rows:
-            return False
-        if masked:
-            return bool(self.blocks) and all(hasattr(b.adapter, "parts") for b in self.blocks)
-        return bool(self.blocks) and self.family.tokens
-
-    def wiring(self, call: Call) -> Wiring:
-        if any(isinstance(b.adapter, BlockLayout) for b in self.blocks):
-            return LayoutWiring(call, self.blocks, self.first, self.probe, asides_of(self.module, self.family))
-        return Wiring(call, self.blocks, self.first, self.probe)
 
 
 class Controller:
@@ -98,7 +59,7 @@ class Controller:
         self._branches: dict[Hashable, Branch] = {}
         self._used: dict[Hashable, int] = {}
         self._full_steps = (0, 0)
-        self._blocks: dict[int, _Model] = {}
+        self._blocks: dict[int, Model] = {}
         self._seen: Counter = Counter()
         self._keys: list[Hashable] = []
         self._records: list[StepRecord] = []
@@ -219,7 +180,8 @@ class Controller:
         shims, check = known.wiring(call).shims(known.module), None
         with ExitStack() as stack:
             if kind == "F" and (planned := known.unchecked if conservative else known.unchecked - {"C"}):
-                check = SelfCheck(call, blocks, known.wiring, planned, None if self._mask else max(self.schedule.ratios))
+                check = SelfCheck(call, blocks, known.wiring, planned, None if self._mask else max(self.schedule.ratios),
+                                  known.family.module == DETECTED)
                 stack.enter_context(check.around(known.module, shims))
             else:
                 for part, maker in shims:
@@ -234,7 +196,7 @@ class Controller:
         self._peak = max(self._peak, held)
         record.cached_bytes = held
 
-    def _judged(self, known: _Model, passed: dict[str, bool]) -> None:
+    def _judged(self, known: Model, passed: dict[str, bool]) -> None:
         """Goes on without what a self-check found wrong."""
         settings, sentence = verdict(known.settings, passed, known.name, self._host)
         unchecked = {k for k in known.unchecked if not passed.get(k) and (k == "C" or settings.level != "output")} - {
@@ -245,7 +207,7 @@ class Controller:
         rows = known.rows and passed.get("C", True)
         self._blocks[id(known.module)] = self._placed(replace(known, settings=settings, rows=rows, unchecked=frozenset(unchecked)))
 
-    def _placed(self, known: _Model) -> _Model:
+    def _placed(self, known: Model) -> Model:
         """The model with the run of blocks that its settings skip."""
         kinds = [b.name[0] for b in known.blocks]
         first, probe = known.settings.blocks_run(kinds)
@@ -303,14 +265,14 @@ class Controller:
             self._records[-1].milliseconds = (now - self._mark) * 1e3
         self._mark = now
 
-    def _model(self, model: nn.Module) -> _Model:
+    def _model(self, model: nn.Module) -> Model:
         known = self._blocks.get(id(model))
         if known is None:
-            family = find_family(model)
+            family, settings = find_family(model), self.settings
+            self._family = family.name if family else self._family
+            if family is None and settings.detect and self._skips:
+                family = detect(model)
             blocks = blocks_of(model, family) if family else []
-            settings = self.settings
-            if family is not None:
-                self._family = family.name
             if self._skips and not (family and family.refusal):
                 settings, sentences = fit(settings, family, blocks, type(model).__name__, self._rows)
                 for sentence in sentences:
@@ -322,7 +284,7 @@ class Controller:
             planned = set(self.schedule.kinds) - {"F"} if self._skips and blocks else set()
             if settings.level == "output":
                 planned.discard("A")
-            known = self._blocks[id(model)] = self._placed(_Model(model, family, blocks, settings, unchecked=frozenset(planned)))
+            known = self._blocks[id(model)] = self._placed(Model(model, family, blocks, settings, unchecked=frozenset(planned)))
         return known
 
     def _say_unknown(self, blocks: list[Block]) -> None:
@@ -333,7 +295,7 @@ class Controller:
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             self.say(f"The mask names what this model does not have, which plays no part: {', '.join(unknown[:3])}{more}.")
 
-    def _kind_for(self, record: StepRecord, branches: list[Branch], known: _Model) -> tuple[str, str]:
+    def _kind_for(self, record: StepRecord, branches: list[Branch], known: Model) -> tuple[str, str]:
         """The kind this call can really run as, and why it differs from the plan."""
         kind = record.actual
         if kind == "F":

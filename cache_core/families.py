@@ -31,6 +31,17 @@ def find_family(model: nn.Module) -> Family | None:
     return None
 
 
+def unknown_families(names: Iterable[str]) -> str | None:
+    """A sentence about names that are in no row, None where all are."""
+    known = {row.name for row in FAMILIES}
+    unknown = sorted(set(names) - known)
+    if not unknown:
+        return None
+    more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+    return (f"The recipe has settings for families that this pack does not know, which play no part: "
+            f"{', '.join(n[:40] for n in unknown[:3])}{more}.")
+
+
 def _at(model, path: str):
     """The attribute at a dotted path, or None."""
     for name in path.split("."):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from .detection import DETECTED
 from .families import Block
 from .layouts import BlockLayout, Family
 from .predictors import predictor
@@ -36,9 +37,13 @@ def fit(settings: Settings, family: Family | None, blocks: Sequence[Block], mode
     model: the name of its class. conservative: whether the plan has such steps. Without blocks a model's output is all there is; a
     family's refusal is not looked at.
     """
-    settings, sentence = _levelled(settings, family, blocks, model)
-    said = [sentence] if sentence else []
-    if not conservative or not blocks or not family.tokens or family.attention:
+    fitted, sentence = _levelled(settings, family, blocks, model)
+    said = [s for s in (sentence, gave_way(settings, fitted)) if s]
+    settings = fitted
+    if blocks and family.module == DETECTED:
+        said.insert(0, f"{family.name} is not a model this pack knows; the {len(blocks)} blocks found at {family.lists[0][0]} are taken "
+                       "for its own, which is experimental.")
+    if not conservative or settings.mask is not None or not blocks or not family.tokens or family.attention:
         return settings, said
     if settings.selector.needs_values:
         settings = replace(settings, selector=replace(settings.selector, score="random"))
@@ -77,6 +82,14 @@ def coarser(settings: Settings, level: str) -> Settings:
     if rule.probe and level not in ("final", "stack") and not (rule.probe == "latent" and level == "output"):
         rule = getattr(rule, "pool", (predictor("reuse"),))[0]
     return replace(settings, level=level, predictor=rule)
+
+
+def gave_way(before: Settings, after: Settings) -> str | None:
+    """A sentence where a level has no probe for the forecast of the settings, None elsewhere."""
+    if after.predictor == before.predictor:
+        return None
+    return (f"The forecast {before.predictor.name} looks at the first blocks of a step, which is of no use here; {after.predictor.name} "
+            "stands in.")
 
 
 def _one_run(first: type | BlockLayout, last: type | BlockLayout) -> bool:

@@ -63,6 +63,7 @@ def record(original, block: Block, call: Call, args, kwargs):
 def replay(original, block: Block, call: Call, args, kwargs):
     """Runs the block on what its sub-modules gave, with the chosen rows of its MLPs computed afresh on a conservative step."""
     layout = block.adapter
+    computed = call.parts(block.name, layout.parts)
     kept: dict[str, list[tuple]] = {}
     for name in call.batch.branches[0].sites:
         if name[:2] == block.name and len(name) == 5:
@@ -74,6 +75,8 @@ def replay(original, block: Block, call: Call, args, kwargs):
                 if path not in kept:
                     raise CacheMismatch("A module that runs now did not run on the last full step, so this call ran in full.")
                 sites = {site[3]: site for site in kept[path]}
+                if computed & {"", layout.part(path)}:
+                    return _computed(inner, sites, call, *a, **k)
                 if path in layout.rows and call.kind == "C":
                     return _refresh(inner, sites[0], call, block, layout.rows[path], *a, **k)
                 count = sites[min(sites)][4]
@@ -86,6 +89,15 @@ def replay(original, block: Block, call: Call, args, kwargs):
         for path, module in _present(block, layout.modules).items():
             stack.enter_context(shim(module, player(path)))
         return original(*args, **kwargs)
+
+
+def _computed(inner, sites, call: Call, *args, **kwargs):
+    """A sub-module's output on all tokens, which becomes the correction of its sites."""
+    out = inner(*args, **kwargs)
+    for i, part in enumerate((out,) if isinstance(out, torch.Tensor) else out):
+        if i in sites:
+            call.batch.correct(sites[i], part, call.settings.modules)
+    return out
 
 
 def _refresh(inner, site, call: Call, block: Block, stream: str, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
@@ -102,12 +114,17 @@ def _refresh(inner, site, call: Call, block: Block, stream: str, x: torch.Tensor
     return put_rows_(out, rows, fresh)
 
 
+def opened(value):
+    """A dict of its own, with lists of its own, from which a model may take things; anything else as it is."""
+    return {k: list(v) if type(v) is list else v for k, v in value.items()} if type(value) is dict else value
+
+
 def copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Arguments that may be written into: tensors are copies, also in tuples and lists; dicts are new, what they hold is not."""
+    """Arguments that may be written into: tensors are copies, also in tuples and lists; dicts and the lists in them are new."""
     def one(value):
         if type(value) in (tuple, list):
             return type(value)(map(one, value))
-        return value.clone() if isinstance(value, torch.Tensor) else dict(value) if type(value) is dict else value
+        return value.clone() if isinstance(value, torch.Tensor) else opened(value)
 
     return one(args), {k: one(v) for k, v in kwargs.items()}
 

@@ -44,6 +44,15 @@ class BlockLayout:
     def streams(self) -> tuple[str, ...]:
         return tuple(name for name, _, _ in self.takes)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What a mask may name of a block beside the whole."""
+        return tuple(dict.fromkeys(map(self.part, self.modules)))
+
+    def part(self, path: str) -> str:
+        """Of which part, "attn" or "mlp", a sub-module is."""
+        return "mlp" if path in self.rows or path.split(".")[-1] in ("mlp", "ff") else "attn"
+
     def take(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The main tensors of a call, as they are; CacheMismatch if they are not where the table says."""
         if self.packed:

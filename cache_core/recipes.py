@@ -9,6 +9,7 @@ level, first     where aggressive steps put features back, as in `Settings`
 predictor, module_predictor    as `forecasts.forecast` reads them
 selector, attention, ratio, text_ratio    of conservative steps
 speedup          where a profile of the model is at hand: what a plan from it is made for, in place of the recipe's own
+detect           whether the blocks of a model that the block table does not know are looked for (experimental)
 families         by name of a model family: fields that differ for its models
 """
 
@@ -27,7 +28,7 @@ from .settings import Settings
 from .words import named
 
 FORMAT, KIND = 1, "cache_recipe"
-_PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "speedup")
+_PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "speedup", "detect")
 _PLANS = ("generator", "kinds", "mask")
 _PARTS = (*_PLANS, "predictor", "module_predictor", "selector", *_PLAIN)
 _TEXTS = ("about", "source")

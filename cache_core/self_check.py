@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .families import Block
-from .fitting import NAMES, coarser
+from .fitting import NAMES, coarser, gave_way
 from .flux_blocks import Call
 from .history import Batch, Branch
 from .layout_modules import copied, replay
@@ -37,14 +37,15 @@ class SelfCheck:
     """The check of one full call.
 
     call: the running one. blocks: the model's. wiring: makes the wiring of a call. planned: kinds of steps to come, of "A" and "C".
-    ratio: share of tokens that conservative steps refresh, or None where a mask says what they compute.
+    ratio: share of tokens that conservative steps refresh, or None where a mask says what they compute. guess: whether the blocks are one.
     passed: for each kind whether what was put back was right; a kind that could not be looked at, as a block did not run, is not in it.
     """
 
-    def __init__(self, call: Call, blocks: list[Block], wiring: Callable[[Call], Wiring], planned: set[str], ratio: float | None):
+    def __init__(self, call: Call, blocks: list[Block], wiring: Callable[[Call], Wiring], planned: set[str], ratio: float | None,
+                 guess: bool = False):
         level = call.settings.level
         self.passed: dict[str, bool] = {}
-        self._call, self._wiring, self._planned, self._ratio = call, wiring, planned, ratio
+        self._call, self._wiring, self._planned, self._ratio, self._guess = call, wiring, planned, ratio, guess
         self._by_block = sorted(k for k in planned if k == "C" or level in ("block", "module"))
         self._tail = "A" in planned and level in ("final", "stack")
         sorts = {(b.name[0], type(b.module), _code(b.module)): (i, b) for i, b in reversed(list(enumerate(blocks)))}
@@ -93,7 +94,12 @@ class SelfCheck:
                 self.passed = dict.fromkeys(self._planned, False)
                 return out
             recording.close()
-            if self._tail and not any(b.signature is None for b in twin.batch.branches):
+            ended = not any(b.signature is None for b in twin.batch.branches)
+            if self._tail and ended and any(b.signature is None for b in self._call.batch.branches):
+                self.passed["A"] = False  # the stack's first block did not run, so nothing was kept
+            elif self._tail and not ended and self._guess:
+                self.passed["A"] = False  # the last of its blocks did not run, or gave something else than a tensor
+            elif self._tail and ended:
                 with random:
                     self._judge("A", lambda: self._ended(original, model, replace(twin, kind="A"), again), [out])
             return out
@@ -161,7 +167,7 @@ class SelfCheck:
 
 def verdict(settings: Settings, passed: dict[str, bool], family: str, host: str = "") -> tuple[Settings, str | None]:
     """Settings at a level that may do where aggressive steps did not pass, and a sentence about all that did not; None where all did."""
-    instead = []
+    instead, before = [], settings
     if not passed.get("A", True):
         settings = coarser(settings, COARSER[settings.level])
         instead.append(f"aggressive steps put back {NAMES[settings.level]}")
@@ -169,9 +175,9 @@ def verdict(settings: Settings, passed: dict[str, bool], family: str, host: str 
         instead.append("conservative steps run in full")
     if not instead:
         return settings, None
-    where = f" in {host}" if host else ""
+    where, forecast = f" in {host}" if host else "", gave_way(before, settings)
     return settings, (f"The blocks of {family} do not behave{where} as this pack's table says, or another node has changed them; "
-                      f"{' and '.join(instead)}.")
+                      f"{' and '.join(instead)}.{f' {forecast}' if forecast else ''}")
 
 
 def _code(module: nn.Module):

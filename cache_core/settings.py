@@ -30,6 +30,7 @@ class Settings:
         outputs (DuCa), "live" recomputes it for the refreshed rows against kept keys and values. text_ratio: share of text tokens
         refreshed, None for the step's own ratio. seed: of the token choice.
     speedup: for hosts that keep profiles: steps over full steps that a plan from a matching profile is made for, None for no such plan.
+    detect: whether the blocks of a model that the block table does not know are looked for (experimental).
     families: other settings for models of a family, by its name in the block table.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     text_ratio: float | None = None
     seed: int = 0
     speedup: float | None = None
+    detect: bool = False
     families: Mapping[str, Settings] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -65,6 +67,8 @@ class Settings:
             raise ValueError(f"module_predictor cannot be {self.modules.name}, which looks at a probe.")
         if self.speedup is not None and not 1 <= self.speedup <= 100:
             raise ValueError(f"speedup must lie between 1 and 100, not {self.speedup}.")
+        if not isinstance(self.detect, bool):
+            raise ValueError(f"detect must be true or false, not {repr(self.detect)[:40]}.")
         for name in ("ratio", "text_ratio"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

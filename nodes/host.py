@@ -27,7 +27,8 @@ from comfy_execution.utils import get_executing_context
 
 from ..cache_core.clock import adds_noise, stages_of
 from ..cache_core.controller import Controller
-from ..cache_core.families import find_family
+from ..cache_core.families import find_family, unknown_families
+from ..cache_core.layout_modules import opened
 from ..cache_core.profile import fingerprint
 from ..cache_core.recorder import Recorder
 from ..cache_core.report import PROFILE, Report
@@ -181,8 +182,9 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     controller = Controller(settings, levels, stages_of(name, len(levels) - 1), conflict, flow=flow, host=HOST)
     if controller.skips and adds_noise(name):
         controller.say(FRESH_NOISE)
-    if said:
-        controller.say(said)
+    strangers = None if recorder else unknown_families(options[KEY].settings.families)
+    for sentence in filter(None, (said, strangers)):
+        controller.say(sentence)
     run = _Run(controller, request)
     guider.model_options["transformer_options"] = {**options, RUN: run}
     samples = None
@@ -230,13 +232,14 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         run.controller.say(f"Another node runs {type(model).__name__} by a {replaced} of its own; what that skips or adds is not counted.")
     patch_size = getattr(model, "patch_size", 2)
     grid = tuple(math.ceil(n / patch_size) for n in x.shape[-2:]) if isinstance(patch_size, int) and x.ndim == 4 else None
+    again = (x, t, c_concat, c_crossattn, opened(control), options)  # a model may take controls out of their lists
     try:
         with run.controller.call(model, chunks, grid, _plain_call(options)):
             return executor(*arguments, **kwargs)
     except CacheMismatch as mismatch:
         run.controller.say(str(mismatch))
         with run.controller.retry(model, grid):
-            return executor(*arguments, **kwargs)
+            return executor(*again, **kwargs)
 
 
 def _plain_call(options: dict) -> str | None:

@@ -6,9 +6,13 @@ from torch import nn
 
 from cache_core import controller
 from cache_core.controller import Controller
+from cache_core.families import unknown_families
 from cache_core.fitting import abilities, fit
+from cache_core.forecasts import forecast
 from cache_core.layouts import Aside, Family, one, two
+from cache_core.masks import Mask
 from cache_core.schedule import explicit
+from cache_core.selectors import Selector
 from cache_core.settings import LEVELS, Settings
 from cache_core.sites import CacheMismatch
 from tests.tiny_flux import assert_untouched
@@ -188,6 +192,59 @@ def test_a_level_that_a_model_lacks_gives_way_to_a_coarser_one_with_a_sentence(t
     told = {"stack": "The blocks of Toy change their tokens on the way; aggressive steps put back the final hidden state.",
             "module": "Toy has no level of modules in this pack; aggressive steps put back what each block adds."}
     assert cache.finish().messages == ([told[level]] if level in told else [])
+
+
+@pytest.mark.parametrize("names", [
+    ("double.0.attn",), ("double.1.mlp", "single.1.attn"), ("double.0", "single.0.mlp"), ("single.1",)], ids=str)
+@pytest.mark.parametrize("level", ["final", "module"])
+@pytest.mark.parametrize("writes", [False, True])
+def test_masks_compute_what_they_name_and_replay_the_rest(toy, writes, level, names):
+    """The oracle overwrites by hooks what every other module gives."""
+    model, data_at, kept = toy(writes), [data(i) for i in range(3)], {}
+    cache = Controller(Settings(mask=Mask.of(3, {name: [1] for name in names}), level=level), [1.0, 0.8, 0.5, 0.0])
+    outs = [evaluate(cache, model, s, d) for s, d in zip((1.0, 0.8, 0.5), data_at)]
+    assert [kind for kind, _ in outs][:2] == ["F", "C"] and not cache.finish().messages
+    paths = {"attn": ("attn",), "mlp": ("img_mlp", "txt_mlp", "mlp")}
+
+    def overwrite(m, args, out, mark):
+        kind, i, part = mark
+        if mark not in kept or f"{kind}.{i}" in names or any(f"{kind}.{i}.{p}" in names and part in paths[p] for p in paths):
+            kept[mark] = out.clone()
+        return kept[mark].clone()
+
+    for kind, blocks in (("double", model.doubles), ("single", model.singles)):
+        for i, block in enumerate(blocks):
+            for part, m in block.named_children():
+                m.register_forward_hook(lambda m, a, out, mark=(kind, i, part): overwrite(m, a, out, mark))
+    exact = [model(d[0], s, d[1]) for s, d in zip((1.0, 0.8), data_at)]
+    assert all(torch.allclose(out, e, atol=1e-5) for (_, out), e in zip(outs, exact))
+    assert_untouched(model)
+
+
+def test_a_mask_of_a_model_without_modules_says_only_that(toy):
+    """And nothing of tokens, which a mask does not choose."""
+    model = toy(lists=(("singles", "single", one("x")),))
+    settings = Settings(mask=Mask.of(3, {"single.0": [1]}), selector=Selector("value_norm_high"), attention="live")
+    cache = Controller(settings, [1.0, 0.8, 0.5, 0.0])
+    assert evaluate(cache, model, 1.0, data())[0] == evaluate(cache, model, 0.8, data())[0] == "F"
+    assert cache.finish().messages == ["Conservative steps ran in full: the modules of Toy cannot be chosen one by one."]
+
+
+def test_a_forecast_that_a_coarser_level_cannot_have_is_told(toy):
+    model = toy(lists=(), output_only="of this")
+    rule = forecast({"by": "token", "pool": [{"name": "linear"}, {"name": "reuse"}]})
+    cache = Controller(Settings(schedule=explicit("FFA"), predictor=rule), [1.0, 0.8, 0.5, 0.0])
+    assert [evaluate(cache, model, s, data())[0] for s in (1.0, 0.8, 0.5)] == ["F", "F", "A"]
+    assert cache.finish().messages == [
+        "Toy can be cached at its output only, because of this; aggressive steps put back the model's output.",
+        "The forecast 2 rules by token looks at the first blocks of a step, which is of no use here; linear stands in."]
+
+
+@pytest.mark.parametrize(("names", "told"), [
+    ((), None), (("FLUX", "Wan"), None), (("Flux", "Wan"), "Flux."), ("edcba", "a, b, c and 2 more.")])
+def test_families_that_are_in_no_row_are_told(names, told):
+    sentence = unknown_families(names)
+    assert sentence is None if told is None else sentence.endswith(f"which play no part: {told}")
 
 
 def test_blocks_that_are_not_where_the_table_says():

@@ -7,6 +7,7 @@ from torch import nn
 from cache_core import controller
 from cache_core.controller import Controller
 from cache_core.fitting import NAMES
+from cache_core.layout_wiring import LayoutWiring
 from cache_core.layouts import Family, one
 from cache_core.schedule import explicit
 from cache_core.settings import LEVELS, Settings
@@ -212,7 +213,7 @@ def test_the_check_runs_once_and_costs_a_block_or_less(toy, level, kinds, calls,
 def test_code_that_fails_on_other_blocks_leaves_the_step_as_it_is(toy, monkeypatch):
     """As where a name has changed on which an adapter relies."""
     model = toy()
-    monkeypatch.setattr(controller.LayoutWiring, "_leave", lambda *_: None.missing)
+    monkeypatch.setattr(LayoutWiring, "_leave", lambda *_: None.missing)
     report, right = sampled(model, Settings(schedule=explicit("FAFA")), [0.9] * 4 + [0.0])
     assert report.messages == [told(PUT["output"])] and all(right)
     assert "".join(r.actual for r in report.records) == "FFFA"

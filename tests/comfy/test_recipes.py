@@ -94,6 +94,13 @@ def test_a_recipe_travels_as_text(flux, feature_forecast, sample):
     assert not torch.equal(sample(made, steps=STEPS), sample(flux, steps=STEPS))
 
 
+def test_families_that_no_row_names_are_told(flux, feature_forecast, sample, report_of, part):
+    data = {"name": "mine", "generator": {"type": "full"}, "families": {"Flux": {"generator": {"type": "uniform", "interval": 3}}}}
+    model, _ = feature_forecast(flux, recipe=part("cache_core.recipes").to_json(data))
+    sample(model, steps=4)
+    assert report_of(model).messages == ["The recipe has settings for families that this pack does not know, which play no part: Flux."]
+
+
 def test_families_have_settings_of_their_own(flux, feature_forecast, sample, ran, part):
     data = {"name": "mine", "generator": {"type": "full"}, "families": {"FLUX": {"generator": {"type": "uniform", "interval": 3}}}}
     model, _ = feature_forecast(flux, recipe=part("cache_core.recipes").to_json(data))

@@ -109,7 +109,7 @@ def test_the_sentence_names_the_family_and_the_version(flux, cached, sample, rep
         assert torch.equal(sample(patched, sigmas=STILL), changed)
     report = report_of(patched)
     assert "".join(r.actual for r in report.records) == "FFFAFA" and not shims(flux)
-    assert report.messages == [
+    assert [m for m in report.messages if "do not behave" in m] == [
         f"The blocks of FLUX do not behave in ComfyUI {comfyui_version.__version__} as this pack's table says, or another node has changed "
         "them; aggressive steps put back the model's output."]
     assert torch.equal(sample(patched, sigmas=STILL), plain) and not report_of(patched).messages  # the next run looks again
