@@ -68,7 +68,7 @@ class Controller:
         self._now: Evaluation | None = None
         self._last_full: dict[int, int] = {}
         self._family = ""
-        self._peak = 0
+        self._held = self._peak = 0
         self._size: CostModel | None = None
         self._start = self._mark = seconds()
         self._rows = "C" in self.schedule.kinds
@@ -192,9 +192,10 @@ class Controller:
         if self._size is None and call.tokens:
             kinds = Counter(b.name[0] for b in blocks)
             self._size = CostModel(call.width, call.tokens - call.n_txt, call.n_txt, kinds["double"], kinds["single"])
-        held = sum(b.bytes for b in self._branches.values())
-        self._peak = max(self._peak, held)
-        record.cached_bytes = held
+        if kind != "A":  # which keeps nothing
+            self._held = sum(b.bytes for b in self._branches.values())
+            self._peak = max(self._peak, self._held)
+        record.cached_bytes = self._held
 
     def _judged(self, known: Model, passed: dict[str, bool]) -> None:
         """Goes on without what a self-check found wrong."""

@@ -191,6 +191,8 @@ class FluxDouble:
 
     names = ("img", "txt", "vec", "pe", "attn_mask")
     outputs = {"img_attn": "img_attn.proj", "txt_attn": "txt_attn.proj", "img_mlp": "img_mlp", "txt_mlp": "txt_mlp"}
+    inputs = ("txt_attn.qkv", "img_attn.qkv")
+    """What reads the modulated input, text first."""
     parts = ("attn", "mlp")
     """What a mask may name of a block beside the whole."""
 
@@ -296,6 +298,7 @@ class FluxSingle:
 
     names = ("x", "vec", "pe", "attn_mask")
     outputs = {"out": "linear2"}
+    inputs = ("linear1",)
     parts = ()
     """As of `FluxDouble`; attention and MLP are one."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -48,22 +47,27 @@ def _by_channel(x: torch.Tensor) -> torch.Tensor:
     return (x.flatten(1).T if x.ndim > 2 else x.reshape(-1, x.shape[-1])).float()
 
 
-def _weights_at(pool, nodes: Sequence[Node], node: Node) -> list[list[float]]:
-    """One row of weights per member, all as long as the history."""
-    rows = [list(p.weights([n.at(p.coordinate) for n in nodes], node.at(p.coordinate))) for p in pool]
-    return [r + [0.0] * (len(nodes) - len(r)) for r in rows]
+@lru_cache(maxsize=8)
+def _rows(pool: tuple[Predictor, ...], nodes: tuple[Node, ...], node: Node) -> tuple[tuple[float, ...], ...]:
+    """One row of weights per member, all as long as the history; every site of a step asks for the same."""
+    rows = [p.weights([n.at(p.coordinate) for n in nodes], node.at(p.coordinate)) for p in pool]
+    return tuple((*r, *[0.0] * (len(nodes) - len(r))) for r in rows)
+
+
+def _weights_at(pool, site: Site, node: Node) -> tuple[tuple[float, ...], ...]:
+    return _rows(pool, tuple(site.nodes), node)
 
 
 @lru_cache(maxsize=8)
-def _table(pool, nodes: tuple[Node, ...], node: Node, device: torch.device) -> torch.Tensor:
-    """Weights [snapshots, members]; every site of a step asks for the same, and each copy to the device makes the host wait."""
-    return torch.tensor(_weights_at(pool, nodes, node), device=device).T
+def _table(rows: tuple[tuple[float, ...], ...], device: torch.device) -> torch.Tensor:
+    """Weights [snapshots, members], kept because each copy to the device makes the host wait."""
+    return torch.tensor(rows, device=device).T
 
 
-def _chosen(pool, site: Site, node: Node, which: torch.Tensor, shape, out: torch.Tensor | None) -> torch.Tensor:
-    """The site's value with a member of its own for each part; `which` becomes one that broadcasts to a snapshot by `shape`."""
-    table = _table(pool, tuple(site.nodes), node, which.device)
-    used = [i for i, column in enumerate(zip(*_weights_at(pool, site.nodes, node))) if any(column)]
+def _chosen(rows, site: Site, which: torch.Tensor, shape, out: torch.Tensor | None) -> torch.Tensor:
+    """The site's value with a row of weights of its own for each part; `which` becomes one that broadcasts to a snapshot by `shape`."""
+    table = _table(rows, which.device)
+    used = [i for i, column in enumerate(zip(*rows)) if any(column)]
     return weighted_sum([site.snapshots[i] for i in used], [table[i][which].view(shape) for i in used], out)
 
 
@@ -120,7 +124,7 @@ class ByChannel(_Pool):
     def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
         if "member" in site.learned or len(site.snapshots) < self.steps - 1:
             return
-        rows = _weights_at(self.pool, site.nodes, node)
+        rows = _weights_at(self.pool, site, node)
         member = []
         for b in range(truth.shape[0]):
             own, *past = (_by_channel(s[b]) for s in (truth, *site.snapshots))
@@ -137,7 +141,7 @@ class ByChannel(_Pool):
         newest = site.snapshots[0]
         shape = [newest.shape[0], *[1] * (newest.ndim - 1)]
         shape[1 if newest.ndim > 3 else -1] = -1
-        return _chosen(self.pool, site, node, member, shape, out)
+        return _chosen(_weights_at(self.pool, site, node), site, member, shape, out)
 
     def to_dict(self) -> dict:
         return {"by": "channel", "pool": [p.to_dict() for p in self.pool], "clusters": self.clusters, "steps": self.steps}
@@ -168,7 +172,7 @@ class ByBand(_Pool):
         return f"{self.pool[0].name} low, {self.pool[1].name} high"
 
     def forecast(self, site: Site, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
-        low, high = _weights_at(self.pool, site.nodes, node)
+        low, high = _weights_at(self.pool, site, node)
         base = weighted_sum(site.snapshots, high, out)
         apart = [a - b for a, b in zip(low, high)]
         if not any(apart) or base.ndim not in (3, 4):
@@ -206,6 +210,11 @@ def low_band(x: torch.Tensor, cut: float, grid: tuple[int, int] | None = None) -
     return y.reshape(x.shape).to(x.dtype)
 
 
+def _likeness(guess: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    """The cosine of each token, but for the length of `now`, which all guesses share."""
+    return torch.linalg.vecdot(guess, now) / torch.linalg.vector_norm(guess, dim=-1).clamp_min(1e-12)
+
+
 @dataclass(frozen=True)
 class ByToken(_Pool):
     """TAP (CVPR 2026): every token takes the rule that best forecasts a cheap probe of it, the first block's modulated input.
@@ -231,9 +240,9 @@ class ByToken(_Pool):
         if past is None or seen.now is None or len(past.nodes) < 2 or past.nodes != site.nodes[: len(past.nodes)] \
                 or past.snapshots[0].shape[:2] != site.snapshots[0].shape[:2] or past.snapshots[0].shape != seen.now.shape:
             return self.pool[0].forecast(site, node, out)
-        rows = _weights_at(self.pool, site.nodes, node)
-        likeness = torch.stack([nnf.cosine_similarity(weighted_sum(past.snapshots, r).float(), seen.now.float(), dim=-1) for r in rows], -1)
-        return _chosen(self.pool, site, node, likeness.argmax(-1), (*likeness.shape[:2], 1), out)
+        rows, now = _weights_at(self.pool, site, node), seen.now.float()
+        likeness = torch.stack([_likeness(past.combine(r).float(), now) for r in rows], -1)
+        return _chosen(rows, site, likeness.argmax(-1), (*likeness.shape[:2], 1), out)
 
     def to_dict(self) -> dict:
         return {"by": "token", "pool": [p.to_dict() for p in self.pool]}

@@ -127,6 +127,10 @@ class Site:
         if plain and len(weights) == 2 and abs(sum(weights) - 1) < 1e-9:
             # One fused lerp with a single rounding does it, also in bfloat16.
             return torch.lerp(self.snapshots[0], self.snapshots[1], weights[1], out=out)
+        if plain and len(weights) == 3 and self.snapshots[0].dtype == torch.float32 and abs(sum(weights) - 1) < 1e-9 and weights[2] < 0.75:
+            # Two such passes take less than a product and two sums; in 16 bits the first would round what the second needs.
+            near = torch.lerp(self.snapshots[0], self.snapshots[1], weights[1] / (1 - weights[2]), out=out)
+            return torch.lerp(near, self.snapshots[2], weights[2], out=near)
         return weighted_sum(self.snapshots, weights, out)
 
     def forecast(self, predictor: Forecast, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:

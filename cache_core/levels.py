@@ -12,6 +12,7 @@ Conservative steps always work on the modules, and leave a correction at the lev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 
 from .families import Block
 from .flux_blocks import Call
-from .sites import CacheMismatch
+from .sites import CacheMismatch, capture
 
 FINAL = ("final", "hidden")
 OUTPUT = ("model", "output")
@@ -162,13 +163,15 @@ class Wiring:
                 bound = adapter.bind(args, kwargs)
                 main = adapter.skip(bound)
                 self._enter(i, main)
-                self._look(i, block, bound)
-                if call.kind == "F" and self.level == "block":  # a block may write into its input
+                if call.kind != "F":
+                    self._look(i, block, bound)
+                elif self.level == "block":  # a block may write into its input
                     main = tuple(m.clone() for m in main) if isinstance(main, tuple) else main.clone()
                 if call.kind == "A" and self.level == "block":
                     out = self._add(block, main)
                 elif call.kind == "F":
-                    out = adapter.record(original, block.module, block.name, call, bound) if call.modules else original(**bound)
+                    with self._overheard(i, block, bound):
+                        out = adapter.record(original, block.module, block.name, call, bound) if call.modules else original(**bound)
                 else:
                     out = adapter.conserve(original, block.module, block.name, call, bound)
                 self._leave(i, block, main, out)
@@ -227,6 +230,20 @@ class Wiring:
     def _look(self, i: int, block: Block, bound) -> None:
         if self.probe == "input" and i == self.first:
             self.call.batch.observe(block.adapter.modulated_input(block.module, bound))
+
+    @contextmanager
+    def _overheard(self, i: int, block: Block, bound) -> Iterator[None]:
+        """As `_look` on a full step, where the block works out by itself what it wants to see."""
+        if self.probe != "input" or i != self.first:
+            yield
+            return
+        paths = block.adapter.inputs
+        with capture({path: block.module.get_submodule(path) for path in paths}, inputs=True) as seen:
+            yield
+        if len(seen) == len(paths) and sum(seen[path].shape[1] for path in paths) == self.call.tokens:
+            self.call.batch.observe(torch.cat([seen[path] for path in paths], 1))
+        else:  # a block that other nodes lead another way
+            self._look(i, block, bound)
 
     def _measure(self, i: int, out) -> None:
         if self.probe_blocks and self._input is not None and i == self.first + self.probe_blocks - 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as nnf
@@ -133,10 +134,15 @@ class Selector:
             raise ValueError(f"grid must be (height, width) of at most {n} tokens, not {tuple(grid)}.")
 
 
+@lru_cache(maxsize=32)
+def _strata(n: int, k: int, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where k stretches of n tokens begin [k], the tokens of each [k,w], and which of these lie behind its end."""
+    edges = torch.arange(k + 1, device=device) * n // k
+    cells = edges[:-1, None] + torch.arange(-(-n // k), device=device)
+    return edges[:-1], cells.clamp(max=n - 1), cells >= edges[1:, None]
+
+
 def _best_of_strata(score, k):
     """The best token of each of k stretches of consecutive tokens whose lengths differ by at most one: [B,n] to [B,k], k < n."""
-    n = score.shape[1]
-    edges = torch.arange(k + 1, device=score.device) * n // k
-    cells = edges[:-1, None] + torch.arange(-(-n // k), device=score.device)
-    spread = score[:, cells.clamp(max=n - 1)].masked_fill(cells >= edges[1:, None], -math.inf)
-    return edges[:-1] + spread.argmax(-1)
+    first, cells, behind = _strata(score.shape[1], k, score.device)
+    return first + score[:, cells].masked_fill(behind, -math.inf).argmax(-1)

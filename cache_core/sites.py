@@ -32,14 +32,15 @@ def shim(module: nn.Module, make: Callable):
 
 
 @contextmanager
-def capture(modules: dict[str, nn.Module]):
-    """Yields a dict that fills with the outputs of the named modules as they run."""
+def capture(modules: dict[str, nn.Module], inputs: bool = False):
+    """Yields a dict that fills with the outputs, or the first `inputs`, of the named modules as they run."""
     seen: dict = {}
 
     def recorder(name):
         def make(original):
             def forward(*args, **kwargs):
-                seen[name] = out = original(*args, **kwargs)
+                out = original(*args, **kwargs)
+                seen[name] = (*args, *kwargs.values())[0] if inputs else out
                 return out
             return forward
         return make
