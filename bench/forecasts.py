@@ -32,7 +32,8 @@ def _at(name: str, **more) -> dict:
 
 def _recipe(name: str, **changes) -> dict:
     """The parts of a recipe that comes with the pack."""
-    return {**{k: v for k, v in PRESETS[name].items() if k not in ("about", "source", "generator", "kinds", "families")}, **changes}
+    return {**{k: v for k, v in PRESETS[name].items() if k not in ("about", "source", "measured", "generator", "kinds", "families")},
+            **changes}
 
 
 INDEX = {"coordinate": "index"}

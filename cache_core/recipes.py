@@ -2,6 +2,7 @@
 
 A recipe is what the nodes offer and what users share. Its fields, all but the plan optional:
 about, source    sentences for people
+measured         the measurement behind it: a file of bench/results, what was sampled, PSNR in dB to plain sampling, median / worst
 generator        the plan for any number of steps, as `schedule.from_generator` reads it, or
 kinds            a list of steps that is scaled to the run, or
 mask             which modules are computed at which steps, as `masks.Mask` reads it
@@ -31,7 +32,7 @@ FORMAT, KIND = 1, "cache_recipe"
 _PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "speedup", "detect")
 _PLANS = ("generator", "kinds", "mask")
 _PARTS = (*_PLANS, "predictor", "module_predictor", "selector", *_PLAIN)
-_TEXTS = ("about", "source")
+_TEXTS = ("about", "source", "measured")
 _LONGEST = 2000
 
 PRESETS: dict[str, dict] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))

@@ -41,7 +41,7 @@ def recipe_from(name, rule=FROM_RECIPE, order=OWN, gain=1.0, coordinate=FROM_REC
                 if (rest := {k: v for k, v in parts.items() if k not in changed})}
     if families:
         changed["families"] = families
-    kept = {k: v for k, v in recipe.items() if k not in ("families", "source")}
+    kept = {k: v for k, v in recipe.items() if k not in ("families", "source", "measured")}
     return {**kept, **changed, "about": f"{recipe.get('name', 'custom')}, changed."}
 
 
