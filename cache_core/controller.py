@@ -6,9 +6,10 @@ state lives here and is gone after `finish`.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -21,9 +22,13 @@ from .detection import DETECTED, detect
 from .families import Block, blocks_of, find_family
 from .fitting import fit
 from .flux_blocks import Call
+from .footprint import Footprint, expected_shapes
 from .history import Batch, Branch, Node
+from .layouts import Family
 from .levels import FINAL, OUTPUT, STACK
+from .memory import Budget, CacheTooLarge, Memory, Step, Wanted, is_out_of_memory, raised_here, steps_down
 from .models import Model
+from .offload import Shelf
 from .report import Report, StepRecord
 from .self_check import SelfCheck, verdict
 from .settings import Settings
@@ -38,11 +43,12 @@ class Controller:
 
     settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per step, or of each (see `clock`).
     refusal: why every step of this run is sampled plainly, as the host found out, or None. flow: whether sigma is the share of noise of a
-    flow model, for log-SNR. host: name and version of what runs the models, for sentences. Raises ValueError for fewer than two sigmas.
+    flow model, for log-SNR. host: name and version of what runs the models, for sentences. budget: of memory, None for no limit. Raises
+    ValueError for fewer than two sigmas.
     """
 
     def __init__(self, settings: Settings, sigmas: Sequence[float], stages: int | Sequence[int] = 1, refusal: str | None = None,
-                 seconds=time.perf_counter, flow: bool = True, host: str = ""):
+                 seconds=time.perf_counter, flow: bool = True, host: str = "", budget: Budget | None = None):
         if len(sigmas) < 2:
             raise ValueError("sigmas must hold at least two noise levels.")
         self.steps, self._flow, self._host = len(sigmas) - 1, flow, host
@@ -69,12 +75,16 @@ class Controller:
         self._last_full: dict[int, int] = {}
         self._family = ""
         self._held = self._peak = 0
+        self.memory = Memory(budget, stages if isinstance(stages, int) else max(stages))
+        self._kinds = self.schedule.kinds
+        self._shelf: Shelf | None = None
         self._size: CostModel | None = None
         self._start = self._mark = seconds()
         self._rows = "C" in self.schedule.kinds
         self._witness: tuple = ()
         self._site_rule = settings.predictor
         self._called: list[Branch] = []
+        self._kind = "F"
         self._refusal = refusal
         self._skips = self.skips or (refusal is None and getattr(settings.predictor, "watches", False))
         if refusal is not None:
@@ -105,6 +115,9 @@ class Controller:
         self._close_record()
         now = self._now = self._clock.tick(float(sigma))
         self._seen.clear()
+        if (now.step, now.phase) == (1, 0):
+            self.memory.settle()
+            self.memory.estimate = self._need().total
         planned = "F" if now.beyond else self.schedule.kinds[now.step]
         kind, reason = planned, "planned"
         if now.beyond:
@@ -113,8 +126,12 @@ class Controller:
             kind, reason = "F", self._refusal
         elif planned != "F" and now.rising:
             kind, reason = "F", "rising"
+        elif planned != (fitted := self._kinds[now.step]):
+            kind, reason = fitted, "memory"
         if kind == "F":
             self._forget_unused(now.step)
+        elif self._shelf is not None:
+            self._shelf.start()
         ratio = 0.0 if now.beyond else 1.0 if self._mask else self.schedule.ratios[now.step]
         self._records.append(StepRecord(now.step, now.phase, now.sigma, planned, kind, reason, calls=0, ratio=ratio))
 
@@ -124,6 +141,7 @@ class Controller:
         for key in [k for k, used in self._used.items() if used < older]:
             del self._used[key]
             self._branches.pop(key, None)
+            self.memory.forget([key])
 
     @contextmanager
     def call(self, model: nn.Module, chunks: Sequence[Hashable], grid: tuple[int, int] | None = None,
@@ -152,13 +170,13 @@ class Controller:
             key = (id(model), now.phase, chunk)
             self._keys.append((key, self._seen[key]))
             self._seen[key] += 1
-        branches = [self._branches.setdefault(k, Branch()) for k in self._keys]
+        branches = [self._branches.setdefault(k, Branch(self._shelf)) for k in self._keys]
         self._used.update(dict.fromkeys(self._keys, now.step))
         kind, reason = self._kind_for(record, branches, known)
         yield from self._run(kind, reason, record, known, branches, grid)
 
     def _run(self, kind, reason, record, known, branches, grid):
-        now, settings = self._now, known.settings
+        now, settings, self._kind = self._now, known.settings, kind
         record.calls += 1
         if kind == "F":
             record.full_calls += 1
@@ -174,6 +192,7 @@ class Controller:
         call = Call(kind, batch, settings, now.step, since + 1, record.ratio, grid, note=self._note_error,
                     rows=conservative and self._mask is None, modules=conservative or settings.level == "module" or watched,
                     computed=self._mask.at(now.step) if self._mask and kind == "C" else None)
+        call.door = self._door(known, call)
         blocks = known.blocks
         self._witness = blocks[-1].name if blocks else ()
         self._site_rule = settings.predictor
@@ -204,7 +223,7 @@ class Controller:
             k for k in passed if k == "C"}
         if sentence is not None:
             self.say(sentence)
-            self._branches.update((key, Branch()) for key in self._branches if key[0][0] == id(known.module))
+            self._branches.update((key, Branch(self._shelf)) for key in self._branches if key[0][0] == id(known.module))
         rows = known.rows and passed.get("C", True)
         self._blocks[id(known.module)] = self._placed(replace(known, settings=settings, rows=rows, unchecked=frozenset(unchecked)))
 
@@ -219,10 +238,116 @@ class Controller:
     def retry(self, model: nn.Module, grid=None) -> Iterator[str]:
         """Repeats the last call in full, after CacheMismatch; the branches start afresh."""
         record = self._records[-1]
-        branches = [Branch() for _ in self._keys]
-        self._branches.update(zip(self._keys, branches))
         record.calls -= 1
+        record.full_calls -= self._kind == "F"
+        if not self._skips:
+            record.calls, record.full_calls = record.calls + 1, record.full_calls + 1
+            if record.planned != "F":
+                record.actual, record.reason = "F", "memory"
+            yield "F"
+            return
+        branches = [Branch(self._shelf) for _ in self._keys]
+        self._branches.update(zip(self._keys, branches))
         yield from self._run("F", "mismatch", record, self._model(model), branches, grid)
+
+    def guarded(self, run: Callable, model: nn.Module, chunks: Sequence[Hashable], grid: tuple[int, int] | None = None,
+                refusal: str | None = None):
+        """One model call, `run()`, inside `call`; repeated in full where the caches do not fit the call or the memory.
+
+        Gives what it returned. When memory runs out while something is cached, that is freed and the rest of the run is sampled plainly.
+        """
+        attempt, mismatches = self.call(model, chunks, grid, refusal), 0
+        while True:
+            try:
+                with attempt:
+                    return run()
+            except CacheMismatch as mismatch:
+                mismatches += not isinstance(mismatch, CacheTooLarge)
+                if mismatches > 1:
+                    raise
+                self.say(str(mismatch))
+            except Exception as error:
+                if not is_out_of_memory(error) or not self._give_way(error):
+                    raise
+            if not self._skips:
+                gc.collect()  # what the failed call has left behind
+            attempt = self.retry(model, grid)
+
+    def _give_way(self, error: Exception) -> bool:
+        """Frees everything that is cached and stops caching; False when nothing is, and the error is the model's own."""
+        held = any(b.bytes for b in self._branches.values())
+        if not self._skips or getattr(self.settings.predictor, "watches", False) or not (held or raised_here(error)):
+            return False
+        self._stop()
+        self.say("Memory ran out while features were cached: the caches have been freed, and the rest of the run was sampled plainly. "
+                 "Set memory to fewer GB, or choose a preset that keeps less.")
+        return True
+
+    def _stop(self) -> None:
+        self._skips, self._rows, self._kinds = False, False, "F" * self.steps
+        self._drop()
+
+    def _drop(self) -> None:
+        for branch in self._branches.values():
+            branch.clear()  # the running call may hold it
+        if self._shelf is not None:
+            self._shelf.clear()
+        self._branches.clear()
+        self._called, self._held = [], 0
+
+    def _wanted(self, known: Model, kinds: str | None = None) -> Wanted:
+        return Wanted(known.settings, kinds or self._kinds, self.schedule.ratios, self._mask, known.blocks, known.first,
+                      known.conserves(self._mask is not None))
+
+    def expect(self, model: nn.Module, latents: Sequence[Sequence[int]], text: int, dtype: torch.dtype, samples: int = 1) -> int | None:
+        """Bytes that caches will hold, before the first call, or None where the model does not tell; see `expected_shapes`."""
+        known = self._model(model)
+        if not self._skips or known.refusal:
+            return 0
+        shapes = expected_shapes(model, known.family, known.blocks, latents, text, dtype, samples)
+        return shapes and self.memory.expect(self._wanted(known), shapes)
+
+    def _door(self, known: Model, call: Call):
+        """What weighs the caches at the first block of every kind on a full step; CacheTooLarge when something has given way."""
+        seen, keys = set(), list(self._keys)
+
+        def door(name, sizes, item):
+            if name[0] in seen:
+                return
+            seen.add(name[0])
+            if self.memory.note(id(known.module), keys, name[0], sizes, item, call.batch_size // len(keys)):
+                self._weigh()
+        return door
+
+    def _lowered(self, known: Model, step: Step) -> Model:
+        settings, _ = self._fitted(known.module, known.family, known.blocks, step.settings)
+        return self._placed(replace(known, settings=settings, unchecked=self._to_check(settings, known.blocks, step.kinds)))
+
+    def _need(self) -> Footprint:
+        return self.memory.needs({i: self._wanted(m) for i, m in self._blocks.items()}) if self._skips else Footprint()
+
+    def _weigh(self) -> None:
+        memory, models, need = self.memory, self._blocks, self._need()
+        memory.estimate = need.total
+        if memory.fits(need, self._shelf is not None) or getattr(self.settings.predictor, "watches", False):
+            return
+        self._drop()
+        if self._shelf is None and memory.fits(need, True):
+            self._shelf = Shelf()
+            raise CacheTooLarge(memory.too_much(need, "snapshots are kept in main memory between two uses"))
+        self._shelf = None
+        for step in steps_down(self.settings, self._kinds, any(m.blocks for m in models.values())):
+            if step.settings is None:
+                memory.estimate = 0
+                self._stop()
+                break
+            lowered = {i: self._lowered(m, step) for i, m in models.items()}
+            less = memory.needs({i: self._wanted(m, step.kinds) for i, m in lowered.items()})
+            if memory.fits(less, False):
+                self._blocks, self.settings, memory.estimate = lowered, step.settings, less.total
+                self._kinds, self._rows = step.kinds, "C" in step.kinds
+                break
+        raise CacheTooLarge(memory.too_much(need, step.words))
 
     @property
     def skips(self) -> bool:
@@ -244,13 +369,12 @@ class Controller:
         cost = None
         if conservative and self._size:
             cost = sum(map(self._conservative_cost, conservative)) / len(conservative)
-        self._branches.clear()
-        self._called = []
+        self._drop()
         self._blocks.clear()
         self._errors.clear()
         return Report(records=self._records, method=self.settings.method, family=self._family, predictor=self.settings.predictor.name,
                       selector=self.settings.selector.score, steps=self.steps, wall_seconds=wall, messages=self.messages,
-                      peak_bytes=self._peak, schedule=self.schedule.to_dict(), conservative_cost=cost,
+                      peak_bytes=self._peak, estimated_bytes=self.memory.estimate, schedule=self.schedule.to_dict(), conservative_cost=cost,
                       aggressive_cost=self._aggressive)
 
     def _conservative_cost(self, r: StepRecord) -> float:
@@ -274,19 +398,27 @@ class Controller:
             if family is None and settings.detect and self._skips:
                 family = detect(model)
             blocks = blocks_of(model, family) if family else []
-            if self._skips and not (family and family.refusal):
-                settings, sentences = fit(settings, family, blocks, type(model).__name__, self._rows)
-                for sentence in sentences:
-                    self.say(sentence)
+            settings, sentences = self._fitted(model, family, blocks, settings)
+            for sentence in sentences:
+                self.say(sentence)
             kinds = [b.name[0] for b in blocks]
             if isinstance(settings.first, str) and blocks and settings.first not in kinds:
                 self.say(f"This model has no {settings.first} blocks; the first half of its blocks runs on every step.")
             self._say_unknown(blocks)
-            planned = set(self.schedule.kinds) - {"F"} if self._skips and blocks else set()
-            if settings.level == "output":
-                planned.discard("A")
-            known = self._blocks[id(model)] = self._placed(Model(model, family, blocks, settings, unchecked=frozenset(planned)))
+            unchecked = self._to_check(settings, blocks, self._kinds)
+            known = self._blocks[id(model)] = self._placed(Model(model, family, blocks, settings, unchecked=unchecked))
         return known
+
+    def _fitted(self, model: nn.Module, family: Family | None, blocks: list[Block], settings: Settings) -> tuple[Settings, list[str]]:
+        """Settings that a model can have, and the sentences of `fit`."""
+        if not self._skips or (family and family.refusal):
+            return settings, []
+        return fit(settings, family, blocks, type(model).__name__, self._rows)
+
+    def _to_check(self, settings: Settings, blocks: list[Block], kinds: str) -> frozenset[str]:
+        """Kinds of steps to come that the self-check looks at."""
+        planned = set(kinds) - {"F"} if self._skips and blocks else set()
+        return frozenset(planned - {"A"} if settings.level == "output" else planned)
 
     def _say_unknown(self, blocks: list[Block]) -> None:
         """Tells which names of the mask this model does not have."""

@@ -113,10 +113,11 @@ def peak_bytes(schedule: CacheSchedule, cost: CostModel, *, snapshots: int = 1, 
                branches: int = 1, live_attention: bool = False, level: str = "final") -> int:
     """Bytes of cache held at once, which is what stands after the last history has filled; 0 when nothing is skipped.
 
-    With A steps, `snapshots` (at most one per full step) of what their level keeps: the final hidden state or a run's residual of n * d
-    values, the model's output, or one residual per block. With C steps or at the level of modules: per double block the pre-gate outputs of
-    attention and MLP of both streams (2 n d), per single block its output (n d), and for C steps the attention before its second linear
-    layer (n d), all `module_snapshots` times, or `snapshots` times at the level of modules.
+    `snapshots` (at most one per full step) of what the level of A steps keeps: the final hidden state or a run's residual of n * d values,
+    the model's output, or one residual per block, and one correction of it with C steps. With C steps or at the level of modules: per
+    double block the pre-gate outputs of attention and MLP of both streams (2 n d), per single block its output (n d), and for C steps the
+    attention before its second linear layer (n d), all `module_snapshots` times, or `snapshots` times at the level of modules.
+    C steps keep a correction of every MLP (n d per block), with live attention also of the attention of double blocks.
     A schedule with a mask keeps no attention of single blocks, and up to one correction per module.
     live_attention: keys and values of the newest F step (2 n d per block) stand in for the attention outputs.
     branches: cached streams, such as 2 for cond and uncond, times the batch.
@@ -130,13 +131,13 @@ def peak_bytes(schedule: CacheSchedule, cost: CostModel, *, snapshots: int = 1, 
     blocks, feature = cost.double + cost.single, cost.tokens * cost.width
     modules = snapshots if level == "module" else min(module_snapshots, kinds["F"])
     values = 0
-    if kinds["A"] and level != "module":
+    if level != "module" and (kinds["A"] or kinds["C"]):
         kept = {"output": cost.image_tokens * LATENT_VALUES, "block": blocks * feature}
-        values += snapshots * kept.get(level, feature)
+        values += (snapshots + (kinds["C"] > 0)) * kept.get(level, feature)
     if schedule.mask is not None:
         values += (2 * cost.double + cost.single) * (modules + (kinds["C"] > 0)) * feature
     elif kinds["C"]:
-        values += blocks * (modules + 2 if live_attention else 2 * modules) * feature
+        values += (blocks * (modules + 2 if live_attention else 2 * modules) + live_attention * cost.double + blocks) * feature
     elif kinds["A"] and level == "module":
         values += (2 * cost.double + cost.single) * modules * feature
     return values * bytes_per_value * branches

@@ -47,6 +47,8 @@ class Call:
     batch_size: int = 1
     note: Callable[[tuple, torch.Tensor], None] = lambda name, truth: None
     """Told every site's truth on a full step, before it is kept."""
+    door: Callable[[tuple, dict[str, tuple[int, int]], int], None] = lambda name, sizes, item: None
+    """Told a block's name, the sizes of its main tensors and their bytes per value on a full step, before anything is kept of it."""
 
     @property
     def live(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from .offload import Shelf
 from .predictors import log_snr
 from .sites import CacheMismatch
 
@@ -94,10 +95,12 @@ def weighted_sum(snapshots: Sequence[torch.Tensor], weights: Sequence[float | to
 class Site:
     """One cached tensor of one branch: snapshots of full steps, newest first, and the correction since the last one."""
 
-    def __init__(self, evidence: Evidence | None = None, stream: str = "", name: Hashable = ()):
+    def __init__(self, evidence: Evidence | None = None, stream: str = "", name: Hashable = (), shelf: Shelf | None = None):
         self.name = name
         self.nodes: list[Node] = []
-        self.snapshots: list[torch.Tensor] = []
+        self.kept: list[torch.Tensor] = []
+        """The snapshots where they are kept, which is in main memory when there is a shelf."""
+        self._shelf = shelf
         self.correction: torch.Tensor | None = None
         self.evidence = evidence
         """What the branch has seen of the current step."""
@@ -106,17 +109,22 @@ class Site:
         self.learned: dict = {}
         """What a predictor remembers of this site: gains, labels."""
 
+    @property
+    def snapshots(self) -> list[torch.Tensor]:
+        """On the model's device."""
+        return self.kept if self._shelf is None else self._shelf.near(self, self.kept)
+
     def record(self, tensor: torch.Tensor, node: Node, predictor: Forecast) -> None:
         """Stores a full step's tensor (which must never be written to again), keeping as many as the predictor needs."""
-        if self.snapshots and self.snapshots[0].shape == tensor.shape:
+        if self.kept and self.kept[0].shape == tensor.shape:
             predictor.learn(self, tensor, node)
         else:
-            self.nodes, self.snapshots, self.learned = [], [], {}
+            self.nodes, self.kept, self.learned = [], [], {}
         self.push(tensor, node, predictor.needs)
 
     def push(self, tensor: torch.Tensor, node: Node, keep: int) -> None:
         self.nodes = [node, *self.nodes][:keep]
-        self.snapshots = [tensor, *self.snapshots][:keep]
+        self.kept = [tensor if self._shelf is None else self._shelf.put(self, tensor), *self.kept][:keep]
         self.correction = None
 
     def combine(self, weights: Sequence[float | torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
@@ -159,11 +167,11 @@ class Site:
         """How many tokens at the beginning of this tensor are text."""
         if self.evidence is None or self.stream == "img":
             return 0
-        return self.snapshots[0].shape[1] if self.stream == "txt" else self.evidence.text_tokens
+        return self.kept[0].shape[1] if self.stream == "txt" else self.evidence.text_tokens
 
     @property
     def bytes(self) -> int:
-        tensors = [*self.snapshots] + ([self.correction] if self.correction is not None else [])
+        tensors = [*self.kept] + ([self.correction] if self.correction is not None else [])
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -181,7 +189,8 @@ class Evidence:
 class Branch:
     """Everything remembered of one branch (one conditioning entry, one phase, one shape) of a run."""
 
-    def __init__(self):
+    def __init__(self, shelf: Shelf | None = None):
+        self._shelf = shelf
         self.evidence = Evidence()
         self.signature: tuple | None = None
         """Shape and dtype of the tokens of the last full step; None before one."""
@@ -198,8 +207,12 @@ class Branch:
     def site(self, name: Hashable) -> Site:
         if name not in self.sites:
             part = str(name[-1]) if isinstance(name, tuple) else ""
-            self.sites[name] = Site(self.evidence, part[:3] if part.startswith(("img", "txt")) else "", name)
+            self.sites[name] = Site(self.evidence, part[:3] if part.startswith(("img", "txt")) else "", name, self._shelf)
         return self.sites[name]
+
+    def clear(self) -> None:
+        """Frees every tensor."""
+        self.__init__(self._shelf)
 
     def forget_choices(self) -> None:
         """A full step computes every token, so none is older than another."""

@@ -18,7 +18,7 @@ from .layouts import BlockLayout
 from .sites import CacheMismatch, shim
 
 
-def _present(block: Block, paths) -> dict[str, nn.Module]:
+def present(block: Block, paths) -> dict[str, nn.Module]:
     """The sub-modules at these paths; a block need not have all of them."""
     found = {}
     for path in paths:
@@ -45,7 +45,7 @@ def record(original, block: Block, call: Call, args, kwargs):
         return make
 
     with ExitStack() as stack:
-        for path, module in _present(block, layout.modules).items():
+        for path, module in present(block, layout.modules).items():
             stack.enter_context(shim(module, recorder(path)))
         out = original(*args, **kwargs)
     if again:
@@ -86,7 +86,7 @@ def replay(original, block: Block, call: Call, args, kwargs):
         return make
 
     with ExitStack() as stack:
-        for path, module in _present(block, layout.modules).items():
+        for path, module in present(block, layout.modules).items():
             stack.enter_context(shim(module, player(path)))
         return original(*args, **kwargs)
 
@@ -140,7 +140,7 @@ def modulated_input(original, block: Block, args, kwargs) -> torch.Tensor | None
     """
     layout: BlockLayout = block.adapter
     path, places = layout.probe or ((layout.modules[0], (0,)) if layout.modules else ("", ()))
-    module = _present(block, [path] if path else []).get(path)
+    module = present(block, [path] if path else []).get(path)
     if module is None:
         return None
     found: list[torch.Tensor] = []

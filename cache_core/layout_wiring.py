@@ -135,6 +135,9 @@ class LayoutWiring(Wiring):
                 self._check(None, 0)
             for branch in self.call.batch.branches:
                 branch.evidence.grid = self.call.grid
+        if self.call.kind == "F":  # tokens may stand in the dimension of the batch too
+            sizes = {s: (x.numel() // self._rows // x.shape[-1], x.shape[-1]) for s, x in main.items()}
+            self.call.door(block.name, sizes, next(iter(main.values())).element_size())
         if i == self.first and (self.level == "stack" or self.probe == "block"):
             self._input = {s: layout.flat(x).clone() for s, x in main.items()}
 

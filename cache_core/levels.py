@@ -120,6 +120,10 @@ class Wiring:
             latent = x.clone() if self._latent and isinstance(x, torch.Tensor) else None  # the model may write into it
             out = original(x, *args, **kwargs)
             self._observe(_about(latent, out))
+            parts = out if isinstance(out, (list, tuple)) else (out,)
+            if self.call.kind == "F" and all(isinstance(o, torch.Tensor) for o in parts):
+                self.call.batch_size = parts[0].shape[0]
+                self.call.door(OUTPUT, {"": (sum(o.numel() for o in parts) // parts[0].shape[0], 1)}, parts[0].element_size())
             several = isinstance(out, (list, tuple)) and len(out) > 1  # video and sound
             if several and all(isinstance(o, torch.Tensor) for o in out):
                 for i, o in enumerate(out[1:], 1):
@@ -217,6 +221,9 @@ class Wiring:
         call.batch_size, call.tokens, call.width = x.shape[0], tokens, x.shape[2]
         if call.kind != "F" and self.level != "output":
             self._check(x, tokens)
+        if call.kind == "F":
+            named = zip(("img", "txt"), main) if isinstance(main, tuple) else [("x", main)]
+            call.door(self.blocks[i].name, {s: (m.shape[1], m.shape[2]) for s, m in named}, x.element_size())
         for branch in call.batch.branches:
             branch.evidence.text_tokens, branch.evidence.grid = call.n_txt, call.grid
         if i == self.first and (self.level == "stack" or self.probe == "block"):

@@ -14,6 +14,8 @@ from operator import index
 from statistics import median
 
 FORMAT = 1
+LATER = ("estimated_bytes",)
+"""Fields that reports of older versions lack."""
 KINDS = {"F": "full", "C": "conservative", "A": "aggressive"}
 TABLE_ROWS = 48
 MESSAGES_SHOWN = 8
@@ -85,7 +87,8 @@ class Report:
     """A whole run.
 
     method, family, predictor, selector: names; family is empty when the model is not one the cache knows. steps: of the schedule.
-    wall_seconds: of the whole run, measured. messages: sentences for the user. peak_bytes: most bytes cached at once.
+    wall_seconds: of the whole run, measured. messages: sentences for the user. peak_bytes: most bytes cached at once; estimated_bytes: what
+    had been expected of it before anything was kept.
     schedule: the plan as `CacheSchedule.to_dict` gives it.
     conservative_cost: work of a conservative step as a share of a full one, where known. aggressive_cost: of an aggressive one, above 0
     where some blocks run on every step.
@@ -103,6 +106,7 @@ class Report:
     schedule: dict = field(default_factory=dict)
     conservative_cost: float | None = None
     aggressive_cost: float = 0.0
+    estimated_bytes: int = 0
 
     def totals(self) -> dict:
         """Sums over the records.
@@ -217,7 +221,8 @@ class Report:
             cost = 1 if self.conservative_cost is None else self.conservative_cost
             share = f"; a conservative step taken as {cost:.3g} of a full one" if t["conservative"] else ""
             lines.append(f"ideal speed-up {t['call_speedup']:.2f} (work counted, not timed{share})")
-        lines.append(f"cached at most {_size(t['peak_bytes'])}")
+        expected = f", {size(self.estimated_bytes)} expected" if self.estimated_bytes else ""
+        lines.append(f"cached at most {size(t['peak_bytes'])}{expected}")
         if t["worst_forecast_error"] is not None:
             lines.append(f"worst forecast error {t['worst_forecast_error']:.3g} (relative; 1 is as large as the feature itself)")
         if t["changed"]:
@@ -286,7 +291,7 @@ def _row(group: list[StepRecord]) -> tuple[str, ...]:
         str(sum(r.full_calls for r in group)),
         f"{sum(r.milliseconds for r in group):.1f}",
         f"{100 * median(ratios):.3g} %" if ratios else "",
-        _size(max(r.cached_bytes for r in group)),
+        size(max(r.cached_bytes for r in group)),
         f"{_worst(errors):.3g}" if errors else "",
         " ".join("; ".join(reasons).split()),
     )
@@ -296,7 +301,8 @@ def _worst(errors: list[float]) -> float | None:
     return max(errors, key=lambda e: math.inf if math.isnan(e) else e, default=None)
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """A number of bytes for people."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
@@ -336,6 +342,8 @@ def _read(cls, data, what) -> dict:
     out = {}
     for f in fields(cls):
         if f.type not in _READ:
+            continue
+        if f.name not in data and f.name in LATER:
             continue
         if f.name not in data:
             raise ValueError(f"{f.name} is missing in a {what}.")

@@ -22,6 +22,7 @@ from .history import Batch, Branch
 from .layout_modules import copied, replay
 from .layouts import BlockLayout
 from .levels import Wiring
+from .memory import CacheTooLarge, is_out_of_memory
 from .predictors import predictor
 from .settings import Settings
 from .sites import CacheMismatch, shim
@@ -86,7 +87,7 @@ class SelfCheck:
                     recording.enter_context(shim(part, maker))
                 out = original(*args, **kwargs)
             except _BROKEN as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                if isinstance(error, CacheTooLarge) or is_out_of_memory(error):
                     raise
                 recording.close()
                 with random:  # whether it was ours shows without our shims
@@ -160,7 +161,7 @@ class SelfCheck:
                                                        else block.adapter.skip(block.adapter.bind(*again)))
             self.passed[kind] = _alike(given, real, before)
         except _BROKEN as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             self.passed[kind] = False
 

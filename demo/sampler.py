@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from cache_core.controller import Controller
+from cache_core.memory import Budget
 from cache_core.report import Report
 from cache_core.settings import Settings
 
@@ -40,11 +41,11 @@ def noise_for(seeds, size: int = SIZE) -> torch.Tensor:
 
 @torch.no_grad()
 def sample(model, captions, *, steps: int = 30, seeds=None, guidance: float = 2.0, sampler: str = "euler", settings: Settings | None = None,
-           split: bool = False, size: int = SIZE, sigmas=None, progress=None) -> Sampled:
+           split: bool = False, size: int = SIZE, sigmas=None, progress=None, budget: Budget | None = None) -> Sampled:
     """Samples one latent per caption.
 
     guidance 1 runs the captions alone; above it the empty caption runs beside them, in the same call or, with `split`, in a second
-    one. seeds default to 0, 1, 2 ... `settings` turns caching on. Raises ValueError for an unknown sampler.
+    one. seeds default to 0, 1, 2 ... `settings` turns caching on, within `budget`. Raises ValueError for an unknown sampler.
     """
     if sampler not in STAGES:
         raise ValueError(f"sampler must be one of {', '.join(STAGES)}, not {sampler!r}.")
@@ -54,7 +55,10 @@ def sample(model, captions, *, steps: int = 30, seeds=None, guidance: float = 2.
     texts = {"cond": captions, "uncond": [""] * len(captions)}
     encoded = {b: tuple(torch.stack(v) for v in zip(*(encode_caption(c) for c in texts[b]))) for b in branches}
     groups = [[b] for b in branches] if split else [branches]
-    cache = Controller(settings, sigmas, STAGES[sampler]) if settings else None
+    cache = Controller(settings, sigmas, STAGES[sampler], budget=budget) if settings else None
+    if cache:
+        tokens, _ = encoded[branches[-1]]
+        cache.expect(model, [x.shape[1:]], tokens.shape[1], x.dtype, len(captions))
     calls = 0
 
     def velocity(x, sigma):
@@ -64,8 +68,9 @@ def sample(model, captions, *, steps: int = 30, seeds=None, guidance: float = 2.
         out = {}
         for group in groups:
             tokens, pooled = (torch.cat([encoded[b][i] for b in group]) for i in range(2))
-            with cache.call(model, group, (x.shape[2] // 2, x.shape[3] // 2)) if cache else nullcontext():
-                v = model(x.repeat(len(group), 1, 1, 1), torch.full((len(tokens),), sigma), tokens, pooled)
+            inputs = x.repeat(len(group), 1, 1, 1), torch.full((len(tokens),), sigma), tokens, pooled
+            run = partial(model, *inputs)
+            v = cache.guarded(run, model, group, (x.shape[2] // 2, x.shape[3] // 2)) if cache else run()
             calls += 1
             out.update(zip(group, v.chunk(len(group))))
         return out["cond"] if guidance == 1 else out["uncond"] + guidance * (out["cond"] - out["uncond"])

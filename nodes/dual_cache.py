@@ -32,6 +32,13 @@ def forecast_inputs():
     ]
 
 
+def memory_input():
+    """The advanced input, shared too, that limits what caches hold; it stands last, since saved graphs name widgets by their place."""
+    return advanced(io.Float.Input("memory", default=0.0, min=0.0, max=1024.0, step=0.25, optional=True,
+                    tooltip="Most memory for caches in GB; 0 chooses by itself from what is free. What does not fit is kept in main "
+                            "memory or made smaller, and the report says how."))
+
+
 class DualCache(io.ComfyNode):
     """Patches a MODEL with a caching method; sampling itself stays with the sampler node."""
 
@@ -49,12 +56,13 @@ class DualCache(io.ComfyNode):
                                        "named after their papers."),
                 schedule_input("preset"),
                 *forecast_inputs(),
+                memory_input(),
             ],
             outputs=[io.Model.Output(tooltip="The model, patched.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, preset, schedule=None, forecast=FROM_PRESET, gain=0.9) -> io.NodeOutput:
-        request = host.CacheRequest(settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id)
+    def execute(cls, model, preset, schedule=None, forecast=FROM_PRESET, gain=0.9, memory=0.0) -> io.NodeOutput:
+        request = host.CacheRequest(settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id, memory=memory)
         return io.NodeOutput(host.patch(model, host.KEY, request))

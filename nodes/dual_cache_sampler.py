@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..cache_core.recipes import preset_names
 from . import host
-from .dual_cache import FROM_PRESET, forecast_inputs, settings_from
+from .dual_cache import FROM_PRESET, forecast_inputs, memory_input, settings_from
 from .types import CATEGORY, Report, schedule_input
 
 
@@ -37,6 +37,7 @@ class DualCacheSampler(io.ComfyNode):
                 io.Combo.Input("preset", options=preset_names(), default="balanced", tooltip="The caching method and its plan."),
                 schedule_input("preset"),
                 *forecast_inputs(),
+                memory_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent"), Report.Output(display_name="report")],
             hidden=[io.Hidden.unique_id],
@@ -44,8 +45,8 @@ class DualCacheSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, preset,
-                schedule=None, forecast=FROM_PRESET, gain=0.9) -> io.NodeOutput:
-        request = host.CacheRequest(settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id)
+                schedule=None, forecast=FROM_PRESET, gain=0.9, memory=0.0) -> io.NodeOutput:
+        request = host.CacheRequest(settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id, memory=memory)
         patched = host.patch(model, host.KEY, request)
         latent = host.sample(patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
         return io.NodeOutput(latent, request.box.report or host.nothing_sampled(request.settings))

@@ -1,4 +1,4 @@
-"""The only file that touches ComfyUI: registers wrappers on a model patcher and tells the controller what happens.
+"""What touches ComfyUI (with `memory`): registers wrappers on a model patcher and tells the controller what happens.
 
 A node clones the patcher and stores immutable settings in it. State is made when sampling starts (OUTER_SAMPLE) and gone when it
 ends, however it ends; nothing of a run stays on the model.
@@ -34,8 +34,7 @@ from ..cache_core.recorder import Recorder
 from ..cache_core.report import PROFILE, Report
 from ..cache_core.selectors import Selector
 from ..cache_core.settings import Settings
-from ..cache_core.sites import CacheMismatch
-from . import profile_files
+from . import memory, profile_files
 
 log = logging.getLogger("dual_cache")
 KEY = "dual_cache"
@@ -84,11 +83,15 @@ def _fingerprint(samples) -> tuple | None:
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """What the Dual Cache node leaves in a model: the settings, the node to report to and the box for the report."""
+    """What the Dual Cache node leaves in a model: the settings, the node to report to and the box for the report.
+
+    memory: GB that caches may take, 0 for a share of what is free.
+    """
 
     settings: Settings
     node_id: str | None = None
     box: ReportBox = field(default_factory=ReportBox)
+    memory: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def patch(model, key: str, request) -> object:
     """A clone of the model that carries `request` and our wrappers; patching again replaces the earlier request."""
     model = model.clone()
     model.model_options.setdefault("transformer_options", {})[key] = request
-    wrappers = {WrappersMP.OUTER_SAMPLE: _outer_sample, WrappersMP.PREDICT_NOISE: _predict_noise, WrappersMP.APPLY_MODEL: _apply_model}
+    wrappers = {WrappersMP.OUTER_SAMPLE: _outer_sample, WrappersMP.PREPARE_SAMPLING: _prepare_sampling,
+                WrappersMP.PREDICT_NOISE: _predict_noise, WrappersMP.APPLY_MODEL: _apply_model}
     for kind, wrapper in wrappers.items():
         model.remove_wrappers_with_key(kind, KEY)
         model.add_wrapper_with_key(kind, KEY, wrapper)
@@ -186,6 +190,11 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     for sentence in filter(None, (said, strangers)):
         controller.say(sentence)
     run = _Run(controller, request)
+    if not recorder:
+        expected = memory.announce(controller, guider, (kwargs.get("latent_shapes") or [latent_image.shape])[0])
+        if expected:
+            log.info("Dual Cache: %s", expected)
+            _send("dual_cache.expect", {"node": request.node_id, "steps": controller.steps, "text": expected})
     guider.model_options["transformer_options"] = {**options, RUN: run}
     samples = None
     try:
@@ -210,6 +219,14 @@ def _identity(guider, latent, sampler: str) -> dict:
             "resolution": list(latent.shape[2:])}
 
 
+def _prepare_sampling(executor, model, noise_shape, *args, model_options=None, **kwargs):
+    run = (model_options or {}).get("transformer_options", {}).get(RUN)
+    kwargs["model_options"] = model_options
+    if run is None or not isinstance(run.request, CacheRequest):
+        return executor(model, noise_shape, *args, **kwargs)
+    return memory.load(executor, run.controller, run.request.memory * memory.GB, model, noise_shape, args, kwargs)
+
+
 def _predict_noise(executor, x, timestep, model_options=None, seed=None):
     options = (model_options or {}).get("transformer_options", {})
     run = options.get(RUN)
@@ -232,14 +249,10 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         run.controller.say(f"Another node runs {type(model).__name__} by a {replaced} of its own; what that skips or adds is not counted.")
     patch_size = getattr(model, "patch_size", 2)
     grid = tuple(math.ceil(n / patch_size) for n in x.shape[-2:]) if isinstance(patch_size, int) and x.ndim == 4 else None
-    again = (x, t, c_concat, c_crossattn, opened(control), options)  # a model may take controls out of their lists
-    try:
-        with run.controller.call(model, chunks, grid, _plain_call(options)):
-            return executor(*arguments, **kwargs)
-    except CacheMismatch as mismatch:
-        run.controller.say(str(mismatch))
-        with run.controller.retry(model, grid):
-            return executor(*again, **kwargs)
+    def call():
+        return executor(x, t, c_concat, c_crossattn, opened(control), options, **kwargs)  # a model may take controls out of their lists
+
+    return run.controller.guarded(call, model, chunks, grid, _plain_call(options))
 
 
 def _plain_call(options: dict) -> str | None:

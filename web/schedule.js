@@ -342,10 +342,11 @@ export function peakBytes({ kinds }, cost, options = {}) {
   const blocks = cost.double + cost.single, feature = (cost.image_tokens + cost.text_tokens) * cost.width;
   const modules = level === "module" ? snapshots : Math.min(module_snapshots, of.F);
   let values = 0;
-  if (of.A && level !== "module") {
-    values += snapshots * (level === "output" ? cost.image_tokens * LATENT_VALUES : level === "block" ? blocks * feature : feature);
+  if (level !== "module") {
+    const kept = level === "output" ? cost.image_tokens * LATENT_VALUES : level === "block" ? blocks * feature : feature;
+    if (of.A || of.C) values += (snapshots + (of.C ? 1 : 0)) * kept;
   }
-  if (of.C) values += blocks * (live_attention ? modules + 2 : 2 * modules) * feature;
+  if (of.C) values += (blocks * (live_attention ? modules + 2 : 2 * modules) + (live_attention ? cost.double : 0) + blocks) * feature;
   else if (of.A && level === "module") values += (2 * cost.double + cost.single) * modules * feature;
   return values * bytes_per_value * branches;
 }

@@ -22,6 +22,7 @@ import {
  * @property {StepRecord[]} records
  * @property {Record<string, any> | null} report null while it runs
  * @property {string} text
+ * @property {string} [expected] what its caches will hold, in words
  * @typedef {object} Context what a view is made of
  * @property {string} node node id, such as DualCacheSampler
  * @property {Record<string, any>} values by widget name
@@ -259,7 +260,7 @@ function runSummary(view, run) {
   const ran = view.bars.filter((bar) => bar.ran);
   const kinds = countWords(ran.map((bar) => bar.actual).join(""));
   const step = `step ${Math.min(view.done + 1, run.steps)} of ${run.steps}`;
-  if (view.mode === "running") return [`Running: ${step}. So far ${kinds || "nothing"}.`];
+  if (view.mode === "running") return [`Running: ${step}. So far ${kinds || "nothing"}.`, ...(run.expected ? [run.expected] : [])];
   const report = run.report ?? {}, took = `in ${short(finite(report.wall_seconds) ?? 0)} s: ${kinds || "nothing"}.`;
   const lines = view.stopped ? [`Stopped after ${view.done} of ${plural(view.bars.length)}.`, `Ran ${took}`] : [`Ran ${plural(view.done)} ${took}`];
   const gain = measuredGain(ran);

@@ -217,11 +217,19 @@ function begin({ owners, planner }, run) {
   trim(runs);
 }
 
+/** What a run's caches will hold, before it samples. @param {CustomEvent} event {node, prompt_id, steps, text} */
+function onExpect({ detail }) {
+  noted(detail, (place) => {
+    begin(place, { steps: detail.steps, records: [], report: null, text: "", expected: String(detail.text) });
+    refreshAll();
+  });
+}
+
 /** @param {CustomEvent} event {node, prompt_id, steps, record} */
 function onStep({ detail }) {
   noted(detail, (place) => {
     const { steps, record } = detail, before = runs.get(place.key)?.run;
-    const starts = !before || before.report || (record.step === 0 && record.phase === 0);
+    const starts = !before || before.report || (record.step === 0 && record.phase === 0 && before.records.length > 0);
     /** @type {Run} */
     const run = starts ? { steps, records: [], report: null, text: "" } : before;
     if (starts) begin(place, run);
@@ -246,6 +254,7 @@ const EXTENSION = {
   setup() {
     noted = track(app, api, placeOf);
     api.addEventListener("executed", onExecuted);
+    api.addEventListener("dual_cache.expect", onExpect);
     api.addEventListener("dual_cache.step", onStep);
     api.addEventListener("dual_cache.report", onReport);
     api.addEventListener("graphChanged", refreshAll);

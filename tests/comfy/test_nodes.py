@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from types import SimpleNamespace
 
 import comfy.samplers
@@ -232,8 +233,9 @@ def test_events_reach_the_browser_per_step_and_at_the_end(call, flux, ksampler, 
     patched, = call("DualCache", model=flux, preset="balanced").result
     ksampler(patched)
     events = [e for e, _, _ in sent]
-    assert events == ["dual_cache.step"] * 8 + ["dual_cache.report"]
-    assert [d["record"]["step"] for _, d, _ in sent[:8]] == list(range(8)) and {d["node"] for _, d, _ in sent} == {"7"}
+    assert events == ["dual_cache.expect"] + ["dual_cache.step"] * 8 + ["dual_cache.report"]
+    assert re.match(r"Caches of about \d.* are expected, of 1 branch\.", sent[0][1]["text"]) and sent[0][1]["steps"] == 8
+    assert [d["record"]["step"] for _, d, _ in sent[1:9]] == list(range(8)) and {d["node"] for _, d, _ in sent} == {"7"}
     assert {(d["prompt_id"], to) for _, d, to in sent} == {("run", "me")}
     assert sent[-1][1]["report"] == report_of(patched).to_dict() and sent[-1][1]["text"] == report_of(patched).text()
     json.dumps([d for _, d, _ in sent], allow_nan=False)

@@ -239,7 +239,7 @@ def test_a_run_that_ends_early_leaves_nothing(flux, cached, sample, shims, repor
 
         def fail(*_):
             count[0] += 1
-            if count[0] == 4:
+            if count[0] >= 4:  # out of memory is tried again once
                 raise error
 
         handle = flux.model.diffusion_model.single_blocks[1].linear2.register_forward_pre_hook(fail)

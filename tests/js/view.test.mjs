@@ -91,6 +91,9 @@ test("a run fills in, marks what changed and sums up", () => {
   const running = viewOf({ ...context, run: { steps: 8, asked, records, report: null, text: "" } });
   assert.deepEqual([running.mode, running.done, running.sigmas], ["running", 3, "measured"]);
   assert.match(running.summary[0], /^Running: step 4 of 8\. So far 2 full, 1 aggressive\.$/);
+  const expected = "Caches of about 3 MiB are expected, of 1 branch.";
+  const waiting = viewOf({ ...context, run: { steps: 8, asked, records: [], report: null, text: "", expected } });
+  assert.deepEqual(waiting.summary, ["Running: step 1 of 8. So far nothing.", expected]);
   assert.equal(running.bars.at(-1).ran, false);
   assert.ok(running.bars.every((bar, i) => !i || bar.sigma < running.bars[i - 1].sigma));
   const all = [...records, record(3, "F", { forecast_error: 0.031 }), record(4, "A"), record(5, "A"), record(6, "F"), record(7, "A")];
