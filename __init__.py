@@ -7,8 +7,10 @@ WEB_DIRECTORY = "./web"
 if "comfy" in sys.modules:
     from . import web_files
     from .nodes import DualCacheExtension
+    from .nodes.metadata import listen
 
     web_files.serve()
+    listen()
 
     async def comfy_entrypoint():
         return DualCacheExtension()

@@ -15,9 +15,14 @@ ROOT = Path(__file__).parent  # as ComfyUI names it, which a link may change
 SERVED = {"/extensions": "web", "/workflow_templates": "workflows"}
 
 
+def running_server():
+    """ComfyUI's running server, or None."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 def serve() -> None:
     """Adds the routes to the running server, if there is one and the folder's name needs them."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = running_server()
     if server is None or quote(ROOT.name) == ROOT.name:
         return
     from aiohttp import web

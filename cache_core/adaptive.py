@@ -98,6 +98,7 @@ class Adaptive:
         gains, rows = site.learned.get("gains"), [r for r in self._directions(site, node) if any(r)]
         if gains is None or not rows:
             return self.rule.forecast(site, node, out)
+        site.learned["indicator"] = gains.mean()
         weights: list = [0.0] * len(site.nodes)
         for i, row in enumerate(rows):
             if i < gains.shape[1]:  # an order that has not been tried yet on this sample is not trusted
@@ -151,9 +152,11 @@ class ProbeGain:
                 or seen.now.shape != past.snapshots[0].shape:
             return site.combine([1.0], out)
         newest, older = (p.float().flatten(1) for p in past.snapshots[:2])
-        gain = (seen.now.float().flatten(1) - older).abs().mean(1) / (newest - older).abs().mean(1)
-        gain = _per_sample(gain.nan_to_num(1.0, 1.0, 1.0).clamp(self.low, self.high)
-                           if (self.low, self.high) != (None, None) else gain.nan_to_num(1.0, 1.0, 1.0), site.snapshots[0])
+        gain = ((seen.now.float().flatten(1) - older).abs().mean(1) / (newest - older).abs().mean(1)).nan_to_num(1.0, 1.0, 1.0)
+        if (self.low, self.high) != (None, None):
+            gain = gain.clamp(self.low, self.high)
+        site.learned["indicator"] = gain.mean()
+        gain = _per_sample(gain, site.snapshots[0])
         return site.combine([gain, 1 - gain], out)
 
     def to_dict(self) -> dict:

@@ -81,8 +81,8 @@ def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def closeness(reference: torch.Tensor, pictures: torch.Tensor, video: bool = False) -> dict:
-    """How close pictures [B,3,H,W] in 0..1 come to the reference ones of that shape.
+def closeness(reference: torch.Tensor, pictures: torch.Tensor, clips: int = 0) -> dict:
+    """How close pictures [B,3,H,W] in 0..1 come to the reference ones of that shape. clips: of how many videos they are the frames.
 
     psnr in dB, ssim, lpips: medians over the batch, and their worst values; ssim and lpips are None where they cannot be had. worst: index
     of the picture with the lowest PSNR. temporal_difference: of video, else None. ValueError names what does not fit.
@@ -96,7 +96,7 @@ def closeness(reference: torch.Tensor, pictures: torch.Tensor, video: bool = Fal
     distance = _apart(reference, pictures)
     found |= {"ssim": likeness and median(likeness), "ssim_worst": likeness and min(likeness),
               "lpips": distance and median(distance), "lpips_worst": distance and max(distance)}
-    return {**found, "temporal_difference": temporal_difference(reference, pictures) if video and len(each) > 1 else None}
+    return {**found, "temporal_difference": temporal_difference(reference, pictures, clips) if clips and len(each) > clips else None}
 
 
 def _apart(reference: torch.Tensor, pictures: torch.Tensor) -> list[float] | None:
@@ -107,9 +107,13 @@ def _apart(reference: torch.Tensor, pictures: torch.Tensor) -> list[float] | Non
     return None if None in found else [x for part in found for x in part]
 
 
-def temporal_difference(reference: torch.Tensor, frames: torch.Tensor) -> float:
-    """Mean absolute difference between the changes from frame to frame of two videos [T,3,H,W] in 0..1; 0 where they move alike."""
-    return (reference.diff(dim=0) - frames.diff(dim=0)).abs().mean().item()
+def temporal_difference(reference: torch.Tensor, frames: torch.Tensor, clips: int = 1) -> float:
+    """Mean absolute difference between the changes from frame to frame of two videos [T,3,H,W] in 0..1; 0 where they move alike.
+
+    clips: of how many videos of one length they are the frames.
+    """
+    a, b = (x.unflatten(0, (clips, -1)).diff(dim=1) for x in (reference, frames))
+    return (a - b).abs().mean().item()
 
 
 def difference_maps(reference: torch.Tensor, others: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], float]:

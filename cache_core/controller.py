@@ -70,6 +70,7 @@ class Controller:
         self._keys: list[Hashable] = []
         self._records: list[StepRecord] = []
         self._errors: dict[int, torch.Tensor] = {}
+        self._indicators: dict[int, torch.Tensor] = {}
         self._aggressive = 0.0
         self._now: Evaluation | None = None
         self._last_full: dict[int, int] = {}
@@ -211,6 +212,7 @@ class Controller:
         if self._size is None and call.tokens:
             kinds = Counter(b.name[0] for b in blocks)
             self._size = CostModel(call.width, call.tokens - call.n_txt, call.n_txt, kinds["double"], kinds["single"])
+        self._note_indicator(branches[0])
         if kind != "A":  # which keeps nothing
             self._held = sum(b.bytes for b in self._branches.values())
             self._peak = max(self._peak, self._held)
@@ -364,6 +366,8 @@ class Controller:
         self._close_record()
         for i, error in self._errors.items():
             self._records[i].forecast_error = float(error)
+        for i, indicator in self._indicators.items():
+            self._records[i].indicator = float(indicator)
         wall = self._seconds() - self._start
         conservative = [r for r in self._records if r.actual == "C"]
         cost = None
@@ -372,6 +376,7 @@ class Controller:
         self._drop()
         self._blocks.clear()
         self._errors.clear()
+        self._indicators.clear()
         return Report(records=self._records, method=self.settings.method, family=self._family, predictor=self.settings.predictor.name,
                       selector=self.settings.selector.score, steps=self.steps, wall_seconds=wall, messages=self.messages,
                       peak_bytes=self._peak, estimated_bytes=self.memory.estimate, schedule=self.schedule.to_dict(), conservative_cost=cost,
@@ -462,3 +467,11 @@ class Controller:
         guess = site.value(predictor, Node(float(self._now.step), self._now.sigma, self._flow))
         if guess.shape == own.shape:
             self._errors[index] = (guess.float() - own).norm() / own.norm().clamp_min(1e-12)
+
+    def _note_indicator(self, branch: Branch) -> None:
+        """Keeps what the forecast of this evaluation went by: of the first branch and the first site that says so."""
+        found = next((s.learned["indicator"] for s in branch.sites.values() if "indicator" in s.learned), None)
+        if found is not None:
+            self._indicators.setdefault(len(self._records) - 1, found)
+            for site in branch.sites.values():
+                site.learned.pop("indicator", None)

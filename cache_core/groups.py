@@ -241,8 +241,10 @@ class ByToken(_Pool):
                 or past.snapshots[0].shape[:2] != site.snapshots[0].shape[:2] or past.snapshots[0].shape != seen.now.shape:
             return self.pool[0].forecast(site, node, out)
         rows, now = _weights_at(self.pool, site, node), seen.now.float()
-        likeness = torch.stack([_likeness(past.combine(r).float(), now) for r in rows], -1)
-        return _chosen(rows, site, likeness.argmax(-1), (*likeness.shape[:2], 1), out)
+        best, which = torch.stack([_likeness(past.combine(r).float(), now) for r in rows], -1).max(-1)
+        some = now[:, ::8]  # tells as much as all tokens
+        site.learned["indicator"] = (best[:, ::8] / torch.linalg.vector_norm(some, dim=-1).clamp_min(1e-12)).mean()
+        return _chosen(rows, site, which, (*which.shape, 1), out)
 
     def to_dict(self) -> dict:
         return {"by": "token", "pool": [p.to_dict() for p in self.pool]}

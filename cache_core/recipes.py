@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from .forecasts import forecast
@@ -139,6 +139,18 @@ def _known(data: Mapping, known, what: str) -> None:
     for key in data:
         if key not in known:
             raise ValueError(f"{named(key)} is not a field of {what}; it has {', '.join(known)}.")
+
+
+def recipe_of(settings: Settings) -> dict:
+    """The recipe that gives these settings, without what it says for other families."""
+    whole = Settings()
+    plan = {"mask": settings.mask.to_dict()} if settings.mask is not None else (
+        {"kinds": settings.schedule.kinds} if settings.schedule is not None else {"generator": dict(settings.generator)})
+    ratios = set(settings.schedule.ratios) if settings.schedule is not None and settings.ratio is None else set()
+    parts = {"ratio": ratios.pop()} if len(ratios) == 1 else {}
+    parts |= {key: getattr(settings, key) for key in _PLAIN if getattr(settings, key) != getattr(whole, key)}
+    parts |= {key: part.to_dict() for key in ("predictor", "module_predictor") if (part := getattr(settings, key)) is not None}
+    return {"name": settings.method, **plan, **parts, "selector": asdict(settings.selector)}
 
 
 def to_json(recipe: Mapping) -> str:

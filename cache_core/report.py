@@ -14,7 +14,7 @@ from operator import index
 from statistics import median
 
 FORMAT = 1
-LATER = ("estimated_bytes",)
+LATER = ("estimated_bytes", "indicator")
 """Fields that reports of older versions lack."""
 KINDS = {"F": "full", "C": "conservative", "A": "aggressive"}
 TABLE_ROWS = 48
@@ -44,6 +44,17 @@ REASONS: dict[str, tuple[str, str]] = {
 }
 """Why an evaluation did not run as planned, and what helps. A reason outside this table is shown as it is written."""
 
+_REMEDIES = (("is on this model too", "Take either that node or Dual Cache out."),
+             ("split over several GPUs", "Take out the node that splits it, or Dual Cache."))
+"""What helps against a reason in free text, by a part of it."""
+_TOLD = {"plain": " is sampled plainly: ", "refused": " ran in full: ", "mismatch": "this call ran in full"}
+"""Part of the message that says more of a reason."""
+_TOLD_REMEDIES = {
+    "plain": "Take Dual Cache out here, or choose another model or sampler.",
+    "refused": "Use a preset without conservative steps, such as balanced.",
+    "mismatch": "Take out the node that changes the model's blocks from step to step, or choose a plan with more full steps.",
+}
+
 
 @dataclass
 class StepRecord:
@@ -54,6 +65,7 @@ class StepRecord:
     calls: model calls the host made, of which full_calls computed every block in full. milliseconds: measured wall time.
     ratio: share of tokens refreshed. cached_bytes: held after the evaluation.
     forecast_error: relative L2 error of a forecast where the truth was then computed, else None.
+    indicator: what an adaptive forecast went by, on average: its gain, or the likeness of its best rule to the probe; None for others.
     """
 
     step: int
@@ -68,6 +80,7 @@ class StepRecord:
     ratio: float = 0.0
     cached_bytes: int = 0
     forecast_error: float | None = None
+    indicator: float | None = None
 
     def to_dict(self) -> dict:
         return {f.name: _WRITE[f.type](getattr(self, f.name)) for f in fields(self)}
@@ -150,28 +163,45 @@ class Report:
         return "Nothing was skipped: " + self._cause()
 
     def _cause(self) -> str:
+        if self.steps == 0 and not self.records:
+            return "the sampler had no step to run. Raise steps or denoise."
         if not self.records:
             return "the model was not evaluated in this run. Connect the patched model to the sampler that runs."
-        if not self.family:
-            return "the cache does not know this model, so it was sampled plainly. The help page of the node lists the models it knows."
-        wanted = [r for r in self.records if r.planned != "F"]
         if self.method == PROFILE:
-            return "this run was recorded for a profile."
+            return "this run was recorded for a profile. Take Profile Model out to sample with the cache."
+        wanted = [r for r in self.records if r.planned != "F"]
         if not wanted:
-            plan = self.schedule.get("generator") or {}
-            cycle, warmup = plan.get("interval", 2), plan.get("warmup", 0)
-            if 0 < self.steps < LOW_STEPS and cycle > 1 and warmup < LOW_STEPS:
-                return (
-                    f"with {self.steps} steps the schedule plans full steps only. "
-                    "Caching saves little in so few steps; sample with more, or leave the cache out."
-                )
-            return (
-                "the schedule plans full steps only. "
-                "Choose an interval of 2 or more, fewer warm-up and tail steps, or a wider range from start to end."
-            )
+            return self._no_plan()
+        if not any(r.calls for r in self.records):
+            return ("the sampler did not run the model through ComfyUI's own call, so Dual Cache saw none. "
+                    "Take out the node that runs the model by itself, or Dual Cache.")
         reason, count = Counter(r.reason for r in wanted).most_common(1)[0]
-        what, remedy = REASONS.get(reason, (reason.rstrip("."), "Look at the messages of this report, or choose a milder preset."))
+        helps = next((remedy for mark, remedy in _REMEDIES if mark in reason),
+                     "Look at the messages of this report, or choose a milder preset.")
+        what, remedy = REASONS.get(reason, (reason.rstrip("."), helps))
+        told = next((m for m in self.messages if _TOLD.get(reason, "\0") in m), None)
+        if told is not None:
+            what, remedy = f"{what}: {told.rstrip('.')}", _TOLD_REMEDIES[reason]
         return f"in {count} of the {len(wanted)} evaluations planned to be cheaper, {what}. {remedy}"
+
+    def _no_plan(self) -> str:
+        """Why no evaluation that ran was planned to be cheaper."""
+        if set(self.schedule.get("kinds", "")) - {"F"}:
+            return (f"the run ended after {len(self.records)} evaluations, before the first one that was planned to be cheaper. "
+                    "Let it run on, or use a sampler that takes all of its steps.")
+        if self.method == "off":
+            return "the preset off runs every step in full. Choose another preset."
+        plan = self.schedule.get("generator") or {}
+        cycle, warmup = plan.get("interval", 2), plan.get("warmup", 0)
+        if 0 < self.steps < LOW_STEPS and cycle > 1 and warmup < LOW_STEPS:
+            return (
+                f"with {self.steps} steps the schedule plans full steps only. "
+                "Caching saves little in so few steps; sample with more, or leave the cache out."
+            )
+        return (
+            "the schedule plans full steps only. "
+            "Choose an interval of 2 or more, fewer warm-up and tail steps, or a wider range from start to end."
+        )
 
     def to_dict(self) -> dict:
         """Plain data for JSON; `totals` is derived and ignored by `from_dict`, numbers that are not finite become strings."""
@@ -206,6 +236,10 @@ class Report:
 
     def text(self) -> str:
         """The run as plain text of at most about 70 lines; long runs are folded."""
+        return "\n".join([self.summary(), *self._table()])
+
+    def summary(self) -> str:
+        """The text without its table."""
         t = self.totals()
         on = self.family or "an unknown model"
         lines = [
@@ -231,7 +265,7 @@ class Report:
         lines += [" ".join(m.split()) for m in self.messages[:MESSAGES_SHOWN]]
         if len(self.messages) > MESSAGES_SHOWN:
             lines.append(f"and {len(self.messages) - MESSAGES_SHOWN} more messages")
-        return "\n".join(lines + self._table())
+        return "\n".join(lines)
 
     def _table(self) -> list[str]:
         if not self.records:

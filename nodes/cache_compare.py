@@ -89,14 +89,15 @@ class CacheCompare(io.ComfyNode):
             options = dict(seed=seed, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, positive=positive, negative=negative,
                            latent=latent_image, denoise=denoise)
             made, results = sampled(model, steps, repeats, fewer_from, options)
-        made.video = batch == VIDEO or (batch == AUTO and any(_has_frames(r) for r in results.values()))
         pixels = {name: _pixels(result, vae) for name, result in results.items()}
-        return shown(made, pixels)
+        clips = 0 if batch == PICTURES else max(map(_clips, results.values())) or int(batch == VIDEO)
+        return shown(made, pixels, clips)
 
 
-def _has_frames(result) -> bool:
+def _clips(result) -> int:
+    """How many videos a LATENT holds; 0 without a time axis, and for an IMAGE."""
     samples = result.get("samples") if isinstance(result, dict) else None
-    return isinstance(samples, torch.Tensor) and samples.ndim == 5 and samples.shape[2] > 1
+    return samples.shape[0] if isinstance(samples, torch.Tensor) and samples.ndim == 5 and samples.shape[2] > 1 else 0
 
 
 def _pixels(result, vae) -> torch.Tensor:
@@ -173,14 +174,18 @@ def _corrected(rival: Way, cached: Way, steps: int) -> Way | None:
     return Way(FEWER, wanted) if _far(rival, cached) and wanted != rival.steps else None
 
 
-def shown(made: Comparison, pixels: dict[str, torch.Tensor]) -> io.NodeOutput:
-    """Measures the pictures, draws the sheet and leaves what the node shows in ComfyUI's temporary folder."""
+def shown(made: Comparison, pixels: dict[str, torch.Tensor], clips: int) -> io.NodeOutput:
+    """Measures the pictures, draws the sheet and leaves what the node shows in ComfyUI's temporary folder.
+
+    clips: of how many videos the pictures are the frames.
+    """
+    made.video = clips > 0
     reference, others = pixels[UNCACHED], [pixels[way.name] for way in made.ways[1:]]
     for way, other in zip(made.ways[1:], others):
         if other.shape != reference.shape:
             raise ValueError(f"The pictures of {way.name} are {_size(other)}, those of {UNCACHED} {_size(reference)}; only equal sizes can "
                              "be compared.")
-        way.closeness = closeness(reference, other, made.video)
+        way.closeness = closeness(reference, other, clips)
     if made.ways[1].closeness["lpips"] is None:
         made.notes.append("LPIPS is left out: the package lpips or its AlexNet weights are not on this machine, and nothing is downloaded.")
     maps, scale = difference_maps(reference, others)

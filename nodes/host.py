@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,13 +27,15 @@ from comfy_execution.utils import get_executing_context
 from ..cache_core.clock import adds_noise, stages_of
 from ..cache_core.controller import Controller
 from ..cache_core.families import find_family, unknown_families
+from ..cache_core.keepsake import keepsake
 from ..cache_core.layout_modules import opened
 from ..cache_core.profile import fingerprint
 from ..cache_core.recorder import Recorder
 from ..cache_core.report import PROFILE, Report
 from ..cache_core.selectors import Selector
 from ..cache_core.settings import Settings
-from . import memory, profile_files
+from ..web_files import running_server
+from . import memory, metadata, profile_files
 
 log = logging.getLogger("dual_cache")
 KEY = "dual_cache"
@@ -174,7 +175,10 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     levels = sigmas.tolist()
     if len(levels) < 2:
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        if isinstance(request, CacheRequest):
+            request.box.add(nothing_sampled(request.settings), samples)
+        return samples
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     model = guider.model_patcher.model
     flow = isinstance(getattr(model, "model_sampling", None), comfy.model_sampling.CONST)
@@ -208,6 +212,8 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
         guider.model_options["transformer_options"].pop(RUN, None)
         report = controller.finish()
         request.box.add(report, samples)
+        if samples is not None and run.request.node_id is not None and recorder is None:
+            metadata.carry({"node": request.node_id, **keepsake(report, settings)})
         _send_steps(run, report)
         _tell(report, request.node_id)
 
@@ -294,14 +300,9 @@ def _strengths(model) -> tuple:
     return tuple(float(hook.strength) for hook in hooks.hooks) if hooks else ()
 
 
-def _server():
-    """ComfyUI's running server, or None."""
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-
-
 def _send(event: str, data: dict) -> None:
     """Sends an event to the browser that has queued the prompt, when a server is running, with the id of that prompt."""
-    instance = _server()
+    instance = running_server()
     if instance is not None:
         context = get_executing_context()
         prompt = context.prompt_id if context else getattr(instance, "last_prompt_id", None)
@@ -310,7 +311,7 @@ def _send(event: str, data: dict) -> None:
 
 def _show(sentence: str, node_id: str | None) -> None:
     """Shows a sentence on a node when a server is running."""
-    instance = _server()
+    instance = running_server()
     if instance is not None and node_id is not None:
         instance.send_progress_text(sentence, node_id)
 

@@ -51,10 +51,10 @@ def check_prefix(prefix: str) -> str:
 def keep(text: str, prefix: str, ending: str = "json") -> str:
     """Writes a text into ComfyUI's output folder under the next free number; its path below that folder."""
     import folder_paths
-    output = Path(folder_paths.get_output_directory())
-    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(check_prefix(prefix), str(output))
-    if not Path(folder).resolve().is_relative_to(output.resolve()):
+    output, prefix = Path(folder_paths.get_output_directory()), check_prefix(prefix)
+    if not (output / prefix).parent.resolve().is_relative_to(output.resolve()):
         raise ValueError("file_name leads out of the output folder: a folder there is a link to another place.")
+    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, str(output))
     while True:
         file = Path(folder) / f"{name}_{number:05}_.{ending}"
         try:

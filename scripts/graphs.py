@@ -9,7 +9,7 @@ from demo.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZE, SIZES, TEXTU
 from .litegraph import Graph, Slot
 
 BLUEPRINT = "Text to Image (Dual Cache)"
-SAMPLER, SCHEDULE, PATCH, REPORT, PICTURE, TEXT, COMPARE = 740, 700, 480, 460, 340, 180, 1000
+SAMPLER, SCHEDULE, PATCH, REPORT, PICTURE, TEXT, COMPARE = 740, 700, 480, 600, 340, 180, 1000
 """Heights of nodes that show more than their widgets."""
 
 HUB = "https://huggingface.co/"

@@ -76,16 +76,17 @@ class Server:
 
         return asyncio.run(run())
 
-    def queue(self, graph, interrupt_at=None):
+    def queue(self, graph, interrupt_at=None, extra=None):
         """Runs a graph; gives the websocket's messages as (type, data) and the history's outputs by node.
 
-        interrupt_at: a type of message at which the run is interrupted.
+        interrupt_at: a type of message at which the run is interrupted. extra: what the front end sends for the metadata of pictures.
         """
 
         async def run():
             client, messages, asked = uuid.uuid4().hex, [], False
+            more = {} if extra is None else {"extra_data": {"extra_pnginfo": extra}}
             async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}") as ws:
-                async with session.post(f"{self.url}/prompt", json={"prompt": graph, "client_id": client}) as response:
+                async with session.post(f"{self.url}/prompt", json={"prompt": graph, "client_id": client, **more}) as response:
                     answer = await response.json()
                     assert response.status == 200, answer
                 while True:
@@ -113,5 +114,9 @@ class Server:
         return asyncio.run(run())
 
     def picture(self, outputs, node):
+        return self.file(outputs, node).convert("RGB")
+
+    def file(self, outputs, node):
+        """The picture as it was saved, with its metadata in `info`."""
         (entry,) = outputs[node]["images"]
-        return Image.open(io.BytesIO(self.get("/view", **entry))).convert("RGB")
+        return Image.open(io.BytesIO(self.get("/view", **entry)))

@@ -7,6 +7,9 @@ from cache_core.adaptive import ADAPTATIONS, Adaptive, ProbeGain
 from cache_core.forecasts import forecast
 from cache_core.history import Evidence, Node, Site
 from cache_core.predictors import predictor
+from cache_core.recipes import from_preset
+from cache_core.schedule import explicit
+from tests.tiny_flux import random_flux, run
 
 LINEAR = predictor("linear", coordinate="index")
 NEWTON = predictor("newton", coordinate="index")
@@ -243,3 +246,20 @@ def test_nothing_waits_for_the_host(monkeypatch, data, device):
 def test_an_unknown_adaptation_is_refused():
     with pytest.raises(ValueError, match="^adapt "):
         Adaptive(LINEAR, "guess")
+
+
+# --- what the report tells of it ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("preset", "low", "high"), [("dicache", 1.0, 1.5), ("tap", -1.0, 1.0), ("adaptive", -1.5, 1.5)])
+def test_the_report_tells_what_an_adaptive_forecast_went_by(preset, low, high):
+    report = run(random_flux(), from_preset(preset, explicit("FFFAAFAF")), steps=8).report
+    told = [r.indicator for r in report.records]
+    assert all(x is not None and low <= x <= high for r, x in zip(report.records, told) if r.actual == "A"), told
+    assert len(set(told[3:5])) == 2 or preset == "adaptive"  # a probe looks at every step, gains hold for an interval
+    assert told[0] is None
+
+
+def test_a_plain_forecast_has_no_indicator():
+    report = run(random_flux(), from_preset("fora", explicit("FFAFAA")), steps=6).report
+    assert [r.indicator for r in report.records] == [None] * 6

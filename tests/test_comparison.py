@@ -25,7 +25,7 @@ def test_closeness_is_median_and_worst_of_the_metrics(frames):
     each, likeness = psnr(*frames), ssim(*frames)
     assert found["worst"] == 2 and found["psnr_worst"] == min(each) and found["ssim_worst"] == pytest.approx(min(likeness))
     assert found["psnr"] == pytest.approx(sum(sorted(each)[1:3]) / 2) and found["ssim"] == pytest.approx(sum(sorted(likeness)[1:3]) / 2)
-    assert found["temporal_difference"] is None and closeness(*frames, video=True)["temporal_difference"] > 0
+    assert found["temporal_difference"] is None and closeness(*frames, clips=1)["temporal_difference"] > 0
 
 
 def test_equal_pictures_and_pictures_too_small_for_ssim(frames):
@@ -58,6 +58,8 @@ def test_temporal_difference_sees_motion_and_not_brightness(frames):
     assert temporal_difference(reference, reference + 0.25) == pytest.approx(0, abs=1e-6)
     flicker = torch.tensor([0.0, 0.1, 0.0, 0.1]).view(4, 1, 1, 1)
     assert temporal_difference(reference, reference + flicker) == pytest.approx(0.1, abs=1e-6)
+    cut = torch.tensor([0.0, 0.0, 0.1, 0.1]).view(4, 1, 1, 1)  # between two videos nothing moves
+    assert temporal_difference(reference, reference + cut, clips=2) == pytest.approx(0, abs=1e-6)
 
 
 def test_maps_share_one_scale_and_equal_pictures_stay_dark(frames):
@@ -84,5 +86,5 @@ def test_table_and_json_say_what_is_known(frames):
     data = json.loads(made.to_json())
     assert data["kind"] == "cache_comparison" and data["ways"][0]["median_seconds"] == 5 and data["ways"][0]["seconds"] == [4, 5, 9]
     assert data["ways"][1]["closeness"]["psnr"] == "inf" and data["notes"] == ["A note."]
-    finished = Comparison([Way("uncached"), Way("cached", closeness=closeness(*frames, video=True))], video=True)
+    finished = Comparison([Way("uncached"), Way("cached", closeness=closeness(*frames, clips=1))], video=True)
     assert finished.table()[0] == ["", "PSNR dB", "SSIM", "worst frame", "temporal"]

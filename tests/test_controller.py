@@ -202,7 +202,7 @@ def test_a_refused_call_runs_plainly_with_one_sentence(model):
             assert kind == "F" and torch.equal(plain(model, sigma, data), plain(model, sigma, data))
     report = cache.finish()
     assert report.messages == ["FLUX (embedded) is sampled plainly: it is Sunday."]
-    assert [r.reason for r in report.records] == ["planned", "plain", "plain"] and "messages" in report.why_nothing()
+    assert [r.reason for r in report.records] == ["planned", "plain", "plain"] and "it is Sunday. Take" in report.why_nothing()
 
 
 # --- history and forecasts ------------------------------------------------------------------------

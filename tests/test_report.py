@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -80,7 +81,7 @@ def test_empty_report():
     totals = Report().totals()
     assert (totals["evaluations"], totals["skipped"], totals["call_speedup"], totals["peak_bytes"]) == (0, 0, None, 0)
     assert Report.from_json(Report().to_json()) == Report()
-    assert "not evaluated" in Report().text()
+    assert "no step to run" in Report().text()
 
 
 def test_json_round_trip():
@@ -167,8 +168,38 @@ def test_why_nothing_takes_the_commonest_reason():
 def test_why_nothing_without_any_plan_model_or_evaluation():
     assert "8 steps" in run("F" * 8).why_nothing()
     assert "interval" in run("F" * 30).why_nothing()
-    assert "does not know this model" in run("F" * 30, "F" + "A" * 29, family="").why_nothing()
-    assert "Connect" in Report().why_nothing()
+    assert "Connect" in Report(steps=30).why_nothing()
+    assert "Raise steps or denoise" in Report(steps=0).why_nothing()
+    assert run("F" * 30, method="off").why_nothing().endswith("the preset off runs every step in full. Choose another preset.")
+    assert "Take Profile Model out" in run("F" * 30, method="profile").why_nothing()
+    assert "the model's output" not in run("F" * 30, family="").why_nothing()  # an unknown model can be cached: the plan is the reason
+
+
+def test_why_nothing_of_a_run_that_ended_before_its_first_cheaper_step():
+    sentence = run("FFF", schedule={"kinds": "FFFAFA"}).why_nothing()
+    assert "ended after 3 evaluations, before the first one that was planned to be cheaper. Let it run on" in sentence
+
+
+def test_why_nothing_of_a_model_that_never_came_by():
+    assert "Take out the node that runs the model by itself" in run("FFFF", "FAFA", calls=0).why_nothing()
+
+
+@pytest.mark.parametrize(("reason", "message"), [
+    ("plain", "Wan is sampled plainly: it keeps its prefix between calls in a cache of its own."),
+    ("refused", "Conservative steps ran in full: an attention mask is in use."),
+    ("mismatch", "The last block did not run, so nothing was put back and this call ran in full."),
+])
+def test_why_nothing_quotes_the_message_that_says_more(reason, message):
+    sentence = run("FFFF", "FCAC", reason=reason, messages=["The seed is 3.", message]).why_nothing()
+    assert REASONS[reason][0] in sentence and message.rstrip(".") in sentence
+    assert "Look at the messages" not in sentence and re.search(r"\. (Take|Use) .+\.$", sentence)
+
+
+def test_reports_of_earlier_versions_are_read():
+    data = run("FFA").to_dict()
+    for record in data["records"]:
+        del record["indicator"]
+    assert [r.indicator for r in Report.from_dict(data).records] == [None] * 3
 
 
 def test_text_shows_each_evaluation_of_a_short_run():

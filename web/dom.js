@@ -39,6 +39,20 @@ export function passThrough(element, signal, keeps = () => false) {
   on("pointerup", (event) => event.button === 1 && app.canvas.processMouseUp(event));
 }
 
+/** Calls `then` when what canvases show has to be drawn anew: the graph was zoomed, or the colours have changed. @param {() => void} then */
+export function onLook(then) {
+  let scale = 0;
+  follow(app.canvas, "onDrawForeground", () => {
+    if (app.canvas.ds.scale === scale) return;
+    ({ scale } = app.canvas.ds);
+    then();
+  });
+  // A colour palette is applied as custom properties of the root element, light and dark as a class of the body.
+  const themes = new MutationObserver(then);
+  themes.observe(document.documentElement, { attributes: true, attributeFilter: ["class", "style"] });
+  themes.observe(document.body, { attributes: true, attributeFilter: ["class"] });
+}
+
 /**
  * Follows an element into the page. Nodes 2.0 keeps the page elements of a node that an undo or a reload makes anew under the same id, with
  * the element of the old node in them: the new one takes its place.

@@ -100,7 +100,10 @@ export function valuesOf(node) {
   return { values, foreign };
 }
 
-/** What feeds the schedule input, as `originOf` tells it. @param {GraphNode} node */
-export function scheduleOf(node) {
-  return originOf(node, (node.inputs ?? []).findIndex((/** @type {any} */ input) => input.name === "schedule")).origin;
+/** What feeds an input, as `originOf` tells it. @param {GraphNode} node @param {string} name */
+export function sourceOf(node, name) {
+  return originOf(node, (node.inputs ?? []).findIndex((/** @type {any} */ input) => input.name === name)).origin;
 }
+
+/** @param {GraphNode} node */
+export const scheduleOf = (node) => sourceOf(node, "schedule");

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { follow, passThrough, settle } from "./dom.js";
+import { follow, onLook, passThrough, settle } from "./dom.js";
 import { isReachable, keyOf, tabOf, track } from "./prompts.js";
 
 /**
@@ -12,6 +12,7 @@ import { isReachable, keyOf, tabOf, track } from "./prompts.js";
  * @property {(value: any) => void} show null before the first run
  * @property {() => void} [connect]
  * @property {() => void} [disconnect]
+ * @property {() => void} [redraw] when the zoom or the colours have changed
  * @property {() => boolean} [keepsWheel] whether it has use for the wheel itself
  */
 
@@ -101,6 +102,7 @@ export function showOutcome({ name, type, widget, height, read, make, width, abo
         tab = tabOf(app);
         refreshAll();
       });
+      onLook(() => panels.forEach((panel) => panel.redraw?.()));
     },
     /** @param {GraphNode} node */
     nodeCreated(node) {

@@ -15,13 +15,14 @@ import { BUILDER, WORDS, describe, nextKind, spelled } from "./view.js";
 export const MIN_HEIGHT = 300;
 const STYLE = `
 .dual-cache { --dc-F: #4c8dff; --dc-C: #f0a52b; --dc-A: #8b93a1; --dc-letter: #10131a; --dc-alert: #ff6b6b; --dc-error: #d86bff;
+  --dc-indicator: #3fd0a0;
   --dc-text: var(--input-text, #ddd); --dc-back: var(--comfy-input-bg, #222); --dc-line: var(--border-color, #4e4e4e);
   display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; contain: size;
   min-height: ${MIN_HEIGHT}px; padding: 6px 6px 4px;
   color: var(--dc-text); background: var(--dc-back); border: 1px solid var(--dc-line); border-radius: 6px; overflow: hidden;
   font: 11px/1.35 system-ui, sans-serif; user-select: none; text-align: start; }
 .dual-cache[data-light] { --dc-F: #2f6fe0; --dc-C: #d98a00; --dc-A: #9aa1ad; --dc-letter: #0b0d12; --dc-alert: #c81e1e;
-  --dc-error: #9b1fd1; }
+  --dc-error: #9b1fd1; --dc-indicator: #0a7d5a; }
 /* Nodes 2.0 */
 [data-node-id] .dual-cache { --dc-back: var(--component-node-widget-background, var(--comfy-input-bg, #222)); }
 .dual-cache-frame { position: relative; flex: 1 1000 100px; min-height: 64px; border-radius: 4px; outline: none; }
@@ -41,6 +42,8 @@ const STYLE = `
 .dual-cache-legend .changed::before { background: var(--dc-alert); clip-path: polygon(50% 0, 100% 100%, 0 100%); }
 .dual-cache-legend .error::before { background: var(--dc-error); clip-path: polygon(50% 0, 100% 50%, 50% 100%, 0 50%); }
 .dual-cache-legend .expected::before { width: 14px; height: 0; border-top: 2px solid var(--dc-error); vertical-align: 3px; border-radius: 0; }
+.dual-cache-legend .indicator::before { width: 14px; height: 0; border-top: 2px solid var(--dc-indicator); vertical-align: 3px;
+  border-radius: 0; }
 .dual-cache-legend .time::before { background: currentColor; opacity: .4; width: 3px; margin-inline-end: 5px; border-radius: 0; }
 .dual-cache p { margin: 0; }
 .dual-cache-warnings { color: var(--dc-text); }
@@ -199,6 +202,7 @@ export class SchedulePanel {
     if (view.bars.some((bar) => bar.changed)) items.push(make("span", "changed", "not as planned"));
     if (view.bars.some((bar) => bar.expected !== null)) items.push(make("span", "expected", "expected error"));
     if (view.bars.some((bar) => bar.error !== null)) items.push(make("span", "error", "forecast error"));
+    if (view.bars.some((bar) => bar.indicator !== null)) items.push(make("span", "indicator", "indicator"));
     if (view.bars.some((bar) => bar.ran)) items.push(make("span", "time", "time"));
     return items;
   }
@@ -327,7 +331,7 @@ export class SchedulePanel {
     const faint = `rgb(${red} ${green} ${blue} / 40%)`;
     return {
       text: style.color, faint, F: colour("F"), C: colour("C"), A: colour("A"), letter: colour("letter"), alert: colour("alert"),
-      error: colour("error"),
+      error: colour("error"), indicator: colour("indicator"),
     };
   }
 }

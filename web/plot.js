@@ -11,6 +11,7 @@
  * @property {string} letter on a bar
  * @property {string} alert for steps that did not run as planned
  * @property {string} error for forecast errors
+ * @property {string} indicator for what an adaptive forecast went by
  * @typedef {object} Frame
  * @property {number} left
  * @property {number} bar width of a bar with its gap, in CSS pixels
@@ -56,6 +57,7 @@ export function draw(ctx, width, height, view, { theme, heights, selected, hover
   drawSigmas(ctx, frame, view, theme);
   drawLetters(ctx, frame, view, theme, heights);
   drawErrors(ctx, frame, view, theme);
+  drawIndicator(ctx, frame, view, theme);
   drawTimes(ctx, frame, view, theme, height);
   drawTicks(ctx, frame, view, theme, width, height);
   if (selected >= 0 && selected < view.bars.length) {
@@ -165,6 +167,22 @@ function drawErrors(ctx, { left, bar, top, bottom }, view, theme) {
     ctx.fill();
     ctx.stroke();
   });
+}
+
+/** From its smallest value to its largest. @param {CanvasRenderingContext2D} ctx @param {Frame} frame @param {View} view @param {Theme} theme */
+function drawIndicator(ctx, { left, bar, top, bottom }, view, theme) {
+  const known = view.bars.flatMap((step) => (step.indicator === null ? [] : [step.indicator]));
+  const low = Math.min(...known), span = Math.max(...known) - low || 1;
+  ctx.strokeStyle = theme.indicator;
+  ctx.lineWidth = 1.5;
+  ctx.beginPath();
+  let joined = false;
+  view.bars.forEach(({ indicator }, i) => {
+    const x = left + (i + 0.5) * bar;
+    if (indicator !== null) ctx[joined ? "lineTo" : "moveTo"](x, bottom - (bottom - top) * (0.05 + 0.9 * ((indicator - low) / span)));
+    joined = indicator !== null;
+  });
+  ctx.stroke();
 }
 
 /** @param {CanvasRenderingContext2D} ctx @param {Frame} frame @param {View} view @param {Theme} theme @param {number} height */

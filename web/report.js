@@ -1,30 +1,42 @@
-/** Shows the text of Cache Report on the node, once it has run. */
+/** Shows a run on Cache Report once it is over: its plot, its text, and how to read both. */
 
 import { showOutcome } from "./outcome.js";
+import { SchedulePanel } from "./panel.js";
+import { reportView } from "./report_view.js";
 
-const HEIGHT = 180;
+const PLOT = 190, TEXT = 130;
 const WAITING = "The report appears here after a run.";
 
 function make() {
-  const text = document.createElement("pre");
+  const element = document.createElement("div"), text = document.createElement("pre"), plot = new SchedulePanel();
+  element.className = "dual-cache-outcome";
+  Object.assign(element.style, { display: "flex", flexDirection: "column", gap: "4px", minHeight: `${PLOT + TEXT}px`, contain: "size" });
+  Object.assign(plot.element.style, { flex: "1 1 55%", minHeight: `${PLOT}px` });
   text.className = "dual-cache-report";
   text.tabIndex = 0;
   text.setAttribute("aria-label", "Cache report");
   text.dataset.captureWheel = "true"; // Nodes 2.0: while it has the focus
-  // Its size is the node's affair: in Nodes 2.0 the text would make the node grow.
   Object.assign(text.style, {
-    margin: "0", padding: "6px", overflow: "auto", boxSizing: "border-box", whiteSpace: "pre", font: "11px monospace", contain: "size",
-    minHeight: `${HEIGHT}px`, color: "var(--input-text)", background: "var(--comfy-input-bg)", border: "1px solid var(--border-color)",
+    flex: "1 1 45%", margin: "0", padding: "6px", overflow: "auto", boxSizing: "border-box", whiteSpace: "pre", font: "11px monospace",
+    minHeight: `${TEXT}px`, color: "var(--input-text)", background: "var(--comfy-input-bg)", border: "1px solid var(--border-color)",
     borderRadius: "4px",
   });
-  text.textContent = WAITING;
+  element.append(plot.element, text);
+  /** @param {{report: Record<string, any>, text: string} | null} value */
+  const show = (value) => {
+    plot.update(reportView(value?.report ?? null));
+    plot.element.style.display = value ? "" : "none";
+    text.textContent = value?.text ?? WAITING;
+  };
+  show(null);
   return {
-    element: text, show: (/** @type {string | null} */ value) => { text.textContent = value ?? WAITING; },
-    keepsWheel: () => document.activeElement === text,
+    element, show, keepsWheel: () => document.activeElement === text,
+    connect: () => plot.connect(), disconnect: () => plot.disconnect(), redraw: () => plot.request(),
   };
 }
 
-showOutcome({
-  name: "dual_cache.report", type: "CacheReport", widget: "report_text", height: HEIGHT, width: 520, above: 120, make,
-  read: (output) => (output.dual_cache_report ? [output.text].flat().join("\n") : undefined),
+export const { remember } = showOutcome({
+  name: "dual_cache.report", type: "CacheReport", widget: "report_text", height: PLOT + TEXT, width: 520, above: 180, make,
+  read: (output) => (output.dual_cache_report
+    ? { report: JSON.parse(output.dual_cache_report[0]), text: [output.text].flat().join("\n") } : undefined),
 });

@@ -17,6 +17,7 @@ import {
  * @property {number | string} milliseconds
  * @property {number | string} ratio
  * @property {number | string | null} forecast_error
+ * @property {number | string | null} [indicator]
  * @typedef {object} Run
  * @property {number} steps
  * @property {StepRecord[]} records
@@ -47,6 +48,7 @@ import {
  * @property {number | null} milliseconds
  * @property {number | null} error of the forecast, as measured
  * @property {number | null} expected error of the forecast, as solved before the run
+ * @property {number | null} indicator what an adaptive forecast went by
  * @property {number} evaluations
  * @typedef {object} View
  * @property {string} node
@@ -176,7 +178,7 @@ export function viewOf(context) {
     view.bars.forEach((bar, i) => {
       const kind = plan.kinds[i];
       const ratio = plan.ratios[i];
-      Object.assign(bar, { planned: kind, actual: kind, ratio, ran: false, changed: false, milliseconds: null, error: null });
+      Object.assign(bar, { planned: kind, actual: kind, ratio, ran: false, changed: false, milliseconds: null, error: null, indicator: null });
     });
   }
   if (run?.records.length) view.sigmas = "measured";
@@ -205,12 +207,12 @@ function partsOf({ node, values, builder }) {
 }
 
 /** @param {Schedule} plan @param {Run | null} run @returns {Bar[]} */
-function barsOf({ kinds, ratios }, run) {
+export function barsOf({ kinds, ratios }, run) {
   const steps = kinds.length;
   /** @type {Bar[]} */
   const bars = [...kinds].map((kind, i) => ({
     planned: kind, actual: kind, ran: false, changed: false, reason: "", ratio: ratios[i], sigma: 1 - i / steps, milliseconds: null,
-    error: null, expected: null, evaluations: 0,
+    error: null, expected: null, indicator: null, evaluations: 0,
   }));
   for (const record of run?.records ?? []) {
     const bar = bars[record.step];
@@ -227,6 +229,7 @@ function barsOf({ kinds, ratios }, run) {
     bar.milliseconds = (bar.milliseconds ?? 0) + (finite(record.milliseconds) ?? 0);
     const error = finite(record.forecast_error);
     if (error !== null) bar.error = Math.max(bar.error ?? 0, error);
+    bar.indicator ??= finite(record.indicator ?? null);
     bar.ran = true;
     bar.evaluations++;
   }
@@ -256,7 +259,7 @@ function planSummary({ plan, speedup, bytes, bars }, branches) {
 }
 
 /** @param {View} view @param {Run} run @returns {string[]} */
-function runSummary(view, run) {
+export function runSummary(view, run) {
   const ran = view.bars.filter((bar) => bar.ran);
   const kinds = countWords(ran.map((bar) => bar.actual).join(""));
   const step = `step ${Math.min(view.done + 1, run.steps)} of ${run.steps}`;
@@ -367,6 +370,7 @@ export function describe(view, index) {
     const facts = [`Sigma ${short(bar.sigma)}`, `${short(bar.milliseconds ?? 0)} ms`];
     if (bar.evaluations > 1) facts.push(`${bar.evaluations} evaluations`);
     if (bar.error !== null) facts.push(`forecast error ${short(bar.error)}`);
+    if (bar.indicator !== null) facts.push(`indicator ${short(bar.indicator)}`);
     if (bar.expected !== null) facts.push(`expected error ${short(bar.expected)}`);
     parts.push(`${facts.join(", ")}.`);
   } else if (bar.expected !== null) {

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { follow, passThrough, settle } from "./dom.js";
+import { follow, onLook, passThrough, settle } from "./dom.js";
 import { holderOf, scheduleOf, valuesOf } from "./graph.js";
 import { MIN_HEIGHT, SchedulePanel } from "./panel.js";
 import { isReachable, keyOf, tabOf, track } from "./prompts.js";
@@ -249,6 +249,14 @@ function onReport({ detail }) {
   });
 }
 
+/** Shows a run that is known from elsewhere. @param {GraphNode} node @param {Run} run */
+export function restoreRun(node, run) {
+  const place = placeOf(node);
+  if (!place) return;
+  begin(place, run);
+  refreshAll();
+}
+
 const EXTENSION = {
   name: "dual_cache.schedule_plot",
   setup() {
@@ -259,21 +267,14 @@ const EXTENSION = {
     api.addEventListener("dual_cache.report", onReport);
     api.addEventListener("graphChanged", refreshAll);
     app.canvas.canvas.addEventListener("litegraph:set-graph", refreshAll); // a subgraph is opened or left
-    let scale = 0, tab = 0;
+    let tab = 0;
     follow(app.canvas, "onDrawForeground", () => {
-      if (tabOf(app) !== tab) {
-        tab = tabOf(app);
-        refreshAll();
-        for (const [node, panel] of panels) if (placed.has(panel)) placed.set(panel, keyOf(app, node));
-      }
-      if (app.canvas.ds.scale === scale) return;
-      ({ scale } = app.canvas.ds);
-      for (const panel of panels.values()) panel.request();
+      if (tabOf(app) === tab) return;
+      tab = tabOf(app);
+      refreshAll();
+      for (const [node, panel] of panels) if (placed.has(panel)) placed.set(panel, keyOf(app, node));
     });
-    // A colour palette is applied as custom properties of the root element, light and dark as a class of the body.
-    const themes = new MutationObserver(() => panels.forEach((panel) => panel.request()));
-    themes.observe(document.documentElement, { attributes: true, attributeFilter: ["class", "style"] });
-    themes.observe(document.body, { attributes: true, attributeFilter: ["class"] });
+    onLook(() => panels.forEach((panel) => panel.request()));
   },
   /** @param {GraphNode} node */
   nodeCreated(node) {

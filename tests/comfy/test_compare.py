@@ -158,6 +158,23 @@ def test_finished_latents_are_decoded(call, inputs, ksampler_of):
     assert ways(output)["cached"]["closeness"]["psnr"] == "inf"
 
 
+@pytest.mark.parametrize(("batch", "video"), [("from the latent", True), ("pictures", False)])
+def test_latents_with_a_time_axis_are_videos(call, batch, video):
+    """Two videos of three frames, whose VAE is a stand-in."""
+    def latent(seed):
+        return {"samples": torch.rand(2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(seed))}
+
+    vae = SimpleNamespace(decode=lambda samples: samples[:, :3].movedim(1, -1).repeat_interleave(4, 2).repeat_interleave(4, 3))
+    output = call("CacheCompare", uncached=latent(1), cached=latent(2), vae=vae, batch=batch)
+    drawn, way = shown(output), ways(output)["cached"]["closeness"]
+    assert drawn["video"] is video and drawn["shown"]["count"] == way["count"] == 6
+    if video:
+        a, b = (latent(seed)["samples"][:, :3].diff(dim=2) for seed in (1, 2))
+        assert way["temporal_difference"] == pytest.approx((a - b).abs().mean().item(), abs=1e-6)
+    else:
+        assert way["temporal_difference"] is None
+
+
 def test_long_videos_show_some_frames_and_the_worst(call):
     a = torch.rand(40, 16, 16, 3)
     b = a.clone()

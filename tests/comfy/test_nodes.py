@@ -10,6 +10,7 @@ import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom
 import pytest
 import torch
+from PIL import ImageColor
 
 NODES = ["CacheScheduleBuilder", "DualCache", "FeatureForecast", "VCacheAttentionPatch", "DualCacheSampler", "CacheReport", "CacheCompare",
          "DualCacheProfileModel", "LoadCacheProfile", "PlanCache", "ERTACachePlan",
@@ -318,8 +319,8 @@ def test_nothing_to_sample_still_gives_a_report(call, flux, ksampler, dual_sampl
     result, report = dual_sampler(flux, denoise=0.0)
     assert torch.equal(result["samples"], ksampler(flux, denoise=0.0)["samples"])
     assert report is not None and report.records == []
-    text, _ = call("CacheReport", report=report).result
-    assert report.why_nothing() in text
+    text = call("CacheReport", report=report)[0]
+    assert report.why_nothing() in text and "Raise steps or denoise" in text
 
 
 # --- Cache Report ---------------------------------------------------------------------------------------
@@ -328,7 +329,8 @@ def test_nothing_to_sample_still_gives_a_report(call, flux, ksampler, dual_sampl
 def test_the_report_node_shows_a_report(call, flux, dual_sampler, part):
     _, report = dual_sampler(flux)
     out = call("CacheReport", report=report)
-    text, data = out.result
+    text, data, plot = out.result
+    assert plot.shape[0] == 1 and plot.shape[3] == 3 and 0 <= plot.min() < plot.max() <= 1 and plot.std() > 0.05
     assert text == report.text() and "balanced" in text
     assert part("cache_core.report").Report.from_json(data).to_dict() == report.to_dict() == json.loads(data)
     shown = out.ui if isinstance(out.ui, dict) else out.ui.as_dict()
@@ -340,7 +342,7 @@ def test_the_report_node_finds_the_report_of_a_patched_model(call, flux, ksample
     latent = ksampler(patched)
     # Through what comes after the patch, too: other nodes clone the model.
     for model in (patched, patched.clone(), call("VCacheAttentionPatch", model=patched, **TOKENS).result[0]):
-        text, data = call("CacheReport", model=model, latent=latent).result
+        text, data, _ = call("CacheReport", model=model, latent=latent).result
         assert text == report_of(patched).text() and json.loads(data)["totals"]["evaluations"] == 8
 
 
@@ -350,7 +352,7 @@ def test_a_model_that_sampled_twice_has_the_report_of_each_latent(call, flux, ks
     first = ksampler(patched, steps=8)
     second = ksampler(patched, steps=5, latent_image=first, denoise=0.5)
     for latent, steps in ((first, 8), (second, 5)):
-        _, data = call("CacheReport", model=patched, latent=latent).result
+        _, data, _ = call("CacheReport", model=patched, latent=latent).result
         assert json.loads(data)["steps"] == steps
 
 
@@ -367,6 +369,62 @@ def test_the_report_node_says_what_it_needs(call, flux, ksampler, latent):
     ksampler(patched)
     with pytest.raises(ValueError, match="latent"):
         call("CacheReport", model=patched)
+
+
+def test_the_plot_draws_kinds_times_errors_and_indicators(part):
+    sheets, report = part("nodes.sheets"), part("cache_core.report")
+    records = [report.StepRecord(i, 0, 1 - i / 9, "A" if i % 3 else "F", "F" if i % 3 == 0 or i == 4 else "A", calls=1, milliseconds=5.0)
+               for i in range(9)]
+    plain = sheets.report_plot(report.Report(records, steps=9))
+    colours = {ImageColor.getrgb(c) for c in (*(sheets.KIND_COLOURS[k] for k in "FA"), sheets.CHANGED)}
+    assert colours <= {colour for _, colour in plain.getcolors(2**20)}
+    records[3].forecast_error, records[6].forecast_error, records[7].indicator, records[8].indicator = 0.1, float("nan"), 0.9, float("inf")
+    more = sheets.report_plot(report.Report(records, steps=9))
+    assert more.height > plain.height
+    assert {ImageColor.getrgb(c) for c in (sheets.ERROR, sheets.INDICATOR)} <= {colour for _, colour in more.getcolors(2**20)}
+    assert sheets.report_plot(report.Report()).width == sheets.report_plot(report.Report(records * 400, steps=9)).width
+
+
+def test_a_report_is_saved_where_it_belongs(call, flux, dual_sampler, part, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    _, report = dual_sampler(flux)
+    for number in (1, 2):
+        shown = call("CacheReport", report=report, save=True).ui["text"][0]
+        assert shown.endswith(f"Saved as dual_cache/report_{number:05}_.json in the output folder.")
+    saved = sorted(tmp_path.rglob("*.json"))
+    assert [p.relative_to(tmp_path).as_posix() for p in saved] == ["dual_cache/report_00001_.json", "dual_cache/report_00002_.json"]
+    assert part("cache_core.report").Report.from_json(saved[1].read_text(encoding="utf-8")).to_dict() == report.to_dict()
+    call("CacheReport", report=report)
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+BAD_NAMES = ["", "..", "../up", "a/../../b", "/etc/report", "C:\\report", "CON", "x/nul.txt", "a\0b", "report.", "x" * 101, "a//b"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_file_name_stays_in_the_output_folder(call, nodes, flux, dual_sampler, tmp_path, monkeypatch, name):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    assert "file_name must be" in nodes["CacheReport"].validate_inputs(save=True, file_name=name)
+    assert nodes["CacheReport"].validate_inputs(save=False, file_name=name) is True
+    report = dual_sampler(flux)[1]
+    out = call("CacheReport", report=report, save=True, file_name=name)  # a name that arrives by a link
+    assert out[0] == report.text() and "Not saved: file_name must be" in out.ui["text"][0]
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_linked_folder_does_not_lead_out_of_the_output_folder(call, flux, dual_sampler, tmp_path, monkeypatch):
+    import folder_paths
+
+    (tmp_path / "output").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "output" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    out = call("CacheReport", report=dual_sampler(flux)[1], save=True, file_name="link/report")
+    assert "Not saved: file_name leads out" in out.ui["text"][0] and not list(tmp_path.rglob("*.json"))
 
 
 # --- demo -----------------------------------------------------------------------------------------------

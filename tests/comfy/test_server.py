@@ -79,8 +79,8 @@ def check_report(messages, outputs, sender):
     assert {d["node"] for d in [*steps, end]} == {sender}
     (begun,) = of_type(messages, "execution_start")
     assert {d["prompt_id"] for d in [*steps, end]} == {begun["prompt_id"]}
-    # A forecast's error is read when the run ends, so that no step waits for the device.
-    live, final = ([{k: v for k, v in r.items() if k != "forecast_error"} for r in records]
+    # Errors and indicators are read when the run ends, so that no step waits for the device.
+    live, final = ([{k: v for k, v in r.items() if k not in ("forecast_error", "indicator")} for r in records]
                    for records in ([d["record"] for d in steps], report["records"]))
     assert live == final and {d["steps"] for d in steps} == {STEPS}
     assert end["report"] == report and end["text"] == text
@@ -182,3 +182,61 @@ def test_comfyuis_own_loaders_read_the_embedded_model(server, first):
     messages, outputs = server.queue(graph(loaders=True))
     assert check_report(messages, outputs, "5") == "FFFAAF"
     assert same(server.picture(outputs, "7"), first[2])
+
+
+# --- metadata of saved pictures ---------------------------------------------------------------------
+
+WORKFLOW = {"id": "8b0e", "nodes": [{"id": 5}], "extra": {"ds": {"scale": 2}}, "version": 0.4}
+REQUEUED = {**WORKFLOW, "extra": {"dual_cache": {"format": 1, "runs": {"5": {"text": "of another picture"}}}}}
+
+
+def carried(info):
+    """The runs in a picture's metadata by the node that sampled, whose other entries are as they were sent."""
+    workflow = json.loads(info["workflow"])
+    runs = workflow["extra"].pop("dual_cache", {"format": 1, "runs": {}})
+    assert workflow == WORKFLOW and json.loads(info["other"]) == {"kept": [1, 2]} and "prompt" in info
+    assert runs["format"] == 1
+    return runs["runs"]
+
+
+@pytest.mark.parametrize("wire", [lambda nodes: nodes, with_ksampler], ids=["Dual Cache Sampler", "KSampler"])
+def test_a_saved_picture_carries_recipe_schedule_and_report(server, part, wire):
+    nodes = wire(graph())
+    nodes["5"]["inputs"]["seed"] = 31
+    extra = {"workflow": WORKFLOW, "other": {"kept": [1, 2]}}
+    _, outputs = server.queue(nodes, extra=extra)
+    report, runs = json.loads(outputs["8"]["dual_cache_report"][0]), carried(server.file(outputs, "7").info)
+    run = runs["5"]
+    assert list(runs) == ["5"] and run["node"] == ("10" if "10" in nodes else "5") and "earlier" not in run
+    assert run["schedule"] == run["records"]["actual"] == "FFFAAF" == "".join(r["actual"] for r in report["records"])
+    assert run["records"]["milliseconds"] == [float(f"{r['milliseconds']:.4g}") for r in report["records"]]
+    assert run["totals"]["calls"] == report["totals"]["calls"] == STEPS and run["wall_seconds"] == float(f"{report['wall_seconds']:.4g}")
+    recipes = part("cache_core.recipes")
+    assert recipes.settings_of(run["recipe"]) == recipes.from_preset("balanced") and len(json.dumps(runs)) < 4096
+    # ComfyUI makes the next picture from the latent that it still has: it carries the run that made it.
+    nodes["7"]["inputs"]["filename_prefix"] = f"again/{len(nodes)}"
+    messages, outputs = server.queue(nodes, extra=extra)
+    assert not of_type(messages, "dual_cache.step")
+    assert carried(server.file(outputs, "7").info) == {"5": {**run, "earlier": True}}
+
+
+def test_a_picture_does_not_carry_the_run_of_another(server):
+    """Which its workflow has brought along, opened outside the front end."""
+    nodes = {**graph(), "5": node("KSampler", model=["1", 0], **settings(seed=32))}
+    del nodes["8"]
+    extra = {"workflow": REQUEUED, "other": {"kept": [1, 2]}}
+    assert "dual_cache" not in json.loads(server.file(server.queue(nodes, extra=extra)[1], "7").info["workflow"])["extra"]
+    nodes = graph(seed=33)
+    runs = json.loads(server.file(server.queue(nodes, extra=extra)[1], "7").info["workflow"])["extra"]["dual_cache"]["runs"]
+    assert list(runs) == ["5"] and runs["5"]["text"].startswith("balanced on FLUX")
+
+
+def test_without_a_workflow_the_run_stands_beside_the_prompt(server):
+    info = server.file(server.queue(graph(seed=34))[1], "7").info
+    assert json.loads(info["dual_cache"])["runs"]["5"]["schedule"] == "FFFAAF" and set(info) == {"dual_cache", "prompt"}
+
+
+def test_odd_metadata_loses_no_picture(server):
+    for extra in ({"workflow": "no object"}, {"workflow": {"extra": []}}, {"dual_cache": "theirs"}):
+        outputs = server.queue(graph(seed=35), extra=extra)[1]
+        assert server.picture(outputs, "7").size == (256, 256)

@@ -1,0 +1,63 @@
+// Runs that pictures carry, read back, and the view of a report that stands alone.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { runOf, taken } from "../../web/keepsake.js";
+import { reportView } from "../../web/report_view.js";
+import { describe } from "../../web/view.js";
+
+const kept = (changes = {}) => ({
+  node: "10", method: "balanced", family: "FLUX", steps: 4, schedule: "FFAA", wall_seconds: 1.5, text: "balanced on FLUX", messages: ["A sentence."],
+  totals: { peak_bytes: 2048 },
+  records: {
+    step: [0, 1, 2, 3], phase: 0, sigma: [1, 0.7, 0.4, 0.1], planned: "FFAA", actual: "FFAF", reason: ["planned", "planned", "planned", "rising"],
+    calls: 1, full_calls: [1, 1, 0, 1], milliseconds: [100, 101, 5, 99], ratio: 0, cached_bytes: 9, forecast_error: [null, null, null, 0.02],
+    indicator: [null, null, 0.9, 0.95],
+  },
+  ...changes,
+});
+
+test("runs are taken out of a workflow, and nothing else", () => {
+  const workflow = { extra: { ds: { scale: 1 }, dual_cache: { format: 1, runs: { 5: kept() } } } };
+  assert.deepEqual(Object.keys(taken(workflow)), ["5"]);
+  assert.deepEqual(workflow, { extra: { ds: { scale: 1 } } });
+  for (const odd of [null, {}, { extra: null }, { extra: { dual_cache: 3 } }, { extra: { dual_cache: { format: 2, runs: {} } } }]) {
+    assert.deepEqual(taken(odd), {});
+  }
+});
+
+test("columns become records again", () => {
+  const run = runOf(kept());
+  assert.deepEqual([run.steps, run.records.length, run.report.schedule.kinds], [4, 4, "FFAA"]);
+  assert.deepEqual(run.records[3], {
+    step: 3, phase: 0, sigma: 0.1, planned: "A", actual: "F", reason: "rising", calls: 1, full_calls: 1, milliseconds: 99, ratio: 0,
+    cached_bytes: 9, forecast_error: 0.02, indicator: 0.95,
+  });
+  assert.equal(run.text, "As the picture carries it.\nbalanced on FLUX");
+  assert.match(runOf(kept({ earlier: true })).text, /result of an earlier run/);
+});
+
+test("what a picture says wrongly is left alone", () => {
+  for (const odd of [null, {}, kept({ records: undefined }), kept({ records: { actual: "FX", planned: "FF" } }), kept({ steps: 1e9 }),
+    kept({ steps: "4" }), kept({ records: { ...kept().records, step: "0" } }), kept({ records: { actual: 5 } })]) {
+    assert.equal(runOf(odd), null);
+  }
+  assert.deepEqual(runOf(kept({ messages: "no list" })).report.messages, []);
+});
+
+test("a report alone is drawn with what was measured", () => {
+  const run = runOf(kept()), view = reportView(run.report);
+  assert.deepEqual(view.bars.map((bar) => [bar.actual, bar.planned, bar.milliseconds, bar.error, bar.indicator]),
+    [["F", "F", 100, null, null], ["F", "F", 101, null, null], ["A", "A", 5, null, 0.9], ["F", "A", 99, 0.02, 0.95]]);
+  assert.deepEqual([view.editable, view.mode, view.sigmas, view.stopped], [false, "ran", "measured", false]);
+  assert.match(view.summary.join(" "), /^Ran 4 steps in 1\.5 s: 3 full, 1 aggressive\.$/);
+  assert.match(describe(view, 3), /forecast error 0\.02, indicator 0\.95\.$/);
+});
+
+test("reports without evaluations, of stopped runs and without a schedule are drawn too", () => {
+  assert.deepEqual([reportView(null).bars, reportView(null).warnings], [[], []]);
+  assert.deepEqual(reportView({ steps: 4, records: [] }).warnings, ["Nothing was evaluated in this run."]);
+  const { report } = runOf(kept({ steps: 8, schedule: "" }));
+  const view = reportView(report);
+  assert.deepEqual([view.bars.length, view.done, view.stopped], [8, 4, true]);
+});
