@@ -104,8 +104,9 @@ class Recorder:
 
     def profile(self, sigmas: Sequence[float], identity: Mapping | None = None, prompt: str = "") -> Profile:
         """All that was recorded; prompt: a mark of the run, see `Profile.prompts`. ValueError where nothing was or it does not fit."""
-        return Profile(self.grams(), tuple(sigmas), identity or {}, modules=self.modules.grams() if self.modules else {},
-                       path=self.path.grams(), clusters=self.clusters(), tokens=self.tokens(), prompts=(prompt,) if prompt else ())
+        modules = self.modules.grams() if self.modules and self.modules.seen else {}
+        return Profile(self.grams(), tuple(sigmas), identity or {}, modules=modules, path=self.path.grams(), clusters=self.clusters(),
+                       tokens=self.tokens(), prompts=(prompt,) if prompt else ())
 
 
 def _channels(x: torch.Tensor) -> torch.Tensor:
@@ -196,6 +197,11 @@ class ModuleRecorder:
         self.tokens, self.seed = tokens, seed
         self._kept: dict[int, tuple[Site, int, list[torch.Tensor]]] = {}
         self._changed = False
+
+    @property
+    def seen(self) -> bool:
+        """Whether the model let any module be seen."""
+        return bool(self._kept)
 
     def over_run(self, first: Node, last: Node) -> ModuleRecorder:
         return self

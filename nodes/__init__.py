@@ -4,11 +4,12 @@ from comfy_api.latest import ComfyExtension
 
 from .cache_compare import CacheCompare
 from .cache_report import CacheReport
-from .demo_model import DemoCaption, DemoModel
+from .demo_model import DemoCaption, DemoClip, DemoModel
 from .dual_cache import DualCache
 from .dual_cache_sampler import DualCacheSampler
 from .erta import ERTACachePlan
 from .feature_forecast import FeatureForecast
+from .profile_prompts import ProfilePrompts
 from .profiles import LoadCacheProfile, PlanCache, ProfileModel
 from .schedule_builder import CacheScheduleBuilder
 from .types import findable
@@ -16,7 +17,7 @@ from .vcache_patch import VCacheAttentionPatch
 
 NODES = [findable(node) for node in (
     CacheScheduleBuilder, DualCache, FeatureForecast, VCacheAttentionPatch, DualCacheSampler, CacheReport, CacheCompare, ProfileModel,
-    LoadCacheProfile, PlanCache, ERTACachePlan, DemoModel, DemoCaption,
+    ProfilePrompts, LoadCacheProfile, PlanCache, ERTACachePlan, DemoModel, DemoCaption, DemoClip,
 )]
 
 

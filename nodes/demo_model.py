@@ -51,5 +51,39 @@ class DemoCaption(io.ComfyNode):
 
     @classmethod
     def execute(cls, caption) -> io.NodeOutput:
-        tokens, pooled = encode_caption(caption)
-        return io.NodeOutput([[torch.unsqueeze(tokens, 0), {"pooled_output": pooled.unsqueeze(0)}]])
+        return io.NodeOutput(conditioning(caption))
+
+
+def conditioning(caption: str) -> list:
+    """A caption in ComfyUI's list form."""
+    tokens, pooled = encode_caption(caption)
+    return [[torch.unsqueeze(tokens, 0), {"pooled_output": pooled.unsqueeze(0)}]]
+
+
+class CaptionEncoder:
+    """Stands where ComfyUI expects a CLIP: encodes captions of the embedded model."""
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str) -> list:
+        return conditioning(tokens)
+
+
+class DemoClip(io.ComfyNode):
+    """Gives the embedded model's text encoder as a CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DualCacheDemoClip",
+            display_name="Dual Cache Demo CLIP",
+            category=CATEGORY + "/demo",
+            description="The text encoder of the Dual Cache Demo Model, for nodes that take a CLIP.",
+            inputs=[],
+            outputs=[io.Clip.Output(tooltip="Encodes captions such as Demo Caption takes.")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(CaptionEncoder())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import comfy.model_detection
 import comfy.model_management
@@ -30,7 +29,6 @@ from ..cache_core.families import find_family, unknown_families
 from ..cache_core.keepsake import keepsake
 from ..cache_core.layout_modules import opened
 from ..cache_core.profile import fingerprint
-from ..cache_core.recorder import Recorder
 from ..cache_core.report import PROFILE, Report
 from ..cache_core.selectors import Selector
 from ..cache_core.settings import Settings
@@ -97,9 +95,9 @@ class CacheRequest:
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """What the Profile Model node leaves in a model: the file to add to, the node to report to and the box for the report."""
+    """What the Profile Model node leaves in a model: what to record, the node to report to and the box for the report."""
 
-    path: Path
+    recording: profile_files.Recording
     node_id: str | None = None
     box: ReportBox = field(default_factory=ReportBox)
 
@@ -182,8 +180,12 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     model = guider.model_patcher.model
     flow = isinstance(getattr(model, "model_sampling", None), comfy.model_sampling.CONST)
-    recorder, said = Recorder() if isinstance(request, ProfileRequest) else None, None
-    settings = Settings(method=PROFILE, predictor=recorder) if recorder else _settings(options, _plain(model.diffusion_model))
+    recorder, said = None, None
+    if isinstance(request, ProfileRequest):
+        recorder = request.recording.recorder(levels, _identity(guider, latent_image, name))
+        settings = Settings(method=PROFILE, predictor=recorder, module_predictor=recorder.modules)
+    else:
+        settings = _settings(options, _plain(model.diffusion_model))
     conflict = _conflict(guider.model_options)
     if settings.speedup is not None and conflict is None:
         settings, said = profile_files.planned(settings, _identity(guider, latent_image, name), levels)
@@ -204,9 +206,9 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         if recorder:
-            kept = profile_files.keep(recorder, levels, _identity(guider, latent_image, name), request.path)
+            kept = request.recording.keep(recorder, levels, _identity(guider, latent_image, name))
             controller.say(kept)
-            _show(kept, request.node_id)
+            show(kept, request.node_id)
         return samples
     finally:
         guider.model_options["transformer_options"].pop(RUN, None)
@@ -220,9 +222,13 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
 
 def _identity(guider, latent, sampler: str) -> dict:
     """What a profile of this run holds for."""
-    model = _plain(guider.model_patcher.model.diffusion_model)
-    return {"model": fingerprint(model), "level": "final", "sampler": sampler, "guidance": float(getattr(guider, "cfg", 1.0)),
+    return {"model": name_of(guider.model_patcher), "level": "final", "sampler": sampler, "guidance": float(getattr(guider, "cfg", 1.0)),
             "resolution": list(latent.shape[2:])}
+
+
+def name_of(patcher) -> str:
+    """What tells a patcher's model from others."""
+    return fingerprint(_plain(patcher.model.diffusion_model))
 
 
 def _prepare_sampling(executor, model, noise_shape, *args, model_options=None, **kwargs):
@@ -309,7 +315,7 @@ def _send(event: str, data: dict) -> None:
         instance.send_sync(event, {**data, "prompt_id": prompt}, getattr(instance, "client_id", None))
 
 
-def _show(sentence: str, node_id: str | None) -> None:
+def show(sentence: str, node_id: str | None) -> None:
     """Shows a sentence on a node when a server is running."""
     instance = running_server()
     if instance is not None and node_id is not None:
@@ -348,6 +354,12 @@ def sample(model, seed, steps, cfg, sampler_name, scheduler, positive, negative,
     from nodes import common_ksampler  # ComfyUI's module, not this package's
     return common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise,
                            last_step=last_step)[0]
+
+
+def encode(clip, text: str) -> list:
+    """The CONDITIONING of a text by ComfyUI's own CLIP Text Encode."""
+    from nodes import CLIPTextEncode
+    return CLIPTextEncode().encode(clip, text)[0]
 
 
 def decode(vae, latent) -> torch.Tensor:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,14 +55,68 @@ def path_of(name: str, new: bool = False) -> Path:
     return found[0]
 
 
-def keep(recorder: Recorder, levels: list[float], identity: dict, path: Path) -> str:
-    """Adds a recorded run to its file; what became of it, in a sentence. The picture is never lost for a profile."""
+@dataclass(frozen=True)
+class Recording:
+    """What a run is recorded for: the file to add to, and what beside the final hidden state.
+
+    tokens, clusters: as of `Recorder`. prompt: the mark of the run in the file. strict: a run that does not fit the file raises ValueError,
+    before it begins where that is known by then; else its picture comes first, and a sentence says what became of the recording.
+    """
+
+    path: Path
+    tokens: int = 0
+    clusters: int = 0
+    prompt: str = ""
+    strict: bool = False
+
+    def recorder(self, levels: list[float], identity: dict) -> Recorder:
+        """For a run of these noise levels; the file's clusters stay what they are."""
+        labels = None
+        if self.path.is_file():
+            try:
+                known = read(self.path)
+                wrong = known.differences(identity, levels)
+                if wrong and self.strict:
+                    raise ValueError(f"{self.path.name} was recorded otherwise, and nothing is added to it: {'; '.join(wrong)}.")
+                labels = known.clusters.labels if self.clusters and known.clusters else None
+            except ValueError:
+                if self.strict:
+                    raise
+        return Recorder(self.tokens, 0 if labels is not None else self.clusters, labels)
+
+    def keep(self, recorder: Recorder, levels: list[float], identity: dict) -> str:
+        """Adds a recorded run to the file; what became of it, in a sentence."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            whole = recorder.profile(levels, identity, self.prompt).add_to(self.path)
+        except (ValueError, OSError) as error:
+            said = f"This run was not added to {self.path.name}: {str(error).rstrip('.')}."
+            if self.strict:
+                raise ValueError(said) from None
+            return said
+        lacking = " Its modules are out of reach." if self.tokens and not whole.modules else ""
+        return f"{self.path.name} now holds {len(whole.grams)} recorded runs; with guidance, a picture counts twice.{lacking}"
+
+
+def read(path: Path) -> Profile:
+    """The profile of a file, which is parsed again only when it has changed. ValueError in one sentence where it is none."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = recorder.profile(levels, identity).add_to(path)
-    except (ValueError, OSError) as error:
-        return f"This run was not added to {path.name}: {str(error).rstrip('.')}."
-    return f"{path.name} now holds {len(whole.grams)} recorded runs; with guidance, a picture counts twice."
+        stat = path.stat()
+    except OSError:
+        raise ValueError(f"{path.name} is not there.") from None
+    found = _parsed(path, stat.st_mtime_ns, stat.st_size)
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path, changed: int, size: int) -> Profile | str:
+    """The profile, or what is wrong with the file."""
+    try:
+        return Profile.load(path)
+    except ValueError as error:
+        return str(error)
 
 
 def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Settings, str]:
@@ -71,7 +125,7 @@ def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Se
     for name in names():
         try:
             path = path_of(name)
-            profile = Profile.load(path)
+            profile = read(path)
             if profile.identity.get("model") != identity["model"]:
                 continue
             wrong = _unfit(profile, identity)
@@ -95,7 +149,7 @@ def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Se
 @lru_cache(maxsize=64)
 def _plan(path: Path, changed: int, levels: tuple[float, ...], speedup: float) -> Plan:
     """The plan from a file as it was when it changed last; a second of work that repeats with every run."""
-    return plan_for_speedup(Profile.load(path), levels, speedup)
+    return plan_for_speedup(read(path), levels, speedup)
 
 
 def _unfit(profile: Profile, identity: dict) -> str | None:

@@ -7,13 +7,24 @@ import json
 from comfy_api.latest import io
 
 from ..cache_core.planner import OBJECTIVES, Plan, plan, segment_costs
-from ..cache_core.profile import Profile
+from ..cache_core.profile import MOST_CLUSTERS, Profile
 from . import host, profile_files
 from .types import CATEGORY, CacheProfile, Schedule, advanced
 
 SPEEDUP, ERROR = "speed-up", "error"
 TRUSTED = 0.01
 """Expected error above which the measured one ran away on the embedded model (docs/profiles.md)."""
+
+
+def recording_inputs() -> list[io.Input]:
+    """What is recorded beside the final hidden state."""
+    return [
+        advanced(io.Int.Input("module_tokens", default=0, min=0, max=4096,
+                              tooltip="Also records every module of every block, from so many tokens; 0 records none. For masks; the file "
+                                      "grows by a matrix per module and picture.")),
+        advanced(io.Int.Input("clusters", default=0, min=0, max=MOST_CLUSTERS,
+                              tooltip="Also tells channels apart by how they move, into so many clusters; 0 does not.")),
+    ]
 
 
 class ProfileModel(io.ComfyNode):
@@ -31,14 +42,16 @@ class ProfileModel(io.ComfyNode):
                 io.Model.Input("model", tooltip="The diffusion model to learn about."),
                 io.String.Input("name", default="my model", tooltip="Name of the profile. Every run is added to it; a run of another kind "
                                                                     "is refused and nothing is overwritten."),
+                *recording_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The model, patched. Its pictures are those of plain sampling.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, name) -> io.NodeOutput:
-        return io.NodeOutput(host.patch(model, host.KEY, host.ProfileRequest(profile_files.path_of(name, new=True), cls.hidden.unique_id)))
+    def execute(cls, model, name, module_tokens=0, clusters=0) -> io.NodeOutput:
+        recording = profile_files.Recording(profile_files.path_of(name, new=True), module_tokens, clusters)
+        return io.NodeOutput(host.patch(model, host.KEY, host.ProfileRequest(recording, cls.hidden.unique_id)))
 
 
 class LoadCacheProfile(io.ComfyNode):
@@ -63,7 +76,7 @@ class LoadCacheProfile(io.ComfyNode):
 
     @classmethod
     def execute(cls, name) -> io.NodeOutput:
-        return io.NodeOutput(Profile.load(profile_files.path_of(name)))
+        return io.NodeOutput(profile_files.read(profile_files.path_of(name)))
 
 
 class PlanCache(io.ComfyNode):
@@ -92,6 +105,9 @@ class PlanCache(io.ComfyNode):
                 advanced(io.Combo.Input("objective", options=list(OBJECTIVES), default="power",
                                tooltip="What is kept small: the sum of the errors, the sum of their 4th powers, which avoids peaks, or the "
                                        "largest.")),
+                advanced(io.Boolean.Input("by_cluster", default=False,
+                                          tooltip="Solves weights for each cluster of channels, where the profile was recorded with "
+                                                  "clusters.")),
             ],
             outputs=[Schedule.Output(display_name="schedule", tooltip="The plan with its forecast, for Dual Cache or Dual Cache Sampler."),
                      io.String.Output(display_name="text", tooltip="What to expect, in words.")],
@@ -100,24 +116,25 @@ class PlanCache(io.ComfyNode):
 
     @classmethod
     def execute(cls, profile, target=SPEEDUP, speedup=3.0, error=0.002, sigmas=None, warmup=1, window=3,
-                objective="power") -> io.NodeOutput:
+                objective="power", by_cluster=False) -> io.NodeOutput:
         if sigmas is not None and len(sigmas) < 2:
             raise ValueError("sigmas holds no step to plan: the scheduler's denoise may be 0.")
         known = profile if sigmas is None else profile.at(sigmas.tolist())
-        made, reached = choose(known, target, speedup, error, warmup, window, objective)
+        made, reached = choose(known, target, speedup, error, warmup, window, objective, by_cluster)
         headline, *more = describe(known, made)
         text = "\n".join([*reached, headline, *more])
         drawn = {"kinds": made.schedule.kinds, "expected": made.expected, "sigmas": known.sigmas, "text": [*reached, *more]}
         return io.NodeOutput(made.schedule, text, ui={"text": [text], "dual_cache_plan": [json.dumps(drawn)]})
 
 
-def choose(profile: Profile, target: str, speedup: float, error: float, warmup: int, window: int, objective: str) -> tuple[Plan, list[str]]:
+def choose(profile: Profile, target: str, speedup: float, error: float, warmup: int, window: int, objective: str,
+           by_cluster: bool = False) -> tuple[Plan, list[str]]:
     """The plan for a target, and sentences on what could not be reached."""
     steps, warmup = profile.steps, min(warmup, profile.steps)
-    costs = segment_costs(profile, window=window)
+    costs = segment_costs(profile, window=window, clusters=by_cluster)
 
     def at(budget: int) -> Plan:
-        return plan(profile, budget, objective, warmup, window, costs=costs)
+        return plan(profile, budget, objective, warmup, window, costs=costs, clusters=by_cluster)
 
     if target == SPEEDUP:
         budget = round(steps / speedup)

@@ -13,8 +13,8 @@ import torch
 from PIL import ImageColor
 
 NODES = ["CacheScheduleBuilder", "DualCache", "FeatureForecast", "VCacheAttentionPatch", "DualCacheSampler", "CacheReport", "CacheCompare",
-         "DualCacheProfileModel", "LoadCacheProfile", "PlanCache", "ERTACachePlan",
-         "DualCacheDemoModel", "DualCacheDemoCaption"]
+         "DualCacheProfileModel", "DualCacheProfilePrompts", "LoadCacheProfile", "PlanCache", "ERTACachePlan",
+         "DualCacheDemoModel", "DualCacheDemoCaption", "DualCacheDemoClip"]
 CUSTOM = dict(preset="custom", steps=10, interval=4, pattern="conservative, aggressive", ratio=0.2, warmup=2, tail=1, start=0.0, end=1.0)
 
 
