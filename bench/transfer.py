@@ -115,7 +115,9 @@ def page(data: dict) -> str:
              f"{said['cpu']}, {said['threads']} thread(s), torch {said['torch']}, {said['date']}.", "",
              "PSNR in dB to the uncached picture of the same caption and seed, median / worst; all of a row spend the same full calls.",
              "*Lead*: the plan's distance from the better of fewer steps and the even linear forecast. *Error*: what the plan expected",
-             "at the end of the path beside what was measured, both relative to its length.", ""]
+             "at the end of the path beside what was measured, both relative to its length.", "",
+             "Plans have full and aggressive steps only. The planner places no conservative steps: on this model they cost more than",
+             "aggressive ones and come less close (README), and a profile of final hidden states cannot tell what they would gain.", ""]
     for place in data["places"]:
         names = list(place["rows"][0]["psnr"])
         lines += [f"## {place['name']}", "", "| calls | " + " | ".join(names) + " | lead | error, expected / measured |",
