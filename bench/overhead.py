@@ -71,6 +71,7 @@ EXPLAINED = {
     "history.put_rows_": "rows computed afresh are written into the replayed output of every module",
     "history.take_rows": "rows to compute afresh are gathered from every module's input",
     "selectors._best_of_strata": "the choice of tokens, once for each stream of each block",
+    "selectors.choose": "scores are sorted once for each stream of each block",
     "history.keep": "value norms and, with live attention, copies of keys and values",
     "flux_blocks.attend_rows": "rows attend to all keys and values",
 }

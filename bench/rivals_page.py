@@ -76,6 +76,8 @@ def _section(run: dict) -> list[str]:
             ssim = f"{r['ssim_median']:.4f} / {r['ssim_worst']:.4f}"
             lines.append(f"| {name_of(r)} | {r['calls']:g} | {r['seconds']:.2f} | {r['seconds'] / plain:.2f} | {_decibel(r, 'psnr')} "
                          f"| {ssim} |" + f" {_decibel(r, 'exact')} |" * exact + f" {sign} |")
+    if any(r["group"] == "pack" for r in run["rows"]):
+        lines += ["", "Packs, by their commits: " + ", ".join(f"{name} ({commit})" for name, commit in run["packs"].items()) + "."]
     if exact:
         own = next(r for r in run["rows"] if r["group"] == "exact")
         lines += ["", f"Plain sampling itself: {_decibel(own, 'psnr')} dB to exact, in {plain:.2f} s."]
@@ -93,9 +95,11 @@ def page(data: dict) -> str:
     lines = ["# Dual Cache and its rivals", "", "Written by `python -m bench.rivals` from `bench/results/rivals.json`; do not edit.", "",
              "The embedded model inside ComfyUI, sampled in every way, its pictures compared with those of plain sampling of the same",
              "caption and seed: PSNR in dB and SSIM, median / worst. *Seconds* are CPU time of sampling one picture, median over captions;",
-             "all ways took turns, after one run of each that was discarded. *Full calls* ran all blocks.",
-             "*To exact*: PSNR to Heun's method with 25 steps, which stands for what all samplers approximate. *Front*: no other row is as",
-             "fast and better, by the median (m) or by the worst picture (w).", "", "![PSNR against seconds](rivals.png)", ""]
+             "all ways took turns, after one run of each that was discarded. *Full calls* ran all blocks. *To exact*: PSNR to Heun's",
+             "method with 25 steps, which stands for what all samplers approximate. *Front*: no other row is as fast and better, by the",
+             "median (m) or by the worst picture (w). EasyCache of ComfyUI adds into the tensor that it is handed, which in float32 is the",
+             "sampler's own; *input protected* hands it a copy. Settings that are not named are those of the nodes.",
+             "", "![PSNR against seconds](rivals.png)", ""]
     for run in data["runs"]:
         lines += _section(run)
     return "\n".join(lines)

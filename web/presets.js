@@ -104,7 +104,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "quality": {
-    "about": "Every second step in full, the forecast of balanced between.",
+    "about": "Every second step in full; between them a line whose gain is learned at every full step, as in adaptive.",
     "generator": {
       "type": "uniform",
       "interval": 2,
@@ -114,7 +114,7 @@ export const PRESETS = {
       "end": 1.0
     },
     "level": "final",
-    "snapshots": 6,
+    "snapshots": 2,
     "aggressive": 0.0
   },
   "fast": {
