@@ -24,8 +24,9 @@ function make() {
   element.append(plot.element, text);
   /** @param {{report: Record<string, any>, text: string} | null} value */
   const show = (value) => {
-    plot.update(reportView(value?.report ?? null));
-    plot.element.style.display = value ? "" : "none";
+    const view = reportView(value?.report ?? null);
+    plot.update(view);
+    plot.element.style.display = view.bars.length ? "" : "none";
     text.textContent = value?.text ?? WAITING;
   };
   show(null);

@@ -16,7 +16,7 @@ const empty = (warnings) => ({
 
 /** @param {Record<string, any> | null} report as cache_core/report.py writes it; null before the first run @returns {View} */
 export function reportView(report) {
-  if (!report?.records.length) return empty(report ? ["Nothing was evaluated in this run."] : []);
+  if (!report?.records?.length) return empty(report ? ["Nothing was evaluated in this run."] : []);
   const steps = Math.max(report.steps, ...report.records.map((/** @type {any} */ record) => record.step + 1));
   const given = String(report.schedule?.kinds ?? ""), kinds = given.length === steps ? given : "F".repeat(steps);
   const plan = { kinds, ratios: Array(steps).fill(0), name: report.method, generator: null };

@@ -33,11 +33,11 @@ def test_nodes_are_found_and_scripts_are_served(page, server):
 def test_scripts_that_are_served_twice_act_once(page):
     """ComfyUI may serve the folder under two names."""
     page.evaluate("""async folder => {
-      for (const name of ["widget", "report", "compare"]) await import(`/extensions/${folder}/${name}.js?again`);
+      for (const name of ["widget", "report", "compare", "restore"]) await import(`/extensions/${folder}/${name}.js?again`);
     }""", FOLDER)
     names = page.evaluate("() => window.app.extensions.map((extension) => extension.name)")
     ours = sorted(name for name in names if name.startswith("dual_cache."))
-    assert ours == ["dual_cache.compare", "dual_cache.report", "dual_cache.schedule_plot"]
+    assert ours == ["dual_cache.compare", "dual_cache.report", "dual_cache.restore", "dual_cache.schedule_plot"]
 
 
 def test_a_new_builder_shows_its_plan(graph, screens):
