@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the pack promises, tried at length: prints a table, writes it as JSON and, where all questions were asked, as docs/stress.md.
 #   --minutes N   time for all of it (30); what does not fit is named in the table
-#   --only A,B    some of the questions: samplers, branches, lifecycle, others, hostile, soak, determinism
+#   --only A,B    some of the questions: samplers, branches, lifecycle, others, hostile, paths, soak, determinism
 #   --packs DIR   a folder with other cache packs, to be tried on the same model
 #   COMFYUI_PATH, COMFYUI_PYTHON   as in scripts/test.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"

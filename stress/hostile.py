@@ -277,14 +277,14 @@ def atheris_run(target: str, seconds: int) -> Row:
 
 
 def cases(names=None, examples: int = EXAMPLES, seconds: int = 0) -> list:
-    found = [(f"{name} (JSON)", partial(fuzz_json, name, examples)) for name in DOCUMENTS]
+    found = [(name, partial(crafted_file, name)) for name in WORST]
+    found += [(f"{name} (JSON)", partial(fuzz_json, name, examples)) for name in DOCUMENTS]
     found += [("profiles and routers (safetensors)", partial(fuzz_profiles, examples))]
-    found += [(name, partial(crafted_file, name)) for name in WORST]
     if seconds:
         found += [(f"atheris: {target}", partial(atheris_run, target, seconds)) for target in ("schedules", "recipes", "masks", "profiles")]
     return [case for case in found if names is None or case[0] in names]
 
 
 def rows(deadline: Deadline, names=None) -> Iterator[Row]:
-    """One row per reader and per crafted file; atheris takes half of the time."""
-    yield from tried(cases(names, examples=3000 if deadline.left > 120 else EXAMPLES, seconds=max(10, int(deadline.left / 8))), deadline)
+    """One row per reader and per crafted file; atheris takes a third of the time."""
+    yield from tried(cases(names, examples=max(EXAMPLES, int(5 * deadline.left)), seconds=max(10, int(deadline.left / 12))), deadline)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, partial
 
+from . import embedded  # noqa: F401  (before all of ComfyUI)
+
 import comfy.model_management as management  # isort: skip
 import torch  # isort: skip
 from torch.utils._python_dispatch import TorchDispatchMode  # isort: skip
@@ -41,8 +43,8 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-class Trouble(RuntimeError):
-    pass
+class Trouble(Exception):
+    """Raised once; the self-check of a first full step repeats what ends in errors that code for other blocks would raise, this one not."""
 
 
 class AtOperation(TorchDispatchMode):

@@ -145,8 +145,6 @@ def controlled(text=None):
 
 FREE_U = node("nodes_freelunch", "FreeU_V2", "patch", b1=1.3, b2=1.4, s1=0.9, s2=0.2)
 CASES = {
-    "torch.compile before": Case(compiled, tolerance=1e-4),
-    "torch.compile after": Case(cached=compiled_last, tolerance=1e-4),
     "float8 weights": Case(lambda _: in_float8()),
     "8-bit packed weights, as GGUF": Case(lambda _: packed()),
     "attention override, as SageAttention": Case(with_attention),
@@ -156,6 +154,8 @@ CASES = {
     "ControlNet": Case(positive=controlled, negative=partial(controlled, "")),
     "block patch, as PuLID": Case(with_block_patch),
     "forward replaced by another pack": Case(with_forward_replaced),
+    "torch.compile before": Case(compiled, tolerance=1e-4),
+    "torch.compile after": Case(cached=compiled_last, tolerance=1e-4),
 }
 SAID = {"forward replaced by another pack": "forward_orig"}
 """What the report must tell of a case."""

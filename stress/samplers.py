@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from statistics import median
 
 from . import embedded  # before all of ComfyUI
 
@@ -24,7 +23,7 @@ class Calls:
 
     def __init__(self, model):
         net, self.all, self.full = model.model.diffusion_model, 0, 0
-        self._handles = [net.final_layer.register_forward_pre_hook(partial(self._add, "all")),
+        self._handles = [net.register_forward_pre_hook(partial(self._add, "all")),
                          net.single_blocks[-1].linear1.register_forward_pre_hook(partial(self._add, "full"))]
 
     def _add(self, name, *_):
@@ -70,19 +69,3 @@ def cases(samplers=None, schedulers=None) -> list:
 def rows(deadline: Deadline, **which) -> Iterator[Row]:
     """One row per sampler and scheduler."""
     yield from tried(cases(**which), deadline)
-
-
-def summary(data: list[dict]) -> list[dict]:
-    """By sampler: median and worst PSNR over the schedulers, share of evaluations skipped, failures."""
-    found: dict[str, list[dict]] = {}
-    for row in data:
-        if " / " in row["name"]:
-            found.setdefault(row["name"].split(" / ")[0], []).append(row)
-    out = []
-    for name, own in found.items():
-        ran = [r for r in own if "psnr" in r]
-        values = [float(r["psnr"]) for r in ran]
-        out.append({"sampler": name, "tried": len(own), "failed": sum(not r["ok"] for r in own),
-                    "evaluations": median(r["evaluations"] for r in ran), "skipped": median(r["skipped"] for r in ran),
-                    "median": median(values), "worst": min(values)} if ran else {"sampler": name, "tried": len(own), "failed": len(own)})
-    return out

@@ -6,7 +6,7 @@ import pytest
 
 from cache_core.recipes import from_json
 from cache_core.report import Report
-from stress import hostile
+from stress import hostile, page
 
 SHORT = [*hostile.cases([f"{name} (JSON)" for name in hostile.DOCUMENTS] + ["profiles and routers (safetensors)"], examples=40),
          *hostile.cases(["a million steps"])]
@@ -37,3 +37,16 @@ def test_a_reader_that_breaks_is_found():
     for broken in (lambda _: [][1], lambda _: says("two\nlines"), lambda _: says("x" * 2000)):
         with pytest.raises(AssertionError):
             hostile.reads(broken, None)
+
+
+def test_the_page_is_what_the_run_gave():
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(json.loads(page.RESULTS.read_text(encoding="utf-8"))), "run scripts/stress.sh"
+
+
+def test_the_page_tells_what_broke_and_what_was_left_out():
+    rows = [{"name": "a", "ok": True, "said": "fine", "psnr": 40.0}, {"name": "b", "ok": False, "said": "it | broke"},
+            {"name": "left out", "ok": True, "said": "no time for 3: c, d, e", "left_out": 3}]
+    found = {"about": "Lifecycle", "rows": rows, "machine": {"cpu": "c", "cores": 2, "date": "d"}, "versions": {"torch": "1"}, "seconds": 9}
+    text = page.page({"questions": {"lifecycle": found}})
+    assert "| Lifecycle | 1 of 2 cases ok, 3 left out for lack of time |" in text
+    assert "| b | **broken** | it \\| broke |" in text and "torch 1, c (2 cores), d, 9 s" in text

@@ -5,12 +5,13 @@ The scenes of lifecycle compare with another process, so they stand for determin
 
 import pytest
 
-from stress import branches, lifecycle, others, samplers
+from stress import branches, lifecycle, others, paths, samplers
 
 SHORT = {
     "samplers": samplers.cases(["heunpp2", "dpmpp_sde"], ["beta"]),
     "branches": branches.cases(["Perp-Neg", "two experts"]),
     "lifecycle": lifecycle.cases(["out of memory at a random operation", "two clones, two settings"], times=1, memory=False),
+    "paths": paths.cases(["up and down again", "device with an ending", "link to a file", "link to a folder"]),
     "others": others.cases(["8-bit packed weights, as GGUF"]),
 }
 
