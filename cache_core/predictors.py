@@ -16,6 +16,8 @@ from functools import lru_cache
 
 import torch
 
+from .words import named
+
 Rule = Callable[[Sequence[float], float, "Predictor"], Sequence[float]]
 COORDINATES = ("sigma", "index", "log_snr")
 HORIZONS = ("scaled", "fixed")
@@ -323,5 +325,5 @@ def predictor(name: str, **changes) -> Predictor:
     known = [f.name for f in fields(Predictor) if f.name not in ("name", "span")]
     for key in changes:
         if key not in known:
-            raise ValueError(f"{key} is not a setting of a predictor; it has {', '.join(known)}.")
+            raise ValueError(f"{named(key)} is not a setting of a predictor; it has {', '.join(known)}.")
     return replace(PREDICTORS[name], **changes)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cache_core.forecasts import forecast
 from cache_core.recipes import from_json
 from cache_core.report import Report
 from stress import hostile, page
@@ -22,6 +23,11 @@ def test_a_name_with_a_line_break_is_quoted():
     with pytest.raises(ValueError, match=r"^'a\\nb' is not a field of a recipe;") as told:
         from_json(json.dumps({"format": 1, "kind": "cache_recipe", "a\nb": 1}))
     assert "\n" not in str(told.value)
+
+
+def test_a_setting_with_a_line_break_is_quoted():
+    with pytest.raises(ValueError, match=r"^'a\\nb' is not a setting of a predictor;"):
+        forecast({"name": "linear", "a\nb": 1})
 
 
 def test_a_report_that_is_nested_without_end_is_refused():
