@@ -17,17 +17,14 @@ import torch
 from torch import nn
 
 from .clock import Clock, Evaluation
-from .cost import CostModel
-from .detection import DETECTED, detect
-from .families import Block, blocks_of, find_family
-from .fitting import fit
+from .detection import DETECTED
 from .flux_blocks import Call
 from .footprint import Footprint, expected_shapes
 from .history import Batch, Branch, Node
-from .layouts import Family
 from .levels import FINAL, OUTPUT, STACK
-from .memory import Budget, CacheTooLarge, Memory, Step, Wanted, is_out_of_memory, raised_here, steps_down
-from .models import Model
+from .logbook import Logbook
+from .memory import Budget, CacheTooLarge, Memory, Wanted, is_out_of_memory, raised_here, steps_down
+from .models import Model, meet
 from .offload import Shelf
 from .report import Report, StepRecord
 from .self_check import SelfCheck, verdict
@@ -52,7 +49,7 @@ class Controller:
         if len(sigmas) < 2:
             raise ValueError("sigmas must hold at least two noise levels.")
         self.steps, self._flow, self._host = len(sigmas) - 1, flow, host
-        self.messages: list[str] = []
+        self.book = Logbook(seconds)
         self._ends = Node(0.0, float(sigmas[0]), flow), Node(float(self.steps), float(sigmas[-1]), flow)
         self.settings = settings = self._spanned(settings, sigmas)
         self.schedule = settings.schedule_for(self.steps)
@@ -61,26 +58,18 @@ class Controller:
             self.say(f"The mask was made for {settings.mask.steps} steps; its refreshes stand at the same places of the {self.steps}.")
         elif settings.mask is None and settings.schedule is not None and settings.schedule.steps != self.steps:
             self.say(f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {self.steps}.")
-        self._clock, self._seconds = Clock(self.steps, stages), seconds
+        self._clock = Clock(self.steps, stages)
         self._branches: dict[Hashable, Branch] = {}
         self._used: dict[Hashable, int] = {}
         self._full_steps = (0, 0)
         self._blocks: dict[int, Model] = {}
         self._seen: Counter = Counter()
         self._keys: list[Hashable] = []
-        self._records: list[StepRecord] = []
-        self._errors: dict[int, torch.Tensor] = {}
-        self._indicators: dict[int, torch.Tensor] = {}
-        self._aggressive = 0.0
         self._now: Evaluation | None = None
         self._last_full: dict[int, int] = {}
-        self._family = ""
-        self._held = self._peak = 0
         self.memory = Memory(budget, stages if isinstance(stages, int) else max(stages))
         self._kinds = self.schedule.kinds
         self._shelf: Shelf | None = None
-        self._size: CostModel | None = None
-        self._start = self._mark = seconds()
         self._rows = "C" in self.schedule.kinds
         self._witness: tuple = ()
         self._site_rule = settings.predictor
@@ -108,12 +97,16 @@ class Controller:
 
     def say(self, message: str) -> None:
         """Adds a sentence to the report, once."""
-        if message not in self.messages:
-            self.messages.append(message)
+        self.book.say(message)
+
+    @property
+    def messages(self) -> list[str]:
+        """Sentences said so far."""
+        return self.book.messages
 
     def begin_evaluation(self, sigma: float) -> None:
         """Tells that the sampler evaluates the model next, at noise level `sigma` (once per evaluation, however many calls it takes)."""
-        self._close_record()
+        self.book.close()
         now = self._now = self._clock.tick(float(sigma))
         self._seen.clear()
         if (now.step, now.phase) == (1, 0):
@@ -134,7 +127,7 @@ class Controller:
         elif self._shelf is not None:
             self._shelf.start()
         ratio = 0.0 if now.beyond else 1.0 if self._mask else self.schedule.ratios[now.step]
-        self._records.append(StepRecord(now.step, now.phase, now.sigma, planned, kind, reason, calls=0, ratio=ratio))
+        self.book.records.append(StepRecord(now.step, now.phase, now.sigma, planned, kind, reason, calls=0, ratio=ratio))
 
     def _forget_unused(self, step: int) -> None:
         """Frees branches that no step has used since the full step before the last: context windows that move do not come back."""
@@ -154,7 +147,7 @@ class Controller:
         Raises CacheMismatch out of the model when what is cached does not fit; the host then repeats the call inside `retry`.
         """
         known = self._model(model)
-        record, now, refusal = self._records[-1] if self._records else None, self._now, refusal or known.refusal
+        record, now, refusal = self.book.record, self._now, refusal or known.refusal
         if now is None or refusal or not self._skips:
             if refusal and self._skips:
                 self.say(f"{known.name} is sampled plainly: {refusal}.")
@@ -209,14 +202,7 @@ class Controller:
             yield kind
         if check is not None:
             self._judged(known, check.passed)
-        if self._size is None and call.tokens:
-            kinds = Counter(b.name[0] for b in blocks)
-            self._size = CostModel(call.width, call.tokens - call.n_txt, call.n_txt, kinds["double"], kinds["single"])
-        self._note_indicator(branches[0])
-        if kind != "A":  # which keeps nothing
-            self._held = sum(b.bytes for b in self._branches.values())
-            self._peak = max(self._peak, self._held)
-        record.cached_bytes = self._held
+        self.book.ran(call, blocks, None if kind == "A" else sum(b.bytes for b in self._branches.values()))  # A steps keep nothing
 
     def _judged(self, known: Model, passed: dict[str, bool]) -> None:
         """Goes on without what a self-check found wrong."""
@@ -227,19 +213,12 @@ class Controller:
             self.say(sentence)
             self._branches.update((key, Branch(self._shelf)) for key in self._branches if key[0][0] == id(known.module))
         rows = known.rows and passed.get("C", True)
-        self._blocks[id(known.module)] = self._placed(replace(known, settings=settings, rows=rows, unchecked=frozenset(unchecked)))
-
-    def _placed(self, known: Model) -> Model:
-        """The model with the run of blocks that its settings skip."""
-        kinds = [b.name[0] for b in known.blocks]
-        first, probe = known.settings.blocks_run(kinds)
-        self._aggressive = max(self._aggressive, (first + probe) / max(len(kinds), 1))
-        return replace(known, first=first, probe=probe)
+        self._keep(replace(known, settings=settings, rows=rows, unchecked=frozenset(unchecked)))
 
     @contextmanager
     def retry(self, model: nn.Module, grid=None) -> Iterator[str]:
         """Repeats the last call in full, after CacheMismatch; the branches start afresh."""
-        record = self._records[-1]
+        record = self.book.record
         record.calls -= 1
         record.full_calls -= self._kind == "F"
         if not self._skips:
@@ -295,7 +274,7 @@ class Controller:
         if self._shelf is not None:
             self._shelf.clear()
         self._branches.clear()
-        self._called, self._held = [], 0
+        self._called, self.book.held = [], 0
 
     def _wanted(self, known: Model, kinds: str | None = None) -> Wanted:
         return Wanted(known.settings, kinds or self._kinds, self.schedule.ratios, self._mask, known.blocks, known.first,
@@ -321,10 +300,6 @@ class Controller:
                 self._weigh()
         return door
 
-    def _lowered(self, known: Model, step: Step) -> Model:
-        settings, _ = self._fitted(known.module, known.family, known.blocks, step.settings)
-        return self._placed(replace(known, settings=settings, unchecked=self._to_check(settings, known.blocks, step.kinds)))
-
     def _need(self) -> Footprint:
         return self.memory.needs({i: self._wanted(m) for i, m in self._blocks.items()}) if self._skips else Footprint()
 
@@ -343,10 +318,12 @@ class Controller:
                 memory.estimate = 0
                 self._stop()
                 break
-            lowered = {i: self._lowered(m, step) for i, m in models.items()}
+            lowered = {i: m.lowered(step.settings, step.kinds, self._rows) for i, m in models.items()}
             less = memory.needs({i: self._wanted(m, step.kinds) for i, m in lowered.items()})
             if memory.fits(less, False):
-                self._blocks, self.settings, memory.estimate = lowered, step.settings, less.total
+                self.settings, memory.estimate = step.settings, less.total
+                for model in lowered.values():
+                    self._keep(model)
                 self._kinds, self._rows = step.kinds, "C" in step.kinds
                 break
         raise CacheTooLarge(memory.too_much(need, step.words))
@@ -359,79 +336,28 @@ class Controller:
     @property
     def done(self) -> list[StepRecord]:
         """Records of the evaluations that have ended."""
-        return self._records[:-1]
+        return self.book.records[:-1]
 
     def finish(self) -> Report:
         """Closes the run, frees every cached tensor and returns what happened."""
-        self._close_record()
-        for i, error in self._errors.items():
-            self._records[i].forecast_error = float(error)
-        for i, indicator in self._indicators.items():
-            self._records[i].indicator = float(indicator)
-        wall = self._seconds() - self._start
-        conservative = [r for r in self._records if r.actual == "C"]
-        cost = None
-        if conservative and self._size:
-            cost = sum(map(self._conservative_cost, conservative)) / len(conservative)
+        self.book.close()
         self._drop()
         self._blocks.clear()
-        self._errors.clear()
-        self._indicators.clear()
-        return Report(records=self._records, method=self.settings.method, family=self._family, predictor=self.settings.predictor.name,
-                      selector=self.settings.selector.score, steps=self.steps, wall_seconds=wall, messages=self.messages,
-                      peak_bytes=self._peak, estimated_bytes=self.memory.estimate, schedule=self.schedule.to_dict(), conservative_cost=cost,
-                      aggressive_cost=self._aggressive)
+        return self.book.report(self.settings, self.schedule, self._mask, self.memory.estimate)
 
-    def _conservative_cost(self, r: StepRecord) -> float:
-        """Work of a conservative step as a share of a full one."""
-        size = self._size
-        work = size.flops_computed(self._mask.at(r.step)) if self._mask else size.flops_conservative(
-            r.ratio, live_attention=self.settings.attention == "live")
-        return work / size.flops_full()
-
-    def _close_record(self) -> None:
-        now = self._seconds()
-        if self._records:
-            self._records[-1].milliseconds = (now - self._mark) * 1e3
-        self._mark = now
-
-    def _model(self, model: nn.Module) -> Model:
-        known = self._blocks.get(id(model))
+    def _model(self, module: nn.Module) -> Model:
+        known = self._blocks.get(id(module))
         if known is None:
-            family, settings = find_family(model), self.settings
-            self._family = family.name if family else self._family
-            if family is None and settings.detect and self._skips:
-                family = detect(model)
-            blocks = blocks_of(model, family) if family else []
-            settings, sentences = self._fitted(model, family, blocks, settings)
+            known, sentences = meet(module, self.settings, self._kinds, self._mask, self._rows, self._skips)
             for sentence in sentences:
                 self.say(sentence)
-            kinds = [b.name[0] for b in blocks]
-            if isinstance(settings.first, str) and blocks and settings.first not in kinds:
-                self.say(f"This model has no {settings.first} blocks; the first half of its blocks runs on every step.")
-            self._say_unknown(blocks)
-            unchecked = self._to_check(settings, blocks, self._kinds)
-            known = self._blocks[id(model)] = self._placed(Model(model, family, blocks, settings, unchecked=unchecked))
+            self.book.family = known.family.name if known.family else self.book.family
+            self._keep(known)
         return known
 
-    def _fitted(self, model: nn.Module, family: Family | None, blocks: list[Block], settings: Settings) -> tuple[Settings, list[str]]:
-        """Settings that a model can have, and the sentences of `fit`."""
-        if not self._skips or (family and family.refusal):
-            return settings, []
-        return fit(settings, family, blocks, type(model).__name__, self._rows)
-
-    def _to_check(self, settings: Settings, blocks: list[Block], kinds: str) -> frozenset[str]:
-        """Kinds of steps to come that the self-check looks at."""
-        planned = set(kinds) - {"F"} if self._skips and blocks else set()
-        return frozenset(planned - {"A"} if settings.level == "output" else planned)
-
-    def _say_unknown(self, blocks: list[Block]) -> None:
-        """Tells which names of the mask this model does not have."""
-        known = {".".join(map(str, (*b.name, *part))) for b in blocks for part in ((), *((p,) for p in getattr(b.adapter, "parts", ())))}
-        unknown = [n for n in self._mask.names if n not in known] if self._mask and blocks else []
-        if unknown:
-            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-            self.say(f"The mask names what this model does not have, which plays no part: {', '.join(unknown[:3])}{more}.")
+    def _keep(self, known: Model) -> None:
+        self._blocks[id(known.module)] = known
+        self.book.aggressive = max(self.book.aggressive, known.aggressive)
 
     def _kind_for(self, record: StepRecord, branches: list[Branch], known: Model) -> tuple[str, str]:
         """The kind this call can really run as, and why it differs from the plan."""
@@ -455,23 +381,6 @@ class Controller:
 
     def _note_error(self, name: tuple, truth: torch.Tensor) -> None:
         """Measures how far off the forecast of a full step's feature would have been: of the first branch, at the level's last site."""
-        index = len(self._records) - 1
-        if index in self._errors or not (name in (FINAL, OUTPUT, STACK) or name[:2] == self._witness):
-            return
-        branch = next(iter(self._called), None)
-        site = branch.sites.get(name) if branch else None
-        if site is None or not site.snapshots:
-            return
-        predictor = self._site_rule
-        own = truth[:site.snapshots[0].shape[0]].float()
-        guess = site.value(predictor, Node(float(self._now.step), self._now.sigma, self._flow))
-        if guess.shape == own.shape:
-            self._errors[index] = (guess.float() - own).norm() / own.norm().clamp_min(1e-12)
-
-    def _note_indicator(self, branch: Branch) -> None:
-        """Keeps what the forecast of this evaluation went by: of the first branch and the first site that says so."""
-        found = next((s.learned["indicator"] for s in branch.sites.values() if "indicator" in s.learned), None)
-        if found is not None:
-            self._indicators.setdefault(len(self._records) - 1, found)
-            for site in branch.sites.values():
-                site.learned.pop("indicator", None)
+        if self._called and (name in (FINAL, OUTPUT, STACK) or name[:2] == self._witness):
+            now = Node(float(self._now.step), self._now.sigma, self._flow)
+            self.book.note_error(self._called[0].sites.get(name), truth, self._site_rule, now)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import nn
 
-from .families import Block, asides_of
+from .detection import detect
+from .families import Block, asides_of, blocks_of, find_family
+from .fitting import fit
 from .flux_blocks import Call
 from .layout_wiring import LayoutWiring
 from .layouts import BlockLayout, Family
 from .levels import Wiring
+from .masks import Mask
 from .settings import Settings
 
 
@@ -18,16 +22,13 @@ from .settings import Settings
 class Model:
     """A model of this run, which is held so that its id stays its own, and the settings fitted to it.
 
-    first, probe: see `Settings.blocks_run`. unchecked: kinds of planned steps that no self-check has looked at. rows: whether token rows
-    of it can be trusted.
+    unchecked: kinds of planned steps that no self-check has looked at. rows: whether token rows of it can be trusted.
     """
 
     module: nn.Module
     family: Family | None
     blocks: list[Block]
     settings: Settings
-    first: int = 0
-    probe: int = 0
     unchecked: frozenset[str] = frozenset()
     rows: bool = True
 
@@ -39,6 +40,26 @@ class Model:
     def refusal(self) -> str | None:
         return self.family and self.family.refusal
 
+    @cached_property
+    def _run(self) -> tuple[int, int]:
+        return self.settings.blocks_run([b.name[0] for b in self.blocks])
+
+    @property
+    def first(self) -> int:
+        """Blocks before the run that aggressive steps skip."""
+        return self._run[0]
+
+    @property
+    def aggressive(self) -> float:
+        """Share of the blocks that aggressive steps run."""
+        return sum(self._run) / max(len(self.blocks), 1)
+
+    def lowered(self, settings: Settings, kinds: str, rows: bool) -> Model:
+        """The model with other settings for steps of these kinds; rows: as in `meet`."""
+        if not self.refusal:
+            settings, _ = fit(settings, self.family, self.blocks, type(self.module).__name__, rows)
+        return replace(self, settings=settings, unchecked=_to_check(settings, self.blocks, kinds))
+
     def conserves(self, masked: bool) -> bool:
         """Whether conservative steps can run: by token rows, or by the modules that a mask names."""
         if not self.rows:
@@ -49,5 +70,37 @@ class Model:
 
     def wiring(self, call: Call) -> Wiring:
         if any(isinstance(b.adapter, BlockLayout) for b in self.blocks):
-            return LayoutWiring(call, self.blocks, self.first, self.probe, asides_of(self.module, self.family))
-        return Wiring(call, self.blocks, self.first, self.probe)
+            return LayoutWiring(call, self.blocks, *self._run, asides_of(self.module, self.family))
+        return Wiring(call, self.blocks, *self._run)
+
+
+def meet(module: nn.Module, settings: Settings, kinds: str, mask: Mask | None, rows: bool, skips: bool) -> tuple[Model, list[str]]:
+    """What is known of a model at its first call, and sentences on what of the settings it cannot have.
+
+    kinds: of the planned steps. rows: whether conservative steps are among them. skips: whether anything is to be skipped.
+    """
+    family = find_family(module)
+    if family is None and settings.detect and skips:
+        family = detect(module)
+    blocks = blocks_of(module, family) if family else []
+    sentences = []
+    if skips and not (family and family.refusal):
+        settings, sentences = fit(settings, family, blocks, type(module).__name__, rows)
+    if isinstance(settings.first, str) and blocks and settings.first not in [b.name[0] for b in blocks]:
+        sentences = [*sentences, f"This model has no {settings.first} blocks; the first half of its blocks runs on every step."]
+    unchecked = _to_check(settings, blocks, kinds) if skips else frozenset()
+    return Model(module, family, blocks, settings, unchecked), [*sentences, *_unknown(mask, blocks)]
+
+
+def _to_check(settings: Settings, blocks: list[Block], kinds: str) -> frozenset[str]:
+    """Kinds of steps to come that the self-check looks at."""
+    planned = set(kinds) - {"F"} if blocks else set()
+    return frozenset(planned - {"A"} if settings.level == "output" else planned)
+
+
+def _unknown(mask: Mask | None, blocks: list[Block]) -> list[str]:
+    """Tells which names of the mask this model does not have."""
+    known = {".".join(map(str, (*b.name, *part))) for b in blocks for part in ((), *((p,) for p in getattr(b.adapter, "parts", ())))}
+    unknown = [n for n in mask.names if n not in known] if mask and blocks else []
+    more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+    return [f"The mask names what this model does not have, which plays no part: {', '.join(unknown[:3])}{more}."] if unknown else []

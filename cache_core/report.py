@@ -20,9 +20,9 @@ KINDS = {"F": "full", "C": "conservative", "A": "aggressive"}
 TABLE_ROWS = 48
 MESSAGES_SHOWN = 8
 LOW_STEPS = 10
+"""Below this many steps caching has little to skip."""
 PROFILE = "profile"
 """Method of a run that is recorded and cached nowhere."""
-"""Below this many steps caching has little to skip."""
 
 REASONS: dict[str, tuple[str, str]] = {
     "no_snapshot": (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cache_core import controller
+from cache_core import models
 from cache_core.controller import Controller
 from cache_core.families import unknown_families
 from cache_core.fitting import abilities, fit
@@ -82,7 +82,7 @@ def row(writes=False, **changes):
 def toy(monkeypatch):
     """`toy(**changes)`: a model, known to the table by a row."""
     def make(writes=False, **changes):
-        monkeypatch.setattr(controller, "find_family", lambda model: row(writes, **changes))
+        monkeypatch.setattr(models, "find_family", lambda model: row(writes, **changes))
         return Toy(writes).eval().requires_grad_(False)
     return make
 

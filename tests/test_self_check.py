@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cache_core import controller
+from cache_core import models
 from cache_core.controller import Controller
 from cache_core.fitting import NAMES
 from cache_core.layout_wiring import LayoutWiring
@@ -102,7 +102,7 @@ class Toy(nn.Module):
 def toy(monkeypatch):
     """`toy(block)`: a model of such blocks, which the table describes as plain ones."""
     row = Family("Toy", __name__, "Toy", (("blocks", "block", one("x", "attn", rows="mlp")),))
-    monkeypatch.setattr(controller, "find_family", lambda model: row)
+    monkeypatch.setattr(models, "find_family", lambda model: row)
     return lambda *args: Toy(*args).eval().requires_grad_(False)
 
 
