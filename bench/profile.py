@@ -20,9 +20,9 @@ import torch
 from cache_core.planner import Plan, plan, refine, segment_costs, solved
 from cache_core.predictors import predictor
 from cache_core.profile import Profile, fingerprint
+from cache_core.reasons import PROFILE
 from cache_core.recipes import parts_of_plan
 from cache_core.recorder import Recorder
-from cache_core.report import PROFILE
 from cache_core.schedule import uniform
 from cache_core.settings import Settings
 from demo.run import machine

@@ -14,7 +14,7 @@ Selector       selectors (tokens of a conservative step)
 Predictor      forecasts (from JSON), predictors (weights over snapshots), groups (per cluster, band or token), table (solved), residual
 Profile        profile (the file), recorder (makes it), planner (plans from it), block_plans (BAC), erta (ERTACache)
 Memory         footprint (the estimate), memory (the budget), offload (snapshots in main memory)
-What happened  logbook, report, keepsake (for a picture's metadata), comparison, metrics, words
+What happened  logbook, report, reasons (why not as planned), keepsake (for a picture's metadata), comparison, metrics, words
 Methods        recipes (by name, from recipes.json)
 """
 

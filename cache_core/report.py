@@ -13,47 +13,14 @@ from itertools import groupby
 from operator import index
 from statistics import median
 
+from .reasons import REASONS, cause
+
 FORMAT = 1
 LATER = ("estimated_bytes", "indicator")
 """Fields that reports of older versions lack."""
 KINDS = {"F": "full", "C": "conservative", "A": "aggressive"}
 TABLE_ROWS = 48
 MESSAGES_SHOWN = 8
-LOW_STEPS = 10
-"""Below this many steps caching has little to skip."""
-PROFILE = "profile"
-"""Method of a run that is recorded and cached nowhere."""
-
-REASONS: dict[str, tuple[str, str]] = {
-    "no_snapshot": (
-        "nothing was cached for this conditioning, size and batch",
-        "Keep prompt, size and batch the same during a run, and plan a full step before the first cached one.",
-    ),
-    "plain": ("this model or this way of sampling it cannot be cached", "Look at the messages of this report for the cause."),
-    "rising": (
-        "the sampler went back to a higher noise level, where cached features are out of date",
-        "Choose a sampler that only goes down, such as euler or dpmpp_2m.",
-    ),
-    "beyond": (
-        "the sampler evaluated the model more often than its steps say",
-        "Choose a sampler with a fixed number of evaluations per step, such as euler or dpmpp_2m.",
-    ),
-    "mismatch": ("what was cached did not fit the running model call", "Look at the messages of this report for the cause."),
-    "refused": ("the model could not refresh single tokens here", "Use a schedule without conservative steps, or look at the messages."),
-    "memory": ("the cache would not have fitted into memory", "Lower the resolution or the batch, or use aggressive steps only."),
-}
-"""Why an evaluation did not run as planned, and what helps. A reason outside this table is shown as it is written."""
-
-_REMEDIES = (("is on this model too", "Take either that node or Dual Cache out."),
-             ("split over several GPUs", "Take out the node that splits it, or Dual Cache."))
-"""What helps against a reason in free text, by a part of it."""
-_TOLD = {"plain": " is sampled plainly: ", "refused": " ran in full: ", "mismatch": "this call ran in full"}
-"""Part of the message that says more of a reason."""
-_TOLD_REMEDIES = {
-    "plain": "Take Dual Cache out here, or choose another model or sampler.",
-    "refused": "Use a preset without conservative steps, such as balanced.",
-    "mismatch": "Take out the node that changes the model's blocks from step to step, or choose a plan with more full steps.",
-}
 
 
 @dataclass
@@ -61,7 +28,7 @@ class StepRecord:
     """One evaluation of the sampler.
 
     step: of the schedule. phase: which evaluation within the step, 0 for the first. sigma: noise level.
-    planned, actual: "F", "C" or "A". reason: "planned", or why actual differs: a key of `REASONS` or free text.
+    planned, actual: "F", "C" or "A". reason: "planned", or why actual differs: a key of `reasons.REASONS` or free text.
     calls: model calls the host made, of which full_calls computed every block in full. milliseconds: measured wall time.
     ratio: share of tokens refreshed. cached_bytes: held after the evaluation.
     forecast_error: relative L2 error of a forecast where the truth was then computed, else None.
@@ -160,48 +127,7 @@ class Report:
         """One or two sentences with reason and remedy when no evaluation was cheaper than a full one, else None."""
         if any(r.actual != "F" for r in self.records):
             return None
-        return "Nothing was skipped: " + self._cause()
-
-    def _cause(self) -> str:
-        if self.steps == 0 and not self.records:
-            return "the sampler had no step to run. Raise steps or denoise."
-        if not self.records:
-            return "the model was not evaluated in this run. Connect the patched model to the sampler that runs."
-        if self.method == PROFILE:
-            return "this run was recorded for a profile. Take Profile Model out to sample with the cache."
-        wanted = [r for r in self.records if r.planned != "F"]
-        if not wanted:
-            return self._no_plan()
-        if not any(r.calls for r in self.records):
-            return ("the sampler did not run the model through ComfyUI's own call, so Dual Cache saw none. "
-                    "Take out the node that runs the model by itself, or Dual Cache.")
-        reason, count = Counter(r.reason for r in wanted).most_common(1)[0]
-        helps = next((remedy for mark, remedy in _REMEDIES if mark in reason),
-                     "Look at the messages of this report, or choose a milder preset.")
-        what, remedy = REASONS.get(reason, (reason.rstrip("."), helps))
-        told = next((m for m in self.messages if _TOLD.get(reason, "\0") in m), None)
-        if told is not None:
-            what, remedy = f"{what}: {told.rstrip('.')}", _TOLD_REMEDIES[reason]
-        return f"in {count} of the {len(wanted)} evaluations planned to be cheaper, {what}. {remedy}"
-
-    def _no_plan(self) -> str:
-        """Why no evaluation that ran was planned to be cheaper."""
-        if set(self.schedule.get("kinds", "")) - {"F"}:
-            return (f"the run ended after {len(self.records)} evaluations, before the first one that was planned to be cheaper. "
-                    "Let it run on, or use a sampler that takes all of its steps.")
-        if self.method == "off":
-            return "the preset off runs every step in full. Choose another preset."
-        plan = self.schedule.get("generator") or {}
-        cycle, warmup = plan.get("interval", 2), plan.get("warmup", 0)
-        if 0 < self.steps < LOW_STEPS and cycle > 1 and warmup < LOW_STEPS:
-            return (
-                f"with {self.steps} steps the schedule plans full steps only. "
-                "Caching saves little in so few steps; sample with more, or leave the cache out."
-            )
-        return (
-            "the schedule plans full steps only. "
-            "Choose an interval of 2 or more, fewer warm-up and tail steps, or a wider range from start to end."
-        )
+        return "Nothing was skipped: " + cause(self)
 
     def to_dict(self) -> dict:
         """Plain data for JSON; `totals` is derived and ignored by `from_dict`, numbers that are not finite become strings."""

@@ -1,4 +1,4 @@
-"""What touches ComfyUI (with `memory`): registers wrappers on a model patcher and tells the controller what happens.
+"""What touches ComfyUI (with `memory` and `events`): registers wrappers on a model patcher and tells the controller what happens.
 
 A node clones the patcher and stores immutable settings in it. State is made when sampling starts (OUTER_SAMPLE) and gone when it
 ends, however it ends; nothing of a run stays on the model.
@@ -21,7 +21,6 @@ import comfy.utils
 import comfyui_version
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_execution.utils import get_executing_context
 
 from ..cache_core.clock import adds_noise, stages_of
 from ..cache_core.controller import Controller
@@ -29,11 +28,12 @@ from ..cache_core.families import find_family, unknown_families
 from ..cache_core.keepsake import keepsake
 from ..cache_core.layout_modules import opened
 from ..cache_core.profile import fingerprint
-from ..cache_core.report import PROFILE, Report
+from ..cache_core.reasons import PROFILE
+from ..cache_core.report import Report
 from ..cache_core.selectors import Selector
 from ..cache_core.settings import Settings
-from ..web_files import running_server
-from . import memory, metadata, profile_files
+from . import events, memory, metadata, profile_files
+from .report_box import ReportBox
 
 log = logging.getLogger("dual_cache")
 KEY = "dual_cache"
@@ -46,38 +46,6 @@ OTHER_CACHES = {"easycache": "EasyCache or LazyCache", "rel_l1_thresh": "TeaCach
 CACHE_WRAPPERS = {"ApplyFBCacheOnModel": "WaveSpeed's First Block Cache", **{name: name for name in ("TaylorSeer", "TeaCache", "MagCache")}}
 """Other caches by how the class begins whose method made the model's function wrapper; only one such wrapper can be on a model."""
 FORWARDS = ("forward", "_forward", "forward_orig")
-
-
-class ReportBox:
-    """Where a patched model's last report can be read; a plain object, because ComfyUI copies dicts and lists."""
-
-    def __init__(self):
-        self._reports: list[tuple[tuple | None, Report]] = []
-
-    def __deepcopy__(self, memo) -> ReportBox:
-        """Itself: older ComfyUIs copy all options when another node clones the model, and the report must still be found."""
-        return self
-
-    @property
-    def report(self) -> Report | None:
-        """The last run's report."""
-        return self._reports[-1][1] if self._reports else None
-
-    def add(self, report: Report, samples) -> None:
-        self._reports = [*self._reports[-7:], (_fingerprint(samples), report)]
-
-    def report_of(self, samples) -> Report | None:
-        """The report of the run that gave `samples`, or of the last one when the samples have been changed since."""
-        mark = _fingerprint(samples)
-        return next((report for own, report in reversed(self._reports) if own is not None and own == mark), self.report)
-
-
-def _fingerprint(samples) -> tuple | None:
-    """Shape and a few values of a latent, which tell the latents of one model apart without keeping them."""
-    if not isinstance(samples, torch.Tensor) or not samples.numel():
-        return None
-    flat = samples.detach().reshape(-1)
-    return tuple(samples.shape), tuple(flat[:: max(1, flat.numel() // 16)].float().tolist())
 
 
 @dataclass(frozen=True)
@@ -200,7 +168,7 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
         expected = memory.announce(controller, guider, (kwargs.get("latent_shapes") or [latent_image.shape])[0])
         if expected:
             log.info("Dual Cache: %s", expected)
-            _send("dual_cache.expect", {"node": request.node_id, "steps": controller.steps, "text": expected})
+            events.send("dual_cache.expect", {"node": request.node_id, "steps": controller.steps, "text": expected})
     guider.model_options["transformer_options"] = {**options, RUN: run}
     samples = None
     try:
@@ -208,7 +176,7 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
         if recorder:
             kept = request.recording.keep(recorder, levels, _identity(guider, latent_image, name))
             controller.say(kept)
-            show(kept, request.node_id)
+            events.show(kept, request.node_id)
         return samples
     finally:
         guider.model_options["transformer_options"].pop(RUN, None)
@@ -216,8 +184,8 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
         request.box.add(report, samples)
         if samples is not None and run.request.node_id is not None and recorder is None:
             metadata.carry({"node": request.node_id, **keepsake(report, settings)})
-        _send_steps(run, report)
-        _tell(report, request.node_id)
+        events.send_steps(run, report)
+        events.tell(report, request.node_id)
 
 
 def _identity(guider, latent, sampler: str) -> dict:
@@ -244,7 +212,7 @@ def _predict_noise(executor, x, timestep, model_options=None, seed=None):
     run = options.get(RUN)
     if run is not None:
         run.controller.begin_evaluation(float(timestep.flatten()[0]))
-        _send_steps(run, run.controller)
+        events.send_steps(run, run.controller)
     return executor(x, timestep, {} if model_options is None else model_options, seed)
 
 
@@ -304,43 +272,6 @@ def _strengths(model) -> tuple:
     """Strengths of the hooks (LoRAs on a part of the conditioning) that are on the model now; keyframes change them during a run."""
     hooks = getattr(getattr(model, "current_patcher", None), "current_hooks", None)
     return tuple(float(hook.strength) for hook in hooks.hooks) if hooks else ()
-
-
-def _send(event: str, data: dict) -> None:
-    """Sends an event to the browser that has queued the prompt, when a server is running, with the id of that prompt."""
-    instance = running_server()
-    if instance is not None:
-        context = get_executing_context()
-        prompt = context.prompt_id if context else getattr(instance, "last_prompt_id", None)
-        instance.send_sync(event, {**data, "prompt_id": prompt}, getattr(instance, "client_id", None))
-
-
-def show(sentence: str, node_id: str | None) -> None:
-    """Shows a sentence on a node when a server is running."""
-    instance = running_server()
-    if instance is not None and node_id is not None:
-        instance.send_progress_text(sentence, node_id)
-
-
-def _send_steps(run: _Run, source) -> None:
-    """Sends the records of evaluations that have ended since the last time."""
-    if run.request.node_id is None:
-        return
-    done = source.records if isinstance(source, Report) else source.done
-    for record in done[run.sent:]:
-        _send("dual_cache.step", {"node": run.request.node_id, "steps": run.controller.steps, "record": record.to_dict()})
-    run.sent = len(done)
-
-
-def _tell(report: Report, node_id: str | None) -> None:
-    totals = report.totals()
-    log.info("Dual Cache (%s): %d full, %d conservative, %d aggressive evaluations in %.1f s.", report.method, totals["full"],
-             totals["conservative"], totals["aggressive"], report.wall_seconds)
-    for sentence in [*report.messages, report.why_nothing()]:
-        if sentence:
-            log.info("Dual Cache: %s", sentence)
-    if node_id is not None:
-        _send("dual_cache.report", {"node": node_id, "report": report.to_dict(), "text": report.text()})
 
 
 def nothing_sampled(settings: Settings) -> Report:

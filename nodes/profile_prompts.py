@@ -7,7 +7,7 @@ import json
 
 from comfy_api.latest import io
 
-from . import host, profile_files
+from . import events, host, profile_files
 from .profiles import recording_inputs
 from .types import CATEGORY, CacheProfile
 
@@ -66,7 +66,7 @@ class ProfilePrompts(io.ComfyNode):
         missing = [prompt for prompt in wanted if marks[prompt] not in known]
         against = host.encode(clip, negative) if missing else None
         for i, prompt in enumerate(missing):
-            host.show(f"Recording prompt {len(wanted) - len(missing) + i + 1} of {len(wanted)}.", node_id)
+            events.show(f"Recording prompt {len(wanted) - len(missing) + i + 1} of {len(wanted)}.", node_id)
             recording = profile_files.Recording(path, module_tokens, clusters, marks[prompt], strict=True)
             patched = host.patch(model, host.KEY, host.ProfileRequest(recording))
             own = (seed + int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)) % 2**64  # whatever the prompt's place in the list
@@ -74,7 +74,7 @@ class ProfilePrompts(io.ComfyNode):
         whole = profile_files.read(path)
         text = (f"Recorded {len(missing)} of {len(wanted)} prompts, the others were there already. {path.name} holds {len(whole.grams)} "
                 "runs; with guidance, a picture counts twice.")
-        host.show(text, node_id)
+        events.show(text, node_id)
         return io.NodeOutput(whole, text, ui={"text": [text]})
 
 

@@ -19,7 +19,7 @@ from unittest.mock import MagicMock, patch
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cache_core import cost, recipes, report, schedule
+from cache_core import cost, reasons, recipes, schedule
 from cache_core.forecasts import NAMES, forecast
 
 ROOT = Path(__file__).parents[1]
@@ -80,8 +80,8 @@ def build() -> dict:
         "FROM_RECIPE": nodes_module("feature_forecast").FROM_RECIPE,
         "RECIPE": {"format": recipes.FORMAT, "kind": recipes.KIND},
         "FORECASTS": {name: _held(forecast({"name": name})) for name in NAMES},
-        "LOW_STEPS": report.LOW_STEPS,
-        "REASONS": {name: what for name, (what, _) in report.REASONS.items()},
+        "LOW_STEPS": reasons.LOW_STEPS,
+        "REASONS": {name: what for name, (what, _) in reasons.REASONS.items()},
     }
 
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from cache_core.report import REASONS, Report, StepRecord
+from cache_core.reasons import REASONS
+from cache_core.report import Report, StepRecord
 
 
 def run(kinds, planned=None, *, calls=1, phases=1, reason="no_snapshot", **fields):

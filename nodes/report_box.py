@@ -1,0 +1,39 @@
+"""Where the reports of a patched model's runs are kept until a node asks for them."""
+
+from __future__ import annotations
+
+import torch
+
+from ..cache_core.report import Report
+
+
+class ReportBox:
+    """Where a patched model's last report can be read; a plain object, because ComfyUI copies dicts and lists."""
+
+    def __init__(self):
+        self._reports: list[tuple[tuple | None, Report]] = []
+
+    def __deepcopy__(self, memo) -> ReportBox:
+        """Itself: older ComfyUIs copy all options when another node clones the model, and the report must still be found."""
+        return self
+
+    @property
+    def report(self) -> Report | None:
+        """The last run's report."""
+        return self._reports[-1][1] if self._reports else None
+
+    def add(self, report: Report, samples) -> None:
+        self._reports = [*self._reports[-7:], (_fingerprint(samples), report)]
+
+    def report_of(self, samples) -> Report | None:
+        """The report of the run that gave `samples`, or of the last one when the samples have been changed since."""
+        mark = _fingerprint(samples)
+        return next((report for own, report in reversed(self._reports) if own is not None and own == mark), self.report)
+
+
+def _fingerprint(samples) -> tuple | None:
+    """Shape and a few values of a latent, which tell the latents of one model apart without keeping them."""
+    if not isinstance(samples, torch.Tensor) or not samples.numel():
+        return None
+    flat = samples.detach().reshape(-1)
+    return tuple(samples.shape), tuple(flat[:: max(1, flat.numel() // 16)].float().tolist())
