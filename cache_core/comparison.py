@@ -15,6 +15,8 @@ from .report import Report, finite
 FORMAT, KIND = 1, "cache_comparison"
 SMALLEST = 64
 """Edge in pixels below which LPIPS' network has nothing left to look at."""
+PSNR = 5
+"""First column of the table that comes from closeness; so do all behind it."""
 LEAST_SCALE = 1 / 64
 """Smallest difference that a map shows at full brightness, so that equal pictures do not glow with rounding."""
 
@@ -23,7 +25,8 @@ LEAST_SCALE = 1 / 64
 class Way:
     """One way of sampling. steps, calls, full_calls: as counted, None for finished pictures. seconds: of each repetition.
 
-    closeness: to the uncached pictures, as `closeness` gives it; None for those themselves.
+    closeness: to the uncached pictures, as `closeness` gives it; None for those themselves, and where it cannot be measured.
+    not_finite: indices of the pictures that held values that are not finite.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Way:
     full_calls: int | None = None
     seconds: list[float] = field(default_factory=list)
     closeness: dict | None = None
+    not_finite: list[int] = field(default_factory=list)
 
     @property
     def usual_seconds(self) -> float | None:
@@ -52,6 +56,11 @@ class Comparison:
     settings: dict = field(default_factory=dict)
     report: Report | None = None
 
+    def unmeasured(self, way: Way) -> bool:
+        """Whether the way has no closeness because its pictures, or those to compare with, hold values that are not finite."""
+        first = self.ways[0]
+        return way is not first and bool(way.not_finite or first.not_finite)
+
     def to_dict(self) -> dict:
         """Plain data for JSON; numbers that are not finite become strings, as in a report."""
         ways = [{**asdict(w), "median_seconds": w.usual_seconds} for w in self.ways]
@@ -62,7 +71,7 @@ class Comparison:
         return json.dumps(self.to_dict(), allow_nan=False)
 
     def table(self) -> list[list[str]]:
-        """Heading and one row per way, as text; columns that nobody fills are left out."""
+        """Heading and one row per way, as text; columns that nobody fills are left out. What cannot be measured is n/a."""
         unit = "frame" if self.video else "picture"
         several = any(w.closeness and w.closeness["count"] > 1 for w in self.ways)
         rows = [["", "steps", "calls", "in full", "seconds", "PSNR dB", "SSIM", "LPIPS", f"worst {unit}", "temporal"]]
@@ -73,7 +82,9 @@ class Comparison:
             rows.append([w.name, *("" if n is None else str(n) for n in (w.steps, w.calls, w.full_calls)), seconds,
                          _figure(c.get("psnr"), ".1f"), _figure(c.get("ssim"), ".4f"), _figure(c.get("lpips"), ".4f"), worst,
                          _figure(c.get("temporal_difference"), ".4f")])
-        used = [i for i in range(len(rows[0])) if i == 0 or any(row[i] for row in rows[1:])]
+            if self.unmeasured(w):
+                rows[-1][PSNR:] = ["n/a"] * len(rows[-1][PSNR:])
+        used = [i for i in range(len(rows[0])) if i == 0 or any(row[i] and (i == PSNR or row[i] != "n/a") for row in rows[1:])]
         return [[row[i] for i in used] for row in rows]
 
 

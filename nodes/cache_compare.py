@@ -89,7 +89,9 @@ class CacheCompare(io.ComfyNode):
             options = dict(seed=seed, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, positive=positive, negative=negative,
                            latent=latent_image, denoise=denoise)
             made, results = sampled(model, steps, repeats, fewer_from, options)
-        pixels = {name: _pixels(result, vae) for name, result in results.items()}
+        pixels = {}
+        for way in made.ways:
+            pixels[way.name], way.not_finite = _pixels(results[way.name], vae)
         clips = 0 if batch == PICTURES else max(map(_clips, results.values())) or int(batch == VIDEO)
         return shown(made, pixels, clips)
 
@@ -97,16 +99,20 @@ class CacheCompare(io.ComfyNode):
 def _clips(result) -> int:
     """How many videos a LATENT holds; 0 without a time axis, and for an IMAGE."""
     samples = result.get("samples") if isinstance(result, dict) else None
+    if getattr(samples, "is_nested", False):  # video with its sound, as LTX-2 has it: the video stands first, and the VAE decodes that one
+        samples = samples.unbind()[0]
     return samples.shape[0] if isinstance(samples, torch.Tensor) and samples.ndim == 5 and samples.shape[2] > 1 else 0
 
 
-def _pixels(result, vae) -> torch.Tensor:
-    """Pictures [B,3,H,W] in 0..1 of an IMAGE or a LATENT."""
+def _pixels(result, vae) -> tuple[torch.Tensor, list[int]]:
+    """Pictures [B,3,H,W] in 0..1 of an IMAGE or a LATENT, and which of them hold values that are not finite; those values are black."""
     if isinstance(result, dict):
         if vae is None:
             raise ValueError("Cache Compare needs a vae to decode latents.")
         result = host.decode(vae, result)
-    return result[..., :3].detach().float().cpu().clamp(0, 1).movedim(-1, 1)
+    pictures = result[..., :3].detach().float().cpu().movedim(-1, 1)
+    finite = pictures.isfinite()
+    return pictures.where(finite, 0).clamp(0, 1), (~finite.all(3).all(2).all(1)).nonzero().flatten().tolist()
 
 
 def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> tuple[Comparison, dict]:
@@ -118,39 +124,42 @@ def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> 
     uncached = host.patch(model, host.KEY, plain)
     host.sample(uncached, steps=steps, last_step=1, **options)
 
-    def run(way: Way, patched, box):
+    def run(way: Way, patched, request):
+        before = request.box.report  # of an earlier prompt, and still the last one where this run has no step
         host.settle()
         began = time.perf_counter()
         latent = host.sample(patched, steps=way.steps, **options)
         host.settle()
         way.seconds.append(time.perf_counter() - began)
-        totals = (box.report or host.nothing_sampled(from_preset("off"))).totals()
+        report = request.box.report
+        if report is None or report is before:
+            report = host.nothing_sampled(request.settings)
+        totals = report.totals()
         way.calls, way.full_calls = totals["calls"], totals["full_calls"]
-        return latent
+        return latent, report
 
     ways, results = [Way(UNCACHED, steps), Way(CACHED, steps)], {}
     for _ in range(repeats):
-        results[UNCACHED] = run(ways[0], uncached, plain.box)
-        results[CACHED] = run(ways[1], model, request.box)
-    report = request.box.report
+        results[UNCACHED], _ = run(ways[0], uncached, plain)
+        results[CACHED], report = run(ways[1], model, request)
     notes = [TIMED] + ([f"Each is the median of {repeats} runs."] if repeats > 1 else [])
     rival = _rival(steps, fewer_from, *ways)
     if rival is not None and rival.steps == steps:
         notes.append(f"By the {MEASURES[fewer_from]} the cached run took as long as all {steps} steps: there is no rival of fewer steps.")
     elif rival is not None:
         for _ in range(repeats):
-            results[FEWER] = run(rival, uncached, plain.box)
+            results[FEWER], _ = run(rival, uncached, plain)
         if fewer_from == SECONDS and (again := _corrected(rival, ways[1], steps)) is not None:
             rival = again
             for _ in range(repeats):
-                results[FEWER] = run(rival, uncached, plain.box)
+                results[FEWER], _ = run(rival, uncached, plain)
         ways.append(rival)
         notes.append(f"The rival has {rival.steps} steps because of the cached run's {MEASURES[fewer_from]}; sampler and scheduler are the "
                      "same.")
         if fewer_from == SECONDS and _far(rival, ways[1]):
             notes.append("Its seconds are far from those of the cached run: times scatter on this machine, or few steps leave no choice. "
                          "More repeats help, or equal calls.")
-    notes += [m for m in (report.why_nothing(), *report.messages) if m] if report else []
+    notes += [m for m in (report.why_nothing(), *report.messages) if m]
     named = ("seed", "cfg", "sampler_name", "scheduler", "denoise")
     settings = {"steps": steps, **{key: options[key] for key in named}, "fewer_from": fewer_from, "repeats": repeats}
     return Comparison(ways, notes=notes, settings=settings, report=report), results
@@ -185,11 +194,13 @@ def shown(made: Comparison, pixels: dict[str, torch.Tensor], clips: int) -> io.N
         if other.shape != reference.shape:
             raise ValueError(f"The pictures of {way.name} are {_size(other)}, those of {UNCACHED} {_size(reference)}; only equal sizes can "
                              "be compared.")
-        way.closeness = closeness(reference, other, clips)
-    if made.ways[1].closeness["lpips"] is None:
+        if not made.unmeasured(way):
+            way.closeness = closeness(reference, other, clips)
+    made.notes += [_broken(way, len(reference)) for way in made.ways if way.not_finite]
+    if any(way.closeness and way.closeness["lpips"] is None for way in made.ways):
         made.notes.append("LPIPS is left out: the package lpips or its AlexNet weights are not on this machine, and nothing is downloaded.")
     maps, scale = difference_maps(reference, others)
-    worst = made.ways[1].closeness["worst"]
+    worst = made.ways[1].closeness["worst"] if made.ways[1].closeness else [*made.ways[1].not_finite, *made.ways[0].not_finite][0]
     frames = _frames(len(reference), worst)
     pictures = [[output_files.as_picture(p[i].movedim(0, -1)) for i in frames] for p in (reference, *others)]
     heat = [[output_files.as_picture(sheets.heat(m[i])) for i in frames] for m in maps]
@@ -208,6 +219,13 @@ def _frames(count: int, worst: int) -> list[int]:
     """Which of `count` pictures are shown: evenly spaced ones and the worst."""
     spaced = {round(i * (count - 1) / max(1, SHOWN - 2)) for i in range(min(count, SHOWN - 1))} if count > SHOWN else set(range(count))
     return sorted({*spaced, worst})
+
+
+def _broken(way: Way, count: int) -> str:
+    """What is said of a way whose pictures cannot be measured."""
+    which = f"{len(way.not_finite)} of {count} pictures of {way.name} hold" if count > 1 else f"The picture of {way.name} holds"
+    measured = "nothing can be measured against them" if way.name == UNCACHED else "its closeness is not available"
+    return f"{which} values that are not finite, NaN for one; they are drawn black, and {measured}."
 
 
 def _size(pictures: torch.Tensor) -> str:

@@ -21,9 +21,9 @@ HEAT = ((0.0, 0.0, 0.016), (0.34, 0.06, 0.43), (0.73, 0.21, 0.33), (0.97, 0.55, 
 
 
 def heat(map_: torch.Tensor) -> torch.Tensor:
-    """Colours [H,W,3] in 0..1 of a map [H,W] in 0..1."""
+    """Colours [H,W,3] in 0..1 of a map [H,W] in 0..1; what is not a number is as bright as the largest difference."""
     colours = torch.tensor(HEAT)
-    place = map_.detach().float().cpu().clamp(0, 1) * (len(HEAT) - 1)
+    place = map_.detach().float().cpu().nan_to_num(nan=1.0).clamp(0, 1) * (len(HEAT) - 1)
     low = place.long().clamp(max=len(HEAT) - 2)
     rest = (place - low)[..., None]
     return colours[low] * (1 - rest) + colours[low + 1] * rest

@@ -88,3 +88,12 @@ def test_table_and_json_say_what_is_known(frames):
     assert data["ways"][1]["closeness"]["psnr"] == "inf" and data["notes"] == ["A note."]
     finished = Comparison([Way("uncached"), Way("cached", closeness=closeness(*frames, clips=1))], video=True)
     assert finished.table()[0] == ["", "PSNR dB", "SSIM", "worst frame", "temporal"]
+
+
+def test_the_table_says_which_ways_cannot_be_measured(frames):
+    near = closeness(*frames)
+    one = Comparison([Way("uncached"), Way("cached", not_finite=[1]), Way("fewer steps", closeness=near)])
+    assert one.table()[0] == ["", "PSNR dB", "SSIM", "worst picture"]
+    assert [row[1] for row in one.table()[1:]] == ["", "n/a", f"{near['psnr']:.1f}"] and one.table()[2][3] == "n/a"
+    none = Comparison([Way("uncached", 8, not_finite=[0]), Way("cached", 8)])
+    assert none.table() == [["", "steps", "PSNR dB"], ["uncached", "8", ""], ["cached", "8", "n/a"]]

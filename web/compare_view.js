@@ -66,10 +66,11 @@ export const legend = ({ shown }) => `Brightest: a mean difference of ${Number(s
 export function spelled(data) {
   const [first] = data.ways;
   const lines = data.ways.slice(1).map((way) => {
-    const { psnr } = way.closeness ?? {}, parts = [];
+    const psnr = way.closeness?.psnr, parts = [];
     if (way.steps !== null) parts.push(`${way.steps} ${way.steps === 1 ? "step" : "steps"}`);
     if (way.median_seconds !== null) parts.push(`${way.median_seconds.toFixed(2)} seconds`);
-    if (psnr !== undefined) parts.push(psnr === "inf" ? `equal to ${first.name}` : `${Number(psnr).toFixed(1)} decibels to ${first.name}`);
+    if (psnr === undefined) parts.push("closeness not available");
+    else parts.push(psnr === "inf" ? `equal to ${first.name}` : `${Number(psnr).toFixed(1)} decibels to ${first.name}`);
     return `${way.name}: ${parts.join(", ")}.`;
   });
   const own = first.median_seconds === null ? [] : [`${first.name}: ${first.steps} steps, ${first.median_seconds.toFixed(2)} seconds.`];

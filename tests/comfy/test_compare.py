@@ -124,6 +124,16 @@ def test_a_run_that_skips_nothing_says_so_and_has_no_rival(call, inputs):
     assert any(n.startswith("Nothing was skipped") for n in notes) and any("no rival" in n for n in notes)
 
 
+def test_a_run_without_steps_shows_no_earlier_run(call, inputs, part):
+    model = call("DualCache", model=inputs["model"], preset="balanced")[0]
+    call("CacheCompare", **{**inputs, "model": model}, fewer_from="none")
+    assert part("nodes.host").request_of(model).box.report.records
+    output = call("CacheCompare", **{**inputs, "model": model}, fewer_from="none", denoise=0.0)
+    assert [(w["calls"], w["full_calls"]) for w in ways(output).values()] == [(0, 0), (0, 0)]
+    assert output[2].records == [] and json.loads(output[1])["report"]["records"] == []
+    assert any("the sampler had no step to run" in note for note in json.loads(output[1])["notes"])
+
+
 def test_the_model_is_left_as_it_was(call, inputs, shims, ksampler_of):
     before = ksampler_of(inputs["model"])
     call("CacheCompare", **inputs, fewer_from="none")
@@ -156,6 +166,58 @@ def test_finished_latents_are_decoded(call, inputs, ksampler_of):
     latent = {"samples": ksampler_of(inputs["model"])}
     output = call("CacheCompare", uncached=latent, cached=latent, vae=inputs["vae"])
     assert ways(output)["cached"]["closeness"]["psnr"] == "inf"
+
+
+def test_pictures_that_are_not_finite_are_named_and_the_rest_is_shown(call, part):
+    a = torch.rand(3, 32, 32, 3)
+    cached, fewer = a.clone(), (a + 0.05).clamp(0, 1)
+    cached[1, :8, :8] = torch.nan
+    cached[2, 3, 4] = torch.inf
+    output = call("CacheCompare", uncached=a, cached=cached, fewer_steps=fewer)
+    found, drawn = ways(output), shown(output)
+    assert found["cached"]["closeness"] is None and found["cached"]["not_finite"] == [1, 2]
+    metrics = part("cache_core.metrics")
+    near = sorted(metrics.psnr(a.movedim(-1, 1), fewer.movedim(-1, 1)))[1]
+    assert found["fewer steps"]["closeness"]["psnr"] == pytest.approx(near, abs=1e-4)
+    column = drawn["table"][0].index("PSNR dB")
+    assert [row[column] for row in drawn["table"][1:]] == ["", "n/a", f"{near:.1f}"]
+    assert any("2 of 3 pictures of cached hold values that are not finite" in note for note in drawn["notes"])
+    assert drawn["shown"]["first"] == 1 and len(load(drawn["shown"]["pictures"][1])) == len(load(drawn["shown"]["maps"][0])) == 3
+    assert load(drawn["shown"]["pictures"][1])[1].getpixel((2, 2)) == (0, 0, 0) and output[0].isfinite().all()
+    turned = call("CacheCompare", uncached=cached[1:2], cached=a[1:2])
+    assert ways(turned)["cached"]["closeness"] is None
+    assert any(n.startswith("The picture of uncached holds") and "nothing can be measured" in n for n in shown(turned)["notes"])
+
+
+def test_a_difference_that_is_not_a_number_is_as_bright_as_the_largest(part):
+    colours = part("nodes.sheets").heat(torch.tensor([[0.0, torch.nan, 1.0]]))
+    assert torch.equal(colours[0, 1], colours[0, 2]) and not torch.equal(colours[0, 1], colours[0, 0])
+
+
+class Nested:
+    """A video with its sound, as ComfyUI's NestedTensor holds it, which the oldest supported version does not have."""
+
+    is_nested = True
+
+    def __init__(self, *parts):
+        self.parts = list(parts)
+
+    def unbind(self):
+        return self.parts
+
+
+def test_video_with_sound_is_video(call):
+    def latent(seed):
+        make = torch.Generator().manual_seed(seed)
+        return {"samples": Nested(torch.rand(1, 16, 3, 4, 4, generator=make), torch.rand(1, 8, 12, 16, generator=make))}
+
+    def decode(samples):
+        video = samples.unbind()[0] if getattr(samples, "is_nested", False) else samples
+        return video[:, :3].movedim(1, -1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    output = call("CacheCompare", uncached=latent(1), cached=latent(2), vae=SimpleNamespace(decode=decode))
+    assert shown(output)["video"] and shown(output)["shown"]["count"] == 3
+    assert ways(output)["cached"]["closeness"]["temporal_difference"] > 0
 
 
 @pytest.mark.parametrize(("batch", "video"), [("from the latent", True), ("pictures", False)])

@@ -52,4 +52,6 @@ test("it tells in words what is seen and what came out", () => {
   assert.equal(legend(data), "Brightest: a mean difference of 0.12, where 1 is black against white.");
   const finished = comparison({ ways: [way("uncached", null, null), way("cached", null, null, 30)] });
   assert.equal(spelled(finished), "cached: 30.0 decibels to uncached.");
+  const broken = comparison({ ways: [way("uncached", null, null), way("cached", null, null)] });
+  assert.equal(spelled(broken), "cached: closeness not available.");
 });
