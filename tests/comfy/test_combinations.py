@@ -351,7 +351,7 @@ def lumina():
 @pytest.mark.parametrize("how", [{"preset": "balanced"}, {"preset": "duca"}, {"preset": "off"}], ids=lambda h: h["preset"])
 def test_of_an_unknown_model_the_output_is_cached_and_the_report_says_so(
         cached, sample, condition, report_of, shims, caplog, family, how, part, monkeypatch):
-    for module in ("nodes.host", "cache_core.controller"):
+    for module in ("nodes.host", "cache_core.models"):
         monkeypatch.setattr(part(module), "find_family", lambda model: None)
     config = family()
     config.set_inference_dtype(torch.float32, None)
