@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from . import selectors
 from .clock import Clock, Evaluation
 from .detection import DETECTED
 from .flux_blocks import Call
@@ -275,6 +276,7 @@ class Controller:
             self._shelf.clear()
         self._branches.clear()
         self._called, self.book.held = [], 0
+        selectors.forget()
 
     def _wanted(self, known: Model, kinds: str | None = None) -> Wanted:
         return Wanted(known.settings, kinds or self._kinds, self.schedule.ratios, self._mask, known.blocks, known.first,
@@ -351,7 +353,8 @@ class Controller:
             known, sentences = meet(module, self.settings, self._kinds, self._mask, self._rows, self._skips)
             for sentence in sentences:
                 self.say(sentence)
-            self.book.family = known.family.name if known.family else self.book.family
+            if known.family and known.family.module != DETECTED:
+                self.book.family = known.family.name
             self._keep(known)
         return known
 

@@ -101,9 +101,13 @@ def step_factors(profile: Profile, full: Sequence[int]) -> dict[int, float]:
 def adjusted(sigmas: Sequence[float], factors: dict[int, float]) -> tuple[float, ...]:
     """Noise levels whose steps have their lengths times the factors, 1 where there is none, and times one number that keeps the sum.
 
-    For even steps this is the published rule: one length for all full steps, phi of it for skipped ones.
+    For even steps this is the published rule: one length for all full steps, phi of it for skipped ones. ValueError where no step has
+    any length left.
     """
     lengths = [(a - b) * factors.get(i, 1.0) for i, (a, b) in enumerate(zip(sigmas, sigmas[1:]))]
+    if not sum(lengths):
+        raise ValueError("These full steps have no length, as their noise levels are equal, and the others would shrink to none; turn "
+                         "step_lengths off, or allow more full steps.")
     share = (sigmas[0] - sigmas[-1]) / sum(lengths)
     out = [float(sigmas[0])]
     for length in lengths:

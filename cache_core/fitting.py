@@ -22,6 +22,8 @@ def levels_of(family: Family | None) -> tuple[str, ...]:
         return ()
     if family is None or not family.lists:
         return ("output",)
+    if family.module == DETECTED:
+        return ("output", "final")
     lacking = {"module": not family.modules, "stack": not _one_run(family.lists[0][2], family.lists[-1][2])}
     return tuple(level for level in LEVELS if not lacking.get(level))
 
@@ -66,6 +68,8 @@ def _levelled(settings: Settings, family: Family | None, blocks: Sequence[Block]
         else:
             why = f"The blocks of {family.name} are not where this pack knows them to be"
         return coarser(settings, "output"), f"{why}; aggressive steps put back {NAMES['output']}."
+    if family.module == DETECTED and settings.level not in levels_of(family):
+        return coarser(settings, "final"), f"Of blocks that were guessed, aggressive steps put back {NAMES['final']}."
     if settings.level == "module" and not family.modules:
         return coarser(settings, "block"), (
             f"{family.name} has no level of modules in this pack; aggressive steps put back {NAMES['block']}.")

@@ -119,7 +119,8 @@ class Wiring:
                 self._check_input(x, mark)
             latent = x.clone() if self._latent and isinstance(x, torch.Tensor) else None  # the model may write into it
             out = original(x, *args, **kwargs)
-            self._observe(_about(latent, out))
+            given = _about(latent, out)
+            self._observe(given if given is None or given.shape == latent.shape else given.clone())  # a part would hold the whole
             parts = out if isinstance(out, (list, tuple)) else (out,)
             if self.call.kind == "F" and all(isinstance(o, torch.Tensor) for o in parts):
                 self.call.batch_size = parts[0].shape[0]

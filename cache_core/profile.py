@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -80,7 +81,7 @@ class Profile:
             _check("path", self.path, 2 * steps + 1)
         if self.clusters is not None:
             _check_clusters(self.clusters, steps)
-        if self.tokens is not None and (not self.tokens.is_floating_point() or self.tokens.shape[1:] != (steps, 4)
+        if self.tokens is not None and (not self.tokens.is_floating_point() or self.tokens.shape[1:] != (steps, 4) or len(self.tokens) < 1
                                         or not torch.isfinite(self.tokens).all() or (self.tokens < 0).any()):
             raise ValueError(f"tokens must be [samples, {steps}, 4] lengths and ratios.")
         if len(self.prompts) > MOST_PROMPTS or not all(isinstance(p, str) and len(p) <= 100 for p in self.prompts):
@@ -161,9 +162,12 @@ class Profile:
         """
         path = Path(path)
         whole = Profile.load(path).merged(self) if path.exists() else self
-        beside = path.with_name(path.name + ".new")
-        whole._write(beside)
-        beside.replace(path)
+        beside = path.with_name(f"{path.name}.{uuid4().hex}.new")  # two runs may write at once
+        try:
+            whole._write(beside)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
         return whole
 
     def _write(self, path: Path) -> None:

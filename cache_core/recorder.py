@@ -9,7 +9,6 @@ import torch
 from .groups import descriptors, k_means
 from .history import Node, Site
 from .profile import MOST_CLUSTERS, Clusters, Profile
-from .schedule import MAX_STEPS
 
 PROBED = 256
 """Tokens that channels are told apart by."""
@@ -17,22 +16,46 @@ AT_ONCE = 1 << 25
 """Values that are multiplied at a time."""
 
 
+class _Seen:
+    """What is kept of one site, on the CPU: features, oldest first, their products [b, 1..T] with those before and sizes [b, 4]."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.features: list[torch.Tensor] = []
+        self.products: list[torch.Tensor] = []
+        self.sizes: list[torch.Tensor] = []
+
+    def add(self, truth: torch.Tensor) -> None:
+        """The earlier features come back to the device one at a time."""
+        before = self.features[-1].to(self.device) if self.features else truth
+        self.sizes.append(_sizes(truth, before))
+        self.products.append(torch.stack([_product(truth, x.to(self.device)) for x in (*self.features, truth)], -1).cpu())
+        self.features.append(truth.detach().to("cpu", copy=True))
+
+
+def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """[b]: the inner product of each sample, some values at a time, since double precision takes four times the room."""
+    parts = zip(*(x.flatten(1).split(max(1, AT_ONCE // len(x)), 1) for x in (one, other)))
+    return sum(torch.linalg.vecdot(x.double(), y.double()) for x, y in parts)
+
+
 class Recorder:
     """A forecast that forecasts nothing: it watches full steps and keeps the products of what it sees. One per run.
 
-    It holds all features of a run until the run ends: steps times the size of a site. tokens: how many rows of every module's output are
-    kept beside them, 0 for none; `modules` is then the forecast that watches the modules. clusters: into how many clusters channels are put
-    by how they move (HyCa), 0 for none, or `labels` [d] of channels from an earlier run.
+    It holds all features of a run on the CPU until the run ends, steps times the size of a site; on the model's device lies the newest.
+    tokens: how many rows of every module's output are kept beside them, 0 for none; `modules` is then the forecast that watches the
+    modules. clusters: into how many clusters channels are put by how they move (HyCa), 0 for none, or `labels` [d] of channels from an
+    earlier run.
     """
 
-    name, needs, probe, gain = "recorder", MAX_STEPS, None, 1.0
+    name, needs, probe, gain = "recorder", 1, None, 1.0
     watches = True
     """Full steps are looked at though nothing is skipped."""
 
     def __init__(self, tokens: int = 0, clusters: int = 0, labels: torch.Tensor | None = None):
         if isinstance(clusters, bool) or not isinstance(clusters, int) or not 0 <= clusters <= MOST_CLUSTERS:
             raise ValueError(f"clusters must be a whole number from 0 to {MOST_CLUSTERS}, not {clusters!r}.")
-        self._rows: dict[int, tuple[Site, list[torch.Tensor], list[torch.Tensor]]] = {}
+        self._seen: dict[Site, _Seen] = {}
         self._changed = False
         self._clusters, self._labels = clusters, labels
         self.modules = ModuleRecorder(tokens) if tokens else None
@@ -42,21 +65,13 @@ class Recorder:
         return self
 
     def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        """Products [b, 1 + kept] of the truth with itself and with what is kept, newest first."""
-        if any(s.shape != truth.shape for s in site.snapshots):
-            self._changed = True
-            return
-        _, rows, sizes = self._rows.setdefault(id(site), (site, [], []))
-        if not rows:
-            rows += [self._products(s, site.snapshots[i:]) for i, s in reversed(list(enumerate(site.snapshots)))]
-            sizes.append(_sizes(site.snapshots[-1], site.snapshots[-1]))
-        rows.append(self._products(truth, [truth, *site.snapshots]))
-        sizes.append(_sizes(truth, site.snapshots[0]))
-
-    @staticmethod
-    def _products(x: torch.Tensor, others) -> torch.Tensor:
-        own = x.flatten(1).double()
-        return torch.stack([torch.linalg.vecdot(own, o.flatten(1).double()) for o in others], -1).cpu()
+        seen = self._seen.get(site)
+        if seen is None:
+            seen = self._seen[site] = _Seen(truth.device)
+            seen.add(site.snapshots[0])
+        self._changed |= seen.features[0].shape != truth.shape
+        if not self._changed:
+            seen.add(truth)
 
     def forecast(self, site: Site, node: Node, out=None) -> torch.Tensor:
         return site.combine([1.0], out)
@@ -66,15 +81,15 @@ class Recorder:
 
     def grams(self) -> torch.Tensor:
         """Gram matrices [samples, T, T] of all sites seen, oldest step first, each by its mean energy. ValueError before any run."""
-        if not self._rows:
+        if not self._seen:
             raise ValueError("nothing was recorded: sample at least two full steps.")
         if self._changed:
             raise ValueError("the size of the features changed during the run.")
         made = []
-        for _, rows, _ in self._rows.values():
+        for rows in (seen.products for seen in self._seen.values()):
             gram = torch.zeros(rows[0].shape[0], len(rows), len(rows), dtype=torch.float64)
             for t, row in enumerate(rows):
-                gram[:, t, : t + 1] = row.flip(-1)
+                gram[:, t, : t + 1] = row
             gram = gram + gram.tril(-1).mT
             made.append(_scaled(gram))
         return _joined(made)
@@ -84,7 +99,7 @@ class Recorder:
         if not self._clusters and self._labels is None:
             return None
         self.grams()  # for its errors
-        runs = [site.snapshots[::-1] for site, _, _ in self._rows.values()]
+        runs = [seen.features for seen in self._seen.values()]
         if self._labels is None:
             probed = torch.stack([_channels(s)[0, _spread(_channels(s).shape[1])].float() for s in runs[0]])
             if len(probed) < 4:
@@ -93,14 +108,14 @@ class Recorder:
         labels, width = self._labels, _channels(runs[0][0]).shape[-1]
         if len(labels) != width:
             raise ValueError(f"the features have {width} channels, the clusters are of {len(labels)}.")
-        made = torch.cat([_by_cluster(run, labels) for run in runs])
+        made = torch.cat([_by_cluster(seen.features, labels, seen.device) for seen in self._seen.values()])
         # Sums over clusters are the whole: one unit for both.
         whole = made.sum(1).diagonal(dim1=-2, dim2=-1).mean(-1)
         return Clusters(labels.to(torch.uint8), made / whole[:, None, None, None].clamp_min(1e-300))
 
     def tokens(self) -> torch.Tensor:
         """`Profile.tokens` [samples, T, 4] of all sites seen."""
-        return _joined([torch.stack(sizes, 1) for _, _, sizes in self._rows.values()])
+        return _joined([torch.stack(seen.sizes, 1) for seen in self._seen.values()])
 
     def profile(self, sigmas: Sequence[float], identity: Mapping | None = None, prompt: str = "") -> Profile:
         """All that was recorded; prompt: a mark of the run, see `Profile.prompts`. ValueError where nothing was or it does not fit."""
@@ -126,15 +141,15 @@ def _sizes(x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     return torch.stack([f for t in (own, ratio) for f in (t.mean(1), t.std(1, correction=0))], -1).double().cpu()
 
 
-def _by_cluster(run: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    """Products [b, K, T, T] of a run's features, oldest first, by the labels [d] of their channels."""
+def _by_cluster(run: Sequence[torch.Tensor], labels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Products [b, K, T, T] of a run's features, oldest first, by the labels [d] of their channels; worked out on the device."""
     first = _channels(run[0])
     b, n, d = first.shape
-    places = [(labels == k).nonzero().flatten().to(first.device) for k in range(int(labels.max()) + 1)]
+    places = [(labels == k).nonzero().flatten().to(device) for k in range(int(labels.max()) + 1)]
     out = torch.zeros(b, len(places), len(run), len(run), dtype=torch.float64)
     step = max(1, AT_ONCE // (len(run) * b * d))
     for at in range(0, n, step):
-        part = torch.stack([_channels(s)[:, at:at + step] for s in run], 1).double()  # [b, T, tokens, d]
+        part = torch.stack([_channels(s)[:, at:at + step] for s in run], 1).to(device).double()  # [b, T, tokens, d]
         for k, own in enumerate(places):
             x = part.index_select(-1, own).flatten(2)
             out[:, k] += (x @ x.mT).cpu()

@@ -136,10 +136,18 @@ class Selector:
 
 @lru_cache(maxsize=32)
 def _strata(n: int, k: int, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where k stretches of n tokens begin [k], the tokens of each [k,w], and which of these lie behind its end."""
+    """Where k stretches of n tokens begin [k], the tokens of each [k,w], and which of these lie behind its end.
+
+    Kept on the device, since every stream of every block asks; `forget` lets go of it.
+    """
     edges = torch.arange(k + 1, device=device) * n // k
     cells = edges[:-1, None] + torch.arange(-(-n // k), device=device)
     return edges[:-1], cells.clamp(max=n - 1), cells >= edges[1:, None]
+
+
+def forget() -> None:
+    """Frees what choosing has kept on the device, at the end of a run."""
+    _strata.cache_clear()
 
 
 def _best_of_strata(score, k):

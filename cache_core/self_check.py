@@ -39,13 +39,15 @@ class SelfCheck:
 
     call: the running one. blocks: the model's. wiring: makes the wiring of a call. planned: kinds of steps to come, of "A" and "C".
     ratio: share of tokens that conservative steps refresh, or None where a mask says what they compute. guess: whether the blocks are one.
-    passed: for each kind whether what was put back was right; a kind that could not be looked at, as a block did not run, is not in it.
+    passed: for each kind whether what was put back was right; a kind that could not be looked at, as a block did not run or gave numbers
+    that are not finite, is not in it.
     """
 
     def __init__(self, call: Call, blocks: list[Block], wiring: Callable[[Call], Wiring], planned: set[str], ratio: float | None,
                  guess: bool = False):
         level = call.settings.level
         self.passed: dict[str, bool] = {}
+        self._unseen: set[str] = set()
         self._call, self._wiring, self._planned, self._ratio, self._guess = call, wiring, planned, ratio, guess
         self._by_block = sorted(k for k in planned if k == "C" or level in ("block", "module"))
         self._tail = "A" in planned and level in ("final", "stack")
@@ -62,6 +64,7 @@ class SelfCheck:
             for i, block, original in self._blocks:
                 recording.enter_context(shim(block.module, lambda kept, at=(i, block), real=original: self._one(kept, *at, real)))
             yield
+        self.passed = {kind: right for kind, right in self.passed.items() if not (right and kind in self._unseen)}
 
     def _twin(self, level: str, modules: bool) -> Call:
         """A call like this one, with branches of its own."""
@@ -154,7 +157,10 @@ class SelfCheck:
     # --- judging --------------------------------------------------------------------------------
 
     def _judge(self, kind: str, run: Callable, real, block: Block | None = None, again=None) -> None:
-        """Runs what stands in for the `real` result, and notes whether it does."""
+        """Runs what stands in for the `real` result, and notes whether it does; numbers that are not finite tell nothing."""
+        if not _finite(real):
+            self._unseen.add(kind)
+            return
         try:
             given = run()
             before = [] if block is None else _tensors(block.adapter.take(*again).values() if isinstance(block.adapter, BlockLayout)
@@ -191,6 +197,13 @@ def _tensors(value) -> list[torch.Tensor]:
     return [value] if isinstance(value, torch.Tensor) else [t for v in value for t in _tensors(v)] if not isinstance(value, str) else []
 
 
+def _finite(value) -> bool:
+    """Whether all numbers of a result are finite."""
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    return not isinstance(value, (tuple, list)) or all(map(_finite, value))
+
+
 def _alike(given, real, before=()) -> bool:
     """Whether one result can stand for the other: same structure, and equal but for rounding.
 
@@ -206,7 +219,7 @@ def _alike(given, real, before=()) -> bool:
         added = next((whole - b.float() for b in before if b.shape == real.shape), None)
         size, eps = whole.norm(), torch.finfo(real.dtype).eps
         slack = 2 * eps * size + (share * added.norm() if added is not None else 1e-5 * size)
-        return bool(((given.float() - whole).norm() <= slack) | ~whole.isfinite().all())
+        return bool((given.float() - whole).norm() <= slack)
     if isinstance(real, (tuple, list)):
         return isinstance(given, (tuple, list)) and len(given) == len(real) and all(_alike(g, r, before) for g, r in zip(given, real))
     return (given is None) == (real is None)

@@ -153,7 +153,7 @@ class ChannelTable:
             return self.fallback.forecast(site, node, out)
         shape = [-1 if i == axis else 1 for i in range(newest.ndim)]
         longest = max(map(len, rows))
-        weights = _by_channel(self.labels, tuple((*r, *[0.0] * (longest - len(r))) for r in rows), newest.device)
+        weights = _by_channel(self.labels, [(*r, *[0.0] * (longest - len(r))) for r in rows], newest.device)
         return weighted_sum(site.snapshots, [w.view(shape) for w in weights], out)
 
     def to_dict(self) -> dict:
@@ -169,11 +169,15 @@ class ChannelTable:
         return cls(labels, tuple(Table.read(steps, t, sigmas) for t in tables))
 
 
-@lru_cache(maxsize=64)
-def _by_channel(labels: str, rows: tuple[tuple[float, ...], ...], device: torch.device) -> torch.Tensor:
-    """Weights [snapshots, d], made once for all branches and sites of a step."""
-    which = torch.tensor([DIGITS.index(c) for c in labels])
-    return torch.tensor(rows)[which].T.contiguous().to(device)
+@lru_cache(maxsize=4)
+def _clusters(labels: str) -> torch.Tensor:
+    """The cluster [d] of every channel, on the CPU: what outlives a run must take no room on its device."""
+    return torch.tensor([DIGITS.index(c) for c in labels])
+
+
+def _by_channel(labels: str, rows: list[tuple[float, ...]], device: torch.device) -> torch.Tensor:
+    """Weights [snapshots, d]."""
+    return torch.tensor(rows)[_clusters(labels)].T.contiguous().to(device)
 
 
 def read_step(name: str, key) -> int:

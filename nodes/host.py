@@ -1,4 +1,4 @@
-"""What touches ComfyUI (with `memory` and `events`): registers wrappers on a model patcher and tells the controller what happens.
+"""What touches ComfyUI's models and samplers: registers wrappers on a model patcher and tells the controller what happens.
 
 A node clones the patcher and stores immutable settings in it. State is made when sampling starts (OUTER_SAMPLE) and gone when it
 ends, however it ends; nothing of a run stays on the model.

@@ -26,6 +26,11 @@ MOST_GUIDANCE = 1.5
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}
 """Names that are no files on Windows."""
 
+MOST_KEPT = 3
+"""Parsed files that stay in memory, each of up to a gigabyte."""
+_kept: dict[Path, tuple[tuple[int, int], Profile | str]] = {}
+"""By path, the version of the file and what it held, the last one read last."""
+
 
 def folders() -> list[Path]:
     """Where profiles are looked for: the models folder, where new ones are saved, and the pack's own."""
@@ -99,19 +104,23 @@ class Recording:
 
 
 def read(path: Path) -> Profile:
-    """The profile of a file, which is parsed again only when it has changed. ValueError in one sentence where it is none."""
+    """The profile of a file, parsed again when it has changed or others were read since. ValueError in one sentence where it is none."""
     try:
         stat = path.stat()
     except OSError:
         raise ValueError(f"{path.name} is not there.") from None
-    found = _parsed(path, stat.st_mtime_ns, stat.st_size)
+    version, (known, found) = (stat.st_mtime_ns, stat.st_size), _kept.pop(path, (None, ""))
+    if known != version:
+        found = _parsed(path)
+    _kept[path] = version, found
+    for oldest in list(_kept)[:-MOST_KEPT]:
+        _kept.pop(oldest, None)
     if isinstance(found, str):
         raise ValueError(found)
     return found
 
 
-@lru_cache(maxsize=64)
-def _parsed(path: Path, changed: int, size: int) -> Profile | str:
+def _parsed(path: Path) -> Profile | str:
     """The profile, or what is wrong with the file."""
     try:
         return Profile.load(path)

@@ -1,6 +1,8 @@
 """Clusters of channels: recorded alike however runs are batched, solved as if each were a model of its own, put back channel by channel."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -211,6 +213,16 @@ def test_channels_go_by_their_own_weights(shape, owned):
     assert torch.equal(rule.forecast(site, Node(3, 0.25)), line) and not torch.equal(line, x[1])
     narrow = replace(rule, labels="011")
     assert torch.equal(narrow.forecast(site, Node(2, 0.5)), rule.fallback.forecast(site, Node(2, 0.5)))
+
+
+def test_weights_are_not_kept_on_the_device_of_a_run():
+    """Tensors of a device of no room at all are the only ones that are made there, and gone with the forecast."""
+    rule, site = forecast(TABLE), Site()
+    for i in range(2):
+        site.push(torch.randn(1, 2, 4, device="meta"), Node(i, 1 - i / 4), rule.needs)
+    made = weakref.ref(rule.forecast(site, Node(2, 0.5)))
+    assert made() is None
+    assert not [t for t in gc.get_objects() if type(t) is torch.Tensor and t.device.type == "meta" and t.shape == (2, 4)]
 
 
 def test_a_plan_by_cluster_samples_and_a_batch_equals_its_pictures(model):

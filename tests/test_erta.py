@@ -96,6 +96,17 @@ def test_step_lengths_keep_their_sum(sigmas):
     assert [n / b for n, b in zip(lengths, before)] == pytest.approx([share * factors.get(i, 1.0) for i in range(len(lengths))])
 
 
+def test_steps_without_any_length_are_refused_in_words():
+    x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = 1 + 0.01 * torch.arange(6, dtype=torch.float64)[:, None].expand(1, 6, 8)  # moves far less than what is reused
+    rows = torch.cat([x, v, torch.ones(1, 1, 8, dtype=torch.float64)], 1)
+    known = Profile(torch.eye(6, dtype=torch.float64)[None], (1.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.0), path=rows @ rows.mT / 8)
+    assert set(step_factors(known, (0,)).values()) == {0.0}
+    with pytest.raises(ValueError, match="full steps have no length, as their noise levels are equal"):
+        erta_plan(known, (0,))
+    assert erta_plan(known, (0,), lengths=False).schedule.kinds == "FAAAAA"
+
+
 def test_the_rectifier_is_a_regression_of_the_error_on_the_reused_output(path, profile):
     x, v = path
     full, found = (0, 1, 4), rectifier(profile, (0, 1, 4))

@@ -110,6 +110,25 @@ def test_reference_latents_are_tokens_too(model):
     assert alone.doors["double"]["img"][0] == 16 and beside.doors["double"]["img"][0] == 16 + 12
 
 
+class Narrow(torch.nn.Module):
+    """Of what it is given, as with a picture to begin with, its output is about a part."""
+
+    def forward(self, x):
+        return 2 * x[:, :4]
+
+
+def test_of_a_wider_input_the_estimate_and_the_cache_have_the_latent_alone():
+    cache, model = Controller(cached("output", "residual", "FFA"), schedule_sigmas(3)), Narrow()
+    for sigma in (1.0, 0.7):
+        cache.begin_evaluation(sigma)
+        with cache.call(model, ["cond"]):
+            model(torch.randn(1, 36, 8, 8))
+    kept = [t for b in cache._branches.values() for s in (*b.sites.values(), b.evidence.past) for t in s.kept]
+    held = sum(t.untyped_storage().nbytes() for t in kept)
+    report = cache.finish()
+    assert held == report.peak_bytes == report.estimated_bytes == 2 * 4 * 64 * 4
+
+
 # --- the budget ----------------------------------------------------------------------------------
 
 

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from cache_core import recorder
 from cache_core.controller import Controller
 from cache_core.profile import Profile
 from cache_core.recorder import Recorder
@@ -100,13 +102,23 @@ def test_rows_of_modules_are_all_that_is_kept(model):
         peaks[steps] = run(model, settings, steps=steps, guidance=1).report.peak_bytes
         rows = [r for _, _, kept in recorder.modules._kept.values() for r in kept]
         assert len(rows) == steps * (2 * 4 + 2) and {tuple(r.shape) for r in rows} == {(1, 3, 128)}
-    # Only final hidden states add up with the steps, 4 bytes a value; modules keep their newest output.
-    assert peaks[9] - peaks[3] == 6 * (TOKENS + 16) * 128 * 4
+    assert peaks[9] == peaks[3]  # beside the CPU's own copies there is the newest of everything
 
 
 def test_a_recorded_run_reports_full_steps_only(model):
     result = run(model, Settings(predictor=Recorder()))
     assert {r.actual for r in result.report.records} == {"F"} and result.report.peak_bytes > 0
+
+
+def test_on_the_models_device_lies_the_newest_feature_alone(model):
+    peaks = [run(model, Settings(predictor=Recorder()), steps=steps, guidance=1).report.peak_bytes for steps in (3, 9)]
+    assert peaks == [(TOKENS + 16) * 128 * 4 + 2 * 16 * 8 * 8 * 4] * 2  # and the path: what the model is given, and what it gives
+
+
+def test_products_are_summed_some_values_at_a_time(monkeypatch):
+    one, other = torch.randn(2, 2, 5, 7, generator=torch.Generator().manual_seed(0)).unbind()
+    monkeypatch.setattr(recorder, "AT_ONCE", 6)
+    assert torch.allclose(recorder._product(one, other), (one.double() * other.double()).sum((1, 2)), rtol=1e-12)
 
 
 def test_nothing_recorded_is_said():
@@ -122,6 +134,24 @@ def test_files_come_back_and_are_not_overwritten(profile, tmp_path):
     assert path.stat().st_size < 2000
     with pytest.raises(FileExistsError, match="mine.safetensors exists already"):
         profile.save(path)
+
+
+def test_a_file_is_added_to_beside_it_and_nothing_else_is_left(profile, tmp_path, monkeypatch):
+    path, written = tmp_path / "mine.safetensors", []
+
+    def save(tensors, name, metadata):
+        written.append(name)
+        save_file(tensors, name, metadata=metadata)
+        if len(written) > 2:
+            raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("cache_core.profile.save_file", save)
+    for count in (2, 4):
+        assert len(profile.add_to(path).grams) == count
+    with pytest.raises(OSError, match="could not be written: No space"):
+        profile.add_to(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.safetensors"] and len(Profile.load(path).grams) == 4
+    assert len(set(written)) == 3 and {name.parent for name in written} == {tmp_path}
 
 
 def test_files_hold_modules_in_running_order(profile, tmp_path):
@@ -194,7 +224,7 @@ def test_levels_between_the_recorded_ones_are_limited(profile):
     ({"grams": torch.ones(1, 3, 3).triu()}, "grams"), ({"grams": torch.eye(3)[None].flip(1)}, "grams"),
     ({"grams": torch.ones(1, 3, 3, dtype=torch.int8)}, "grams"), ({"modules": {"single.0": torch.zeros(1, 2, 2)}}, "modules.single.0"),
     ({"modules": {"single.0": -torch.eye(3)[None]}}, "modules.single.0"), ({"modules": {7: torch.zeros(1, 3, 3)}}, "modules"),
-    ({"sigmas": (1.0,)}, "sigmas"), ({"sigmas": (1.0, float("inf"), 0.1, 0.0)}, "sigmas"),
+    ({"tokens": torch.zeros(0, 3, 4)}, "tokens"), ({"sigmas": (1.0,)}, "sigmas"), ({"sigmas": (1.0, float("inf"), 0.1, 0.0)}, "sigmas"),
 ], ids=str)
 def test_bad_profiles_name_the_field(profile, change, field):
     with pytest.raises(ValueError, match=f"^{field} must"):

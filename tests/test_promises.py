@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cache_core import selectors
 from cache_core.controller import Controller
 from cache_core.predictors import predictor
 from cache_core.recipes import from_preset, preset_names
@@ -211,6 +212,15 @@ def test_nothing_survives_a_run(model):
     assert not cache._branches and not cache._blocks
     assert_untouched(model)
     assert report.totals()["peak_bytes"] > 0
+
+
+def test_what_choosing_has_made_goes_with_the_run(model):
+    cache = Controller(METHODS["duca"], schedule_sigmas(6))
+    for sigma in (1.0, 0.8, 0.6, 0.4):
+        evaluate(cache, model, sigma)
+    assert selectors._strata.cache_info().currsize
+    cache.finish()
+    assert not selectors._strata.cache_info().currsize
 
 
 @pytest.mark.parametrize("kind", "FCA")

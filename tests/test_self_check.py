@@ -259,6 +259,24 @@ def test_results_that_are_not_finite_are_no_fault_of_the_table(toy):
     assert not report.messages
 
 
+@pytest.mark.parametrize(("block", "level", "kinds", "ran"), [
+    (MixesTokens, "final", "FCFC", "FCFF"), (WritesOutputs, "module", "FAFA", "FAFF"), (Block, "final", "FAFA", "FAFF")])
+def test_blocks_are_looked_at_again_after_results_that_are_not_finite(toy, block, level, kinds, ran):
+    model = toy(block)
+    cache, levels = Controller(Settings(schedule=explicit(kinds, 0.5), level=level), [0.9] * 4 + [0.0], host="Host 1.2"), []
+    model.memory = block is Block
+    for step in range(4):
+        given = data() * (float("nan") if step < 2 else 1.0)
+        exact = model(given, 0.9)
+        cache.begin_evaluation(0.9)
+        with cache.call(model, ["cond"]):
+            out = model(given, 0.9)
+        levels.append(torch.allclose(out, exact, atol=1e-5, equal_nan=True))
+    report = cache.finish()
+    assert "".join(r.actual for r in report.records) == ran and all(levels)
+    assert report.messages == [told(PUT["output"] if block is Block else PUT["block"] if level == "module" else ROWS)]
+
+
 # --- FLUX's blocks ----------------------------------------------------------------------------------
 
 

@@ -1,6 +1,9 @@
 """Profile Prompts records a list of prompts in one run, goes on where it has stopped, and mixes nothing."""
 
+import gc
 import hashlib
+import shutil
+import weakref
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -200,7 +203,7 @@ def test_files_are_parsed_once_until_they_change(part, record, folder, monkeypat
     monkeypatch.setattr(profile, "load", lambda path: parsed.append(path.name) or load(path))
     settings = part("cache_core.recipes").from_preset("planned")
     identity = {"model": "none of these", "sampler": "sample_euler", "guidance": 1.0, "resolution": [8, 8]}
-    files._parsed.cache_clear()
+    files._kept.clear()
     for _ in range(3):
         files.planned(settings, identity, [1.0, 0.5, 0.0])
     assert sorted(parsed) == ["broken.safetensors", "embedded-30-steps.profile.safetensors", "tiny.profile.safetensors"]
@@ -211,3 +214,13 @@ def test_files_are_parsed_once_until_they_change(part, record, folder, monkeypat
     (folder / "tiny.profile.safetensors").unlink()
     with pytest.raises(ValueError, match="tiny.profile.safetensors is not there"):
         files.read(folder / "tiny.profile.safetensors")
+
+
+def test_few_parsed_files_are_kept(part, record, folder):
+    files, seen = part("nodes.profile_files"), []
+    record(PROMPTS[:1])
+    for i in range(5):
+        shutil.copy(folder / "tiny.profile.safetensors", folder / f"{i}.safetensors")
+        seen.append(weakref.ref(files.read(folder / f"{i}.safetensors")))
+    gc.collect()
+    assert [r() is not None for r in seen] == [False, False, True, True, True]

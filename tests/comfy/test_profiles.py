@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 STEPS = 12
 
@@ -234,8 +235,11 @@ def test_a_broken_file_in_the_folder_harms_nothing(flux, sample, report_of, cach
     assert any("No profile fits" in m and "broken.safetensors: broken.safetensors is not a profile" in m for m in report_of(model).messages)
 
 
-def test_a_profile_that_cannot_be_written_costs_no_picture(flux, folder, call, sample, report_of):
-    (folder / "tiny.profile.safetensors.new").mkdir()
+def test_a_profile_that_cannot_be_written_costs_no_picture(flux, folder, call, sample, report_of, part, monkeypatch):
+    def fails(*args, **kwargs):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(part("cache_core.profile"), "save_file", fails)
     model, = call("DualCacheProfileModel", model=flux, name="tiny")
     assert torch.equal(sample(model, steps=STEPS), sample(flux, steps=STEPS))
     assert any("was not added to tiny.profile.safetensors: " in m and "could not be written" in m for m in report_of(model).messages)
