@@ -89,8 +89,8 @@ class Controller:
                 self.say(f"The forecast was solved for {part.steps} steps; at {self.steps} a {part.fallback.name} one stands in for it.")
                 part = part.fallback
             elif solved and part.sigmas and not same_levels(part.sigmas, sigmas):
-                self.say(f"The forecast was solved for other noise levels; a {part.fallback.name} one stands in for it. Connect the run's "
-                         "sigmas to Plan Cache.")
+                self.say(f"The forecast was solved for other noise levels; a {part.fallback.name} one stands in for it. Make the "
+                         "plan for the run's noise levels, or sample at the plan's: connect sigmas.")
                 part = part.fallback
             return part.over_run(*self._ends)
         modules = settings.module_predictor

@@ -128,9 +128,13 @@ class Profile:
             raise ValueError("sigmas must hold at least two noise levels.")
         if not self.differences({}, sigmas):
             return self
+        if any(later > earlier for earlier, later in zip(sigmas, sigmas[1:])):
+            raise ValueError("Sigmas must not rise from one step to the next.")
         own, span = self.sigmas[:-1], max(map(abs, self.sigmas))
         if not all(min(self.sigmas) - 0.02 * span <= s <= max(self.sigmas) + 0.02 * span for s in sigmas):
-            raise ValueError("the run's noise levels go beyond those of the profile.")
+            raise ValueError(
+                f"The noise levels, {min(sigmas):.4g} to {max(sigmas):.4g}, go beyond those of the profile, {min(self.sigmas):.4g} to "
+                f"{max(self.sigmas):.4g}; record one with this scheduler.")
         recorded = sum(min(sigmas) - 1e-6 * span <= s <= max(sigmas) + 1e-6 * span for s in own)
         if len(sigmas) - 1 > DENSEST * recorded:
             raise ValueError(f"the profile has {recorded} recorded steps where the run has {len(sigmas) - 1}, too few to plan from.")

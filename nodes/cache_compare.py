@@ -212,7 +212,8 @@ def shown(made: Comparison, pixels: dict[str, torch.Tensor], clips: int) -> io.N
     data = made.to_json()
     view = {key: value for key, value in made.to_dict().items() if key != "report"}  # the browser has it from the run
     drawn = json.dumps({**view, "table": made.table(), "shown": files}, allow_nan=False)
-    return io.NodeOutput(output_files.as_image(sheet), data, made.report, ui={"dual_cache_compare": [drawn]})
+    report = made.report or host.nothing_sampled(from_preset("off"))
+    return io.NodeOutput(output_files.as_image(sheet), data, report, ui={"dual_cache_compare": [drawn]})
 
 
 def _frames(count: int, worst: int) -> list[int]:

@@ -31,7 +31,7 @@ class ProfilePrompts(io.ComfyNode):
                                                                     "again; runs of another kind are refused and nothing is overwritten."),
                 io.String.Input("prompts", multiline=True, default="", tooltip="One prompt per line; a dozen different ones are enough."),
                 io.String.Input("negative", default="", tooltip="The negative prompt of all, used with guidance above 1."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
                              tooltip="Seed of the noise, which differs from prompt to prompt."),
                 io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Steps of the sampler, as in the runs to be planned."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
@@ -72,8 +72,9 @@ class ProfilePrompts(io.ComfyNode):
             own = (seed + int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)) % 2**64  # whatever the prompt's place in the list
             host.sample(patched, own, steps, cfg, sampler_name, scheduler, host.encode(clip, prompt), against, latent_image, 1.0)
         whole = profile_files.read(path)
-        text = (f"Recorded {len(missing)} of {len(wanted)} prompts, the others were there already. {path.name} holds {len(whole.grams)} "
-                "runs; with guidance, a picture counts twice.")
+        there = ", the others were there already" if len(missing) < len(wanted) else ""
+        text = (f"Recorded {len(missing)} of {len(wanted)} prompts{there}. {path.name} holds {len(whole.grams)} runs; with guidance, a "
+                "picture counts twice.")
         events.show(text, node_id)
         return io.NodeOutput(whole, text, ui={"text": [text]})
 

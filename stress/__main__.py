@@ -1,7 +1,7 @@
 """The stress run: `bash scripts/stress.sh`, or `python -m stress --comfyui FOLDER --comfyui-python PYTHON` in the repository's environment.
 
-Every question is asked in a process of its own. Results go to stress/results/stress.json, question by question, and from there to
-docs/stress.md; the exit status is 1 where a promise was broken.
+Every question is asked in a process of its own. Where all are asked, results go to stress/results/stress.json, question by question, and
+from there to docs/stress.md, else to out/stress.json; the exit status is 1 where a promise was broken.
 """
 
 from __future__ import annotations
@@ -48,12 +48,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30, help="time for all of it")
     parser.add_argument("--only", default=",".join(QUESTIONS), help="questions, with commas between")
     parser.add_argument("--packs", type=Path, help="a folder with other cache packs, to be tried on the same model")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON; docs/stress.md is written with the committed one alone")
+    parser.add_argument("--out", type=Path, help="JSON; when left out, the committed one and docs/stress.md where all questions are "
+                                                 "asked, else out/stress.json")
     asked = parser.parse_args()
     questions = [q.strip() for q in asked.only.split(",")]
     unknown = [q for q in questions if q not in QUESTIONS]
     if unknown:
         parser.error(f"--only knows {', '.join(QUESTIONS)}, not {unknown[0]}.")
+    if asked.out is None:  # the committed table is replaced as a whole or not at all
+        asked.out = RESULTS if set(questions) == set(QUESTIONS) else ROOT / "out" / "stress.json"
     data = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"format": 1, "kind": "stress", "questions": {}}
     shares = sum(SHARES[q] for q in questions)
     for question in questions:
@@ -63,9 +66,9 @@ def main() -> int:
         data["questions"] = {q: data["questions"][q] for q in QUESTIONS if q in data["questions"]}
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    if asked.out.resolve() == RESULTS.resolve():
+    if asked.out.resolve() == RESULTS.resolve() and set(questions) == set(QUESTIONS):
         PAGE.write_text(page(data), encoding="utf-8")
-    print("\n" + tally(data))
+    print("\n" + tally({**data, "questions": {q: data["questions"][q] for q in questions}}))
     return int(any(not row["ok"] for q in questions for row in data["questions"][q]["rows"]))
 
 

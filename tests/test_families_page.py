@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from cache_core.block_table import FAMILIES
+from cache_core.recipes import from_preset, preset_names
 
 _spec = importlib.util.spec_from_file_location("make_families", Path(__file__).with_name("make_families.py"))
 make_families = importlib.util.module_from_spec(_spec)
@@ -19,3 +20,7 @@ def test_every_row_is_in_some_version_and_the_other_way_round():
     found = {name for version in json.loads(make_families.FOUND.read_text(encoding="utf-8")).values() for name in version}
     assert found == {row.name for row in FAMILIES if not row.name.endswith("(embedded)")}
     assert set(make_families.MODELS) <= found
+
+
+def test_presets_have_settings_for_known_families_alone():
+    assert {name for preset in preset_names() for name in from_preset(preset).families} <= {row.name for row in FAMILIES}

@@ -211,6 +211,8 @@ def test_levels_between_the_recorded_ones_are_limited(profile):
         profile.at((1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0))
     with pytest.raises(ValueError, match="go beyond those of the profile"):
         profile.at((2.0, 1.0, 0.0))
+    with pytest.raises(ValueError, match="must not rise"):
+        profile.at((0.7, 0.4, 0.7, 0.0))
     with pytest.raises(ValueError, match="at least two"):
         profile.at(())
     half = profile.at((0.7, 0.4, 0.0))

@@ -149,6 +149,7 @@ def ksampler_of(inputs):
 
 
 def test_finished_pictures_are_compared_without_sampling(call):
+    """The report that goes on to Cache Report is one of no run, not nothing."""
     a = torch.rand(5, 32, 32, 3)
     b = a.clone()
     b[3, :16] = 1 - b[3, :16]
@@ -158,6 +159,7 @@ def test_finished_pictures_are_compared_without_sampling(call):
     drawn = shown(output)
     assert drawn["video"] and drawn["shown"]["frames"] == [0, 1, 2, 3, 4] and drawn["shown"]["first"] == 3
     assert "worst frame" in drawn["table"][0] and "seconds" not in drawn["table"][0]
+    assert not output[2].records and "no step" in output[2].why_nothing()
     pictures = call("CacheCompare", uncached=a, cached=b)
     assert ways(pictures)["cached"]["closeness"]["temporal_difference"] is None
 
