@@ -1,9 +1,9 @@
 """Masks of modules on the embedded model, at equal work: `python -m bench.masks`.
 
 What a step computes is chosen module by module: by BAC's plans from a profile of the modules, by a split of the blocks as in
-ProfilingDiT, or by a router that was trained (`--train`, a few minutes each). Rivals of the same FLOPs: fewer steps, FORA, and plans of
-whole steps from the same profile. A run measures the rows that it is asked for and replaces them in masks.json; docs/masks.md is written
-from all of them.
+ProfilingDiT (one delta per run of blocks, or their modules replayed), or by a router that was trained (`--train`, a few minutes each).
+Rivals of the same FLOPs: fewer steps, FORA, and plans of whole steps from the same profile. A run measures the rows that it is asked for
+and replaces them in masks.json; docs/masks.md is written from all of them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ ROWS = {
     "BAC, cosine, union": f"The same with the published union for the worst 1 to {TOP} modules, at fewer refreshes.",
     "BAC, error": "Each module planned by itself for the least reuse error.",
     "BAC, error, union": f"The same with the union for the worst 1 to {TOP} modules.",
-    "split of blocks": "As ProfilingDiT: the blocks that change most run at every step, the others at some.",
+    "split of blocks": "The blocks that change most run at every step, the others at some, and their modules are replayed between.",
+    "split of blocks, runs": "The same with one delta per run of neighbouring blocks added between: ProfilingDiT as published.",
     "trained router": "As HarmoniCa: scores trained on other captions, held to the budget.",
     "planned, final state": "Full steps and forecast weights planned from the profile of the final hidden state.",
 }
@@ -62,15 +63,15 @@ def dearest(masks: Iterable[Mask], share: float, cost: CostModel) -> Mask:
     return max(fit, key=cost.share)
 
 
-def split_of(profile: Profile, budget: int, cost: CostModel) -> Mask:
-    """As many foreground blocks as leave the others half of the refreshes that a plan of whole steps would have."""
+def split_of(profile: Profile, budget: int, cost: CostModel, runs: bool = False) -> Mask:
+    """As many foreground blocks as leave the others half of the refreshes that a plan of whole steps would have; runs: see `split_mask`."""
     steps, parts = profile.steps, {}
     for name, gram in profile.modules.items():
         parts.setdefault(".".join(name.split(".")[:2]), []).append(reuse_error(gram))
     worst = sorted(parts, key=lambda b: -sum(parts[b]) / len(parts[b]))
-    for front in range(len(worst) - 1, -1, -1):
+    for front in range(len(worst) - 1, 0 if runs else -1, -1):
         evenly = ({i * steps // n for i in range(n)} for n in range(-(-budget // 2), budget + 1))
-        made = [split_mask(steps, parts, worst[front:], refresh) for refresh in evenly]
+        made = [split_mask(steps, parts, worst[front:], refresh, runs=runs) for refresh in evenly]
         fit = [m for m in made if cost.share(m) <= budget / steps]
         if fit:
             return max(fit, key=cost.share)
@@ -84,10 +85,14 @@ def masks_for(profile: Profile, budget: int, cost: CostModel) -> dict[str, Mask]
     def union(objective: str) -> Mask:
         return dearest((block_mask(profile, m, objective, top) for m in range(1, budget) for top in range(1, TOP + 1)), share, cost)
 
+    try:
+        runs = {"split of blocks, runs": split_of(profile, budget, cost, runs=True)}
+    except ValueError:  # of few blocks a single one at every step is too much
+        runs = {}
     return {"whole steps, reuse": shared_mask(profile, budget),
             "BAC, cosine": block_mask(profile, budget, "cosine"), "BAC, cosine, union": union("cosine"),
             "BAC, error": block_mask(profile, budget), "BAC, error, union": union("error"),
-            "split of blocks": split_of(profile, budget, cost)}
+            "split of blocks": split_of(profile, budget, cost), **runs}
 
 
 def configurations(profile: Profile, intervals: Sequence[int], cost: CostModel, trained: dict[int, Mask],

@@ -118,7 +118,7 @@ def peak_bytes(schedule: CacheSchedule, cost: CostModel, *, snapshots: int = 1, 
     double block the pre-gate outputs of attention and MLP of both streams (2 n d), per single block its output (n d), and for C steps the
     attention before its second linear layer (n d), all `module_snapshots` times, or `snapshots` times at the level of modules.
     C steps keep a correction of every MLP (n d per block), with live attention also of the attention of double blocks.
-    A schedule with a mask keeps no attention of single blocks, and up to one correction per module.
+    A schedule with a mask keeps no attention of single blocks, and up to one correction per module; one with runs only a feature per run.
     live_attention: keys and values of the newest F step (2 n d per block) stand in for the attention outputs.
     branches: cached streams, such as 2 for cond and uncond, times the batch.
     """
@@ -130,11 +130,14 @@ def peak_bytes(schedule: CacheSchedule, cost: CostModel, *, snapshots: int = 1, 
     snapshots = min(snapshots, kinds["F"])
     blocks, feature = cost.double + cost.single, cost.tokens * cost.width
     modules = snapshots if level == "module" else min(module_snapshots, kinds["F"])
-    values = 0
+    mask, values = schedule.mask and Mask.from_json(schedule.mask), 0
+    if mask and mask.runs:
+        named = [(kind, i) for kind, count in (("double", cost.double), ("single", cost.single)) for i in range(count)]
+        return (kinds["C"] > 0) * snapshots * len(mask.held(named)) * feature * bytes_per_value * branches
     if level != "module" and (kinds["A"] or kinds["C"]):
         kept = {"output": cost.image_tokens * LATENT_VALUES, "block": blocks * feature}
         values += (snapshots + (kinds["C"] > 0)) * kept.get(level, feature)
-    if schedule.mask is not None:
+    if mask:
         values += (2 * cost.double + cost.single) * (modules + (kinds["C"] > 0)) * feature
     elif kinds["C"]:
         values += (blocks * (modules + 2 if live_attention else 2 * modules) + live_attention * cost.double + blocks) * feature

@@ -88,6 +88,11 @@ def _level_sites(level: str, blocks: Sequence[Block], shapes: Shapes) -> list[in
     return []
 
 
+def _run_sites(mask: Mask, blocks: Sequence[Block], shapes: Shapes) -> list[int]:
+    """Values of the deltas of a mask's runs, one per stream."""
+    return [n * d for _, last in mask.held([b.name for b in blocks]) for n, d in shapes.at(blocks[last]).values()]
+
+
 @dataclass(frozen=True)
 class _Module:
     """A module's site: its key, its `values`, the `part` that a mask names, and the stream whose rows a conservative step refreshes."""
@@ -143,12 +148,13 @@ def footprint(settings: Settings, kinds: str, ratios: Sequence[float], mask: Mas
     if "A" not in kinds and not conservative and not getattr(settings.predictor, "watches", False):
         return Footprint()
     live, level = settings.attention == "live", settings.level
-    sites = _level_sites(level, blocks, shapes)
+    runs = mask is not None and mask.runs
+    sites = _run_sites(mask, blocks, shapes) if runs else _level_sites(level, blocks, shapes)
     rows = conservative and mask is None
     modules: list[_Module] = []
     fixed = 0  # bytes that do not grow with the run
     item = shapes.bytes_per_value
-    if conservative or level == "module" or getattr(settings.modules, "watches", False):
+    if not runs and (conservative or level == "module" or getattr(settings.modules, "watches", False)):
         for block in blocks:
             sizes = shapes.at(block)
             modules += _modules(block, sizes, live)
@@ -165,7 +171,7 @@ def footprint(settings: Settings, kinds: str, ratios: Sequence[float], mask: Mas
     for step, kind in enumerate(kinds):
         if not full or kind == "F" or (kind == "C" and not conservative):
             full, corrected = full + 1, set()
-        elif kind == "C":
+        elif kind == "C" and not runs:  # whose deltas are those of full steps
             corrected |= {("level", i) for i in range(len(sites))}
             corrected |= {m.key for m in modules if _computed(m, settings, ratios[step], shapes, blocks, mask and mask.at(step))}
         kept, kept_modules = min(full, settings.predictor.needs), min(full, settings.modules.needs)

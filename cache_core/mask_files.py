@@ -79,15 +79,16 @@ def read_scores(path: Path) -> torch.Tensor:
     raise ValueError(f"{path.name} must hold one table, or one vector per step named like 0.prob.")
 
 
-def split_mask(steps: int, blocks: Iterable[str], background: Iterable[str], refresh: Iterable[int], start: int = 0) -> Mask:
+def split_mask(steps: int, blocks: Iterable[str], background: Iterable[str], refresh: Iterable[int], start: int = 0,
+               runs: bool = True) -> Mask:
     """ProfilingDiT's mask (ICCV 2025): foreground blocks run at every step, `background` ones at the steps `refresh` and before `start`.
 
-    blocks: all of the model, such as "single.3". One difference: the paper keeps one tensor per run of neighbouring background blocks, what
-    they add together, and adds it as it was; here each of their modules is replayed and gated with the current step's modulation.
+    blocks: all of the model, such as "single.3". runs: one tensor is kept per run of neighbouring background blocks, what they add in sum,
+    and added as it was, as in the paper; else each of their modules is replayed and gated with the current step's modulation.
     """
     blocks, background = tuple(blocks), set(background)
     unknown = sorted(background - set(blocks))
     if unknown:
         raise ValueError(f"background must be among the blocks, unlike {unknown[0]}.")
     foreground = [b for b in blocks if b not in background]
-    return Mask.of(steps, {**{b: range(steps) for b in foreground}, ALL: {*range(min(start, steps)), *refresh}})
+    return Mask.of(steps, {**{b: range(steps) for b in foreground}, ALL: {*range(min(start, steps)), *refresh}}, runs)

@@ -9,12 +9,13 @@ from torch import nn
 
 from .detection import detect
 from .families import Block, asides_of, blocks_of, find_family
-from .fitting import fit
+from .fitting import coarser, fit, gave_way
 from .flux_blocks import Call
 from .layout_wiring import LayoutWiring
 from .layouts import BlockLayout, Family
 from .levels import Wiring
 from .masks import Mask
+from .runs import RunWiring
 from .settings import Settings
 
 
@@ -22,7 +23,8 @@ from .settings import Settings
 class Model:
     """A model of this run, which is held so that its id stays its own, and the settings fitted to it.
 
-    unchecked: kinds of planned steps that no self-check has looked at. rows: whether token rows of it can be trusted.
+    unchecked: kinds of planned steps that no self-check has looked at. rows: whether token rows of it can be trusted. runs: places of the
+    first and last block of those that the mask holds back together, None without such a mask.
     """
 
     module: nn.Module
@@ -31,6 +33,7 @@ class Model:
     settings: Settings
     unchecked: frozenset[str] = frozenset()
     rows: bool = True
+    runs: tuple[tuple[int, int], ...] | None = None
 
     @property
     def name(self) -> str:
@@ -58,17 +61,22 @@ class Model:
         """The model with other settings for steps of these kinds; rows: as in `meet`."""
         if not self.refusal:
             settings, _ = fit(settings, self.family, self.blocks, type(self.module).__name__, rows)
-        return replace(self, settings=settings, unchecked=_to_check(settings, self.blocks, kinds))
+        runs = self.runs if self.runs is None or "C" in kinds else ()
+        return replace(self, settings=settings, unchecked=_to_check(settings, self.blocks, kinds), runs=runs)
 
     def conserves(self, masked: bool) -> bool:
         """Whether conservative steps can run: by token rows, or by the modules that a mask names."""
         if not self.rows:
             return False
+        if self.runs is not None:
+            return bool(self.runs)
         if masked:
             return bool(self.blocks) and self.family.modules and all(hasattr(b.adapter, "parts") for b in self.blocks)
         return bool(self.blocks) and self.family.tokens
 
     def wiring(self, call: Call) -> Wiring:
+        if self.runs is not None:
+            return RunWiring(call, self.blocks, runs=self.runs if self.rows else ())
         if any(isinstance(b.adapter, BlockLayout) for b in self.blocks):
             return LayoutWiring(call, self.blocks, *self._run, asides_of(self.module, self.family))
         return Wiring(call, self.blocks, *self._run)
@@ -83,13 +91,18 @@ def meet(module: nn.Module, settings: Settings, kinds: str, mask: Mask | None, r
     if family is None and settings.detect and skips:
         family = detect(module)
     blocks = blocks_of(module, family) if family else []
-    sentences = []
+    sentences, runs = [], None
+    if mask is not None and mask.runs and blocks and skips:
+        runs, wanted = mask.held([b.name for b in blocks]), settings
+        settings = coarser(settings, "block")
+        sentences += [s for s in [gave_way(wanted, settings)] if s]
     if skips and not (family and family.refusal):
-        settings, sentences = fit(settings, family, blocks, type(module).__name__, rows)
+        settings, more = fit(settings, family, blocks, type(module).__name__, rows)
+        sentences += more
     if isinstance(settings.first, str) and blocks and settings.first not in [b.name[0] for b in blocks]:
         sentences = [*sentences, f"This model has no {settings.first} blocks; the first half of its blocks runs on every step."]
     unchecked = _to_check(settings, blocks, kinds) if skips else frozenset()
-    return Model(module, family, blocks, settings, unchecked), [*sentences, *_unknown(mask, blocks)]
+    return Model(module, family, blocks, settings, unchecked, runs=runs), [*sentences, *_unknown(mask, blocks)]
 
 
 def _to_check(settings: Settings, blocks: list[Block], kinds: str) -> frozenset[str]:

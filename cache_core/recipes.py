@@ -5,7 +5,7 @@ about, source    sentences for people
 measured         the measurement behind it: a file of bench/results, what was sampled, PSNR in dB to plain sampling, median / worst
 generator        the plan for any number of steps, as `schedule.from_generator` reads it, or
 kinds            a list of steps that is scaled to the run, or
-mask             which modules are computed at which steps, as `masks.Mask` reads it
+mask             which modules are computed at which steps, as `masks.Mask` reads it; with runs the level plays no part
 level, first     where aggressive steps put features back, as in `Settings`
 predictor, module_predictor    as `forecasts.forecast` reads them
 selector, attention, ratio, text_ratio    of conservative steps

@@ -3,7 +3,8 @@
 One block of every sort is run once more as conservative steps, or aggressive ones at the levels `block` and `module`, would run it, on
 what was just kept of it, and compared with what it gave. At `final` and `stack` the model is run once more with all blocks skipped and
 the end of the last one put back, and compared with its own output: then the last block really is the last, and nothing else reads the
-blocks. That costs as much as one skipped step; nothing of it is kept, and the call's own result is handed on as it is.
+blocks. Where a mask holds back runs of blocks, those are skipped and the end of each is put back. That costs as much as one skipped step;
+nothing of it is kept, and the call's own result is handed on as it is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .layouts import BlockLayout
 from .levels import Wiring
 from .memory import CacheTooLarge, is_out_of_memory
 from .predictors import predictor
+from .runs import RunWiring
 from .settings import Settings
 from .sites import CacheMismatch, shim
 
@@ -49,8 +51,9 @@ class SelfCheck:
         self.passed: dict[str, bool] = {}
         self._unseen: set[str] = set()
         self._call, self._wiring, self._planned, self._ratio, self._guess = call, wiring, planned, ratio, guess
-        self._by_block = sorted(k for k in planned if k == "C" or level in ("block", "module"))
-        self._tail = "A" in planned and level in ("final", "stack")
+        runs = isinstance(wiring(call), RunWiring)
+        self._by_block = [] if runs else sorted(k for k in planned if k == "C" or level in ("block", "module"))
+        self._tail = next((k for k in planned if runs or (k == "A" and level in ("final", "stack"))), "")  # the kind judged by the whole
         sorts = {(b.name[0], type(b.module), _code(b.module)): (i, b) for i, b in reversed(list(enumerate(blocks)))}
         self._blocks = [(i, b, b.module.forward) for i, b in sorts.values()] if self._by_block else []
 
@@ -100,12 +103,12 @@ class SelfCheck:
             recording.close()
             ended = not any(b.signature is None for b in twin.batch.branches)
             if self._tail and ended and any(b.signature is None for b in self._call.batch.branches):
-                self.passed["A"] = False  # the stack's first block did not run, so nothing was kept
+                self.passed[self._tail] = False  # the stack's first block did not run, so nothing was kept
             elif self._tail and not ended and self._guess:
-                self.passed["A"] = False  # the last of its blocks did not run, or gave something else than a tensor
+                self.passed[self._tail] = False  # the last of its blocks did not run, or gave something else than a tensor
             elif self._tail and ended:
                 with random:
-                    self._judge("A", lambda: self._ended(original, model, replace(twin, kind="A"), again), [out])
+                    self._judge(self._tail, lambda: self._ended(original, model, replace(twin, kind=self._tail), again), [out])
             return out
         return forward
 

@@ -47,7 +47,7 @@ def scores_for(names, seed=0):
 @pytest.mark.parametrize("budget", [3, 6, 9])
 def test_masks_of_a_budget_do_with_its_work(profile, budget):
     masks = bench.masks_for(profile, budget, COST)
-    assert set(masks) < set(bench.ROWS)
+    assert set(masks) < set(bench.ROWS) and ("split of blocks, runs" in masks) == (budget > 3)
     for name, mask in masks.items():
         exact = name in ("whole steps, reuse", "BAC, cosine", "BAC, error")
         assert COST.share(mask) == pytest.approx(budget / 12) if exact else 0.6 * budget / 12 < COST.share(mask) <= budget / 12, name
@@ -62,6 +62,7 @@ def test_the_split_runs_the_blocks_that_change_most(profile):
     mask = bench.split_of(profile, 9, COST)
     always = {n for n in mask.names if "." in n and all(mask.at(s) & {n, "*"} for s in range(12))}
     worst = max((b for b in ("single.0", "single.1")), key=lambda b: reuse_error(profile.modules[b]))
+    assert not mask.runs and bench.split_of(profile, 9, COST, runs=True) == Mask(12, mask.refresh, runs=True)
     assert always and all(n.count(".") == 1 for n in always) and (worst in always or not always & {"single.0", "single.1"})
 
 

@@ -80,7 +80,8 @@ def test_background_blocks_are_refreshed_by_the_list():
     blocks = ("double.0", "single.0", "single.1")
     mask = split_mask(8, blocks, ("single.1",), (4, 6), start=2)
     assert mask.kinds == "FFCCFCFC" and mask.at(3) == {"double.0", "single.0"}
-    assert split_mask(4, blocks, blocks, (2,)).kinds == "FAFA"
+    assert mask.runs and not split_mask(8, blocks, ("single.1",), (4, 6), runs=False).runs
+    assert split_mask(4, blocks, blocks, (2,), runs=False).kinds == "FAFA"
     with pytest.raises(ValueError, match=r"^background must be among the blocks, unlike single.2\.$"):
         split_mask(8, blocks, ("single.2",), ())
 
