@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import nn
 
-from .detection import detect
+from .detection import DETECTED, detect
 from .families import Block, asides_of, blocks_of, find_family
 from .fitting import coarser, fit, gave_way
 from .flux_blocks import Call
@@ -92,7 +92,7 @@ def meet(module: nn.Module, settings: Settings, kinds: str, mask: Mask | None, r
         family = detect(module)
     blocks = blocks_of(module, family) if family else []
     sentences, runs = [], None
-    if mask is not None and mask.runs and blocks and skips:
+    if mask is not None and mask.runs and blocks and skips and family.module != DETECTED:  # guessed blocks are put back as a whole only
         runs, wanted = mask.held([b.name for b in blocks]), settings
         settings = coarser(settings, "block")
         sentences += [s for s in [gave_way(wanted, settings)] if s]

@@ -9,6 +9,7 @@ from torch import nn
 from cache_core import models
 from cache_core.controller import Controller
 from cache_core.cost import CostModel, peak_bytes
+from cache_core.detection import DETECTED
 from cache_core.forecasts import forecast
 from cache_core.layouts import Family, one
 from cache_core.masks import Mask
@@ -122,6 +123,16 @@ def test_a_model_that_reads_blocks_inside_a_run_is_found_and_runs_in_full(stack)
     assert cache.finish().messages == ["The blocks of Stack do not behave in Host 1 as this pack's table says, or another node has changed "
                                        "them; conservative steps run in full."]
     assert_untouched(stack)
+
+
+def test_runs_of_guessed_blocks_are_computed(stack, monkeypatch):
+    guess = Family("Stack", DETECTED, "Stack", (("blocks", "block", one("x")),))
+    monkeypatch.setattr(models, "find_family", lambda net: guess)
+    cache, x = Controller(keeping(4), SIGMAS[:5] + [0.0]), data()[0]
+    for sigma in SIGMAS[:5]:
+        kind, out = evaluate(cache, stack, sigma, (x, None))
+        assert kind == "F" and torch.equal(out, stack(x, sigma))
+    assert "Conservative steps ran in full: the modules of Stack cannot be chosen one by one." in cache.finish().messages
 
 
 @pytest.mark.parametrize("lost", [5, 8])
