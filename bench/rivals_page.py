@@ -86,7 +86,7 @@ def _section(run: dict) -> list[str]:
         if "error" in r:
             errors.setdefault(f"{r['curve']}: {r['error']}", []).append(r["label"])
     if errors:
-        lines += ["", "Did not run:", "", *(f"- {error}".replace("/root/", "").rstrip(".") for error in errors)]
+        lines += ["", "Did not run:", "", *(f"- {error}".rstrip(".") for error in errors)]
     return [*lines, ""]
 
 

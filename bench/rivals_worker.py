@@ -60,7 +60,7 @@ def load(nodes, job: dict) -> dict[str, str]:
         def emit(self, record):
             text = record.getMessage()
             if text.startswith("Cannot import"):
-                failed[name] = text.split("custom nodes: ", 1)[-1][:MARGIN]
+                failed[name] = text.split("custom nodes: ", 1)[-1].replace(f"{Path(job['comfyui'])}/", "")[:MARGIN]
 
     root, notes = logging.getLogger(), Notes(logging.WARNING)
     root.addHandler(notes)
