@@ -25,7 +25,7 @@ from demo.run import machine
 from demo.scenes import SIZE
 from demo.weights import load_autoencoder, load_transformer
 
-from .forecasts import place
+from .forecasts import leads, place
 from .profile import calibration, jobs, record, settings_for
 from .quality import WARMUP, Config, measure, prompts
 
@@ -96,7 +96,7 @@ def page(data: dict) -> str:
             own = {r["budget"]: r for r in rows if r["curve"] == name}
             if own:
                 lines.append(f"| {name} | " + " | ".join(_cell(own.get(b), rows) for b in budgets) + " |")
-        lines += ["", *_remarks(rows), ""]
+        lines += ["", *leads(rows, [n for n in ROWS if n not in (FEWER, PLANNED)], (FEWER, PLANNED)), ""]
     measured = {r["curve"] for run in data["runs"] for r in run["rows"]}
     return "\n".join([*lines, *(f"- *{name}*: {about}" for name, about in ROWS.items() if name in measured), ""])
 
@@ -107,21 +107,6 @@ def _cell(r: dict | None, rows: Sequence[dict]) -> str:
     best = r["psnr_median"] == max(x["psnr_median"] for x in rows if x["budget"] == r["budget"])
     text = ("**{:.1f}** / {:.1f}" if best else "{:.1f} / {:.1f}").format(r["psnr_median"], r["psnr_worst"])
     return text if r["full_calls"] == r["budget"] else f"{text} ({r['full_calls']})"
-
-
-def _remarks(rows: Sequence[dict]) -> list[str]:
-    """What the numbers say, in sentences that hold whatever they are."""
-    of = {(r["curve"], r["budget"]): r["psnr_median"] for r in rows}
-    budgets, lines = sorted({b for _, b in of}, reverse=True), []
-    for rival in (FEWER, PLANNED):
-        found = []
-        for name in ROWS:
-            apart = [f"{of[name, b] - of[rival, b]:+.1f}" for b in budgets if (name, b) in of and (rival, b) in of]
-            if apart and name not in (FEWER, PLANNED):
-                found.append(f"{name} ({', '.join(apart)})")
-        if found:
-            lines += [f"Against *{rival}*, dB of the median at falling budgets: {'; '.join(found)}.", ""]
-    return lines[:-1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -124,6 +124,18 @@ def by_aggressive(row: dict) -> float:
     return steps / (full + (steps - full) * row["step_cost"]["A"]) / row["ideal"]
 
 
+def leads(rows: Sequence[dict], names: Sequence[str], rivals: Sequence[str]) -> list[str]:
+    """How far named rows lie from each rival at equal budgets, in sentences that hold whatever the numbers are; blank lines between."""
+    of = {(r["curve"], r["budget"]): r["psnr_median"] for r in rows}
+    budgets, lines = sorted({b for _, b in of}, reverse=True), []
+    for rival in rivals:
+        apart = {n: [f"{of[n, b] - of[rival, b]:+.1f}" for b in budgets if (n, b) in of and (rival, b) in of] for n in names}
+        found = [f"{name} ({', '.join(values)})" for name, values in apart.items() if values]
+        if found:
+            lines += [f"Against *{rival}*, dB of the median at falling budgets: {'; '.join(found)}.", ""]
+    return lines[:-1]
+
+
 def page(data: dict) -> str:
     """The results as a page: one table per run, median and worst PSNR per number of full calls."""
     lines = ["# Forecasts compared", "", "Written by `python -m bench.forecasts` from `bench/results/forecasts.json`; do not edit.", "",

@@ -28,7 +28,7 @@ from demo.run import machine
 from demo.scenes import SIZE
 from demo.weights import load_autoencoder, load_transformer
 
-from .forecasts import place
+from .forecasts import leads, place
 from .profile import calibration, jobs, record, settings_for
 from .quality import WARMUP, Config, cost_of, measure, prompts
 from .routers import train
@@ -148,16 +148,9 @@ def page(data: dict) -> str:
 
 def remarks(rows: Sequence[dict]) -> list[str]:
     """What the numbers say of masks, in sentences that hold whatever they are."""
-    of = {(r["curve"], r["budget"]): r["psnr_median"] for r in rows if r["psnr_median"] is not None}
-    budgets = sorted({b for _, b in of}, reverse=True)
+    rows = [r for r in rows if r["psnr_median"] is not None]
     own = [n for n in ROWS if n.startswith(("BAC", "split", "trained"))]
-    lines = []
-    for rival in ("fewer steps, Euler", "FORA, modules", "whole steps, reuse", "planned, final state"):
-        won = [f"{n} ({', '.join(f'{of[n, b] - of[rival, b]:+.1f}' for b in budgets if (n, b) in of and (rival, b) in of)})" for n in own
-               if any((n, b) in of and (rival, b) in of for b in budgets)]
-        if won:
-            lines.append(f"Against *{rival}*, dB of the median at falling budgets: {'; '.join(won)}.")
-    return [line for text in lines for line in (text, "")][:-1]
+    return leads(rows, own, ("fewer steps, Euler", "FORA, modules", "whole steps, reuse", "planned, final state"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

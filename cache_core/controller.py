@@ -21,6 +21,7 @@ from .clock import Clock, Evaluation
 from .detection import DETECTED
 from .flux_blocks import Call
 from .footprint import Footprint, expected_shapes
+from .forecasts import watches
 from .history import Batch, Branch, Node
 from .levels import FINAL, OUTPUT, STACK
 from .logbook import Logbook
@@ -77,7 +78,7 @@ class Controller:
         self._called: list[Branch] = []
         self._kind = "F"
         self._refusal = refusal
-        self._skips = self.skips or (refusal is None and getattr(settings.predictor, "watches", False))
+        self._skips = self.skips or (refusal is None and watches(settings.predictor))
         if refusal is not None:
             self.say(f"Nothing was cached: {refusal}.")
 
@@ -182,7 +183,7 @@ class Controller:
                 branch.forget_choices()
         self._called = branches
         batch, since = Batch(branches, Node(float(now.step), now.sigma, self._flow)), now.step - self._last_full.get(now.phase, now.step)
-        watched = getattr(settings.modules, "watches", False)
+        watched = watches(settings.modules)
         conservative = self._rows and known.conserves(self._mask is not None)
         call = Call(kind, batch, settings, now.step, since + 1, record.ratio, grid, note=self._note_error,
                     rows=conservative and self._mask is None, modules=conservative or settings.level == "module" or watched,
@@ -258,7 +259,7 @@ class Controller:
     def _give_way(self, error: Exception) -> bool:
         """Frees everything that is cached and stops caching; False when nothing is, and the error is the model's own."""
         held = any(b.bytes for b in self._branches.values())
-        if not self._skips or getattr(self.settings.predictor, "watches", False) or not (held or raised_here(error)):
+        if not self._skips or watches(self.settings.predictor) or not (held or raised_here(error)):
             return False
         self._stop()
         self.say("Memory ran out while features were cached: the caches have been freed, and the rest of the run was sampled plainly. "
@@ -308,7 +309,7 @@ class Controller:
     def _weigh(self) -> None:
         memory, models, need = self.memory, self._blocks, self._need()
         memory.estimate = need.total
-        if memory.fits(need, self._shelf is not None) or getattr(self.settings.predictor, "watches", False):
+        if memory.fits(need, self._shelf is not None) or watches(self.settings.predictor):
             return
         self._drop()
         if self._shelf is None and memory.fits(need, True):

@@ -15,6 +15,7 @@ from torch import nn
 
 from .families import Block
 from .flux_blocks import FluxDouble, FluxSingle
+from .forecasts import watches
 from .layout_modules import present
 from .layouts import BlockLayout, Family
 from .masks import Mask
@@ -145,7 +146,7 @@ def footprint(settings: Settings, kinds: str, ratios: Sequence[float], mask: Mas
     whether the model can run conservative steps.
     """
     conservative = conserves and "C" in kinds
-    if "A" not in kinds and not conservative and not getattr(settings.predictor, "watches", False):
+    if "A" not in kinds and not conservative and not watches(settings.predictor):
         return Footprint()
     live, level = settings.attention == "live", settings.level
     runs = mask is not None and mask.runs
@@ -154,7 +155,7 @@ def footprint(settings: Settings, kinds: str, ratios: Sequence[float], mask: Mas
     modules: list[_Module] = []
     fixed = 0  # bytes that do not grow with the run
     item = shapes.bytes_per_value
-    if not runs and (conservative or level == "module" or getattr(settings.modules, "watches", False)):
+    if not runs and (conservative or level == "module" or watches(settings.modules)):
         for block in blocks:
             sizes = shapes.at(block)
             modules += _modules(block, sizes, live)

@@ -28,6 +28,11 @@ MOST_RULES = 16
 Forecast = Predictor | Adaptive | ProbeGain | ByChannel | ByBand | ByToken | Residual | Table | ChannelTable
 
 
+def watches(rule: Forecast) -> bool:
+    """Whether a rule looks on at full steps and forecasts nothing, as a `Recorder` does."""
+    return getattr(rule, "watches", False)
+
+
 def forecast(data: Mapping) -> Forecast:
     """The forecast that a recipe's part describes; ValueError in one sentence, naming the field."""
     if not isinstance(data, Mapping) or not all(isinstance(k, str) for k in data):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .history import Node, Site, weighted_sum
 from .schedule import MAX_STEPS
-from .table import LARGEST, read_number, read_step
+from .table import LARGEST, read_number, read_sigmas, read_step
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ class Residual:
     def read(cls, steps=0, rectifier=None, sigmas=()) -> Residual:
         """From JSON; ValueError in one sentence."""
         rectifier = {} if rectifier is None else rectifier
-        if not isinstance(sigmas, (list, tuple)) or len(sigmas) > MAX_STEPS + 1:
-            raise ValueError("sigmas of a residual must be a list of numbers.")
+        sigmas = read_sigmas("a residual", sigmas)
         if not isinstance(rectifier, Mapping) or len(rectifier) > MAX_STEPS:
             raise ValueError("rectifier must be an object of steps.")
         rows = []
@@ -87,4 +86,4 @@ class Residual:
             if not isinstance(row, (list, tuple)) or len(row) != 3 or isinstance(row[0], bool) or not isinstance(row[0], int):
                 raise ValueError(f"rectifier.{at} must be a list of a full step, a slope and an offset.")
             rows.append((at, (row[0], *(read_number(f"rectifier.{at}", n) for n in row[1:]))))
-        return cls(steps, tuple(rows), tuple(read_number("sigmas of a residual", s) for s in sigmas))
+        return cls(steps, tuple(rows), sigmas)

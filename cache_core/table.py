@@ -90,8 +90,7 @@ class Table:
     @classmethod
     def read(cls, steps, table, sigmas=()) -> Table:
         """From JSON; ValueError in one sentence."""
-        if not isinstance(sigmas, (list, tuple)) or len(sigmas) > MAX_STEPS + 1:
-            raise ValueError("sigmas of a table must be a list of numbers.")
+        sigmas = read_sigmas("a table", sigmas)
         if not isinstance(table, Mapping) or len(table) > MAX_STEPS:
             raise ValueError("table must be an object of steps.")
         rows = []
@@ -100,7 +99,7 @@ class Table:
                 raise ValueError(f"table.{step} must be an object of full steps and weights.")
             at = read_step("table", step)
             rows.append((at, tuple((read_step("table", f), read_number(f"table.{at}", w)) for f, w in weights.items())))
-        return cls(steps, tuple(rows), tuple(read_number("sigmas of a table", s) for s in sigmas))
+        return cls(steps, tuple(rows), sigmas)
 
 
 @dataclass(frozen=True)
@@ -192,3 +191,10 @@ def read_number(name: str, value) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
         raise ValueError(f"{name} must hold numbers.")
     return float(value)
+
+
+def read_sigmas(of: str, sigmas) -> tuple[float, ...]:
+    """Noise levels of a JSON file."""
+    if not isinstance(sigmas, (list, tuple)) or len(sigmas) > MAX_STEPS + 1:
+        raise ValueError(f"sigmas of {of} must be a list of numbers.")
+    return tuple(read_number(f"sigmas of {of}", s) for s in sigmas)

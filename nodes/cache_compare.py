@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..cache_core.comparison import Comparison, Way, closeness, difference_maps, steps_in
 from ..cache_core.recipes import from_preset
 from . import host, output_files, sheets
-from .types import CATEGORY, Report, advanced
+from .types import CATEGORY, Report, advanced, sampler_inputs
 
 SECONDS, CALLS, NONE = "equal seconds", "equal calls", "none"
 MEASURES = {SECONDS: "measured seconds", CALLS: "counted full model calls"}
@@ -45,13 +45,7 @@ class CacheCompare(io.ComfyNode):
                 io.Conditioning.Input("positive", optional=True, tooltip="What the picture should show."),
                 io.Conditioning.Input("negative", optional=True, tooltip="What it should not show."),
                 io.Latent.Input("latent_image", optional=True, tooltip="The latent to start from."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Seed of the noise."),
-                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Steps of the uncached and of the cached run."),
-                io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                               tooltip="Classifier-free guidance; 1 runs the positive prompt alone."),
-                io.Combo.Input("sampler_name", options=host.SAMPLERS, default="euler",
-                    tooltip="The algorithm that follows the noise levels."),
-                io.Combo.Input("scheduler", options=host.SCHEDULERS, default="simple", tooltip="How the noise levels are spaced."),
+                *sampler_inputs("Steps of the uncached and of the cached run."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1 keeps part of the given latent."),
                 io.Combo.Input("fewer_from", options=[SECONDS, CALLS, NONE], default=SECONDS,
                                tooltip="How many steps the rival gets: as many as fit into the cached run's measured seconds, or into its "

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..cache_core.recipes import preset_names
 from . import host
 from .dual_cache import FROM_PRESET, forecast_inputs, memory_input, settings_from
-from .types import CATEGORY, Report, schedule_input
+from .types import CATEGORY, Report, sampler_inputs, schedule_input
 
 
 class DualCacheSampler(io.ComfyNode):
@@ -23,13 +23,7 @@ class DualCacheSampler(io.ComfyNode):
                         "and a report of what happened.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Seed of the noise."),
-                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Steps of the sampler."),
-                io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                               tooltip="Classifier-free guidance; 1 runs the positive prompt alone."),
-                io.Combo.Input("sampler_name", options=host.SAMPLERS, default="euler",
-                    tooltip="The algorithm that follows the noise levels."),
-                io.Combo.Input("scheduler", options=host.SCHEDULERS, default="simple", tooltip="How the noise levels are spaced."),
+                *sampler_inputs("Steps of the sampler."),
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..cache_core.erta import ErtaPlan, erta_plan, reuse_ratios, reuse_set, threshold_for
 from ..cache_core.profile import Profile
-from .profiles import SPEEDUP
+from .profiles import SPEEDUP, adapted, told_adapted
 from .types import CATEGORY, CacheProfile, Schedule, advanced
 
 THRESHOLD = "threshold"
@@ -50,9 +50,7 @@ class ERTACachePlan(io.ComfyNode):
     @classmethod
     def execute(cls, profile, target=SPEEDUP, speedup=2.0, threshold=0.1, step_lengths=True, rectifier=True, sigmas=None,
                 warmup=1) -> io.NodeOutput:
-        if sigmas is not None and len(sigmas) < 2:
-            raise ValueError("sigmas holds no step to plan: the scheduler's denoise may be 0.")
-        known = profile if sigmas is None else profile.at(sigmas.tolist())
+        known = adapted(profile, sigmas)
         ratios, warmup = reuse_ratios(known), min(warmup, known.steps)
         limit = threshold if target == THRESHOLD else threshold_for(ratios, max(round(known.steps / speedup), warmup), warmup)
         made = erta_plan(known, reuse_set(ratios, limit, warmup), step_lengths, rectifier)
@@ -73,6 +71,4 @@ def describe(profile: Profile, made: ErtaPlan, limit: float) -> list[str]:
         lines.append("Steps have other lengths; connect sigmas to the sampler.")
     if "A" not in kinds:
         lines.append("Nothing is left to reuse: this is sampling with fewer steps.")
-    if profile.resampled:
-        lines.append(f"The profile was recorded at {profile.resampled} steps and adapted to {profile.steps}.")
-    return lines
+    return [*lines, *told_adapted(profile)]

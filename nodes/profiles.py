@@ -117,14 +117,24 @@ class PlanCache(io.ComfyNode):
     @classmethod
     def execute(cls, profile, target=SPEEDUP, speedup=3.0, error=0.002, sigmas=None, warmup=1, window=3,
                 objective="power", by_cluster=False) -> io.NodeOutput:
-        if sigmas is not None and len(sigmas) < 2:
-            raise ValueError("sigmas holds no step to plan: the scheduler's denoise may be 0.")
-        known = profile if sigmas is None else profile.at(sigmas.tolist())
+        known = adapted(profile, sigmas)
         made, reached = choose(known, target, speedup, error, warmup, window, objective, by_cluster)
         headline, *more = describe(known, made)
         text = "\n".join([*reached, headline, *more])
         drawn = {"kinds": made.schedule.kinds, "expected": made.expected, "sigmas": known.sigmas, "text": [*reached, *more]}
         return io.NodeOutput(made.schedule, text, ui={"text": [text], "dual_cache_plan": [json.dumps(drawn)]})
+
+
+def adapted(profile: Profile, sigmas) -> Profile:
+    """The profile at a run's noise levels [steps + 1], where some are given."""
+    if sigmas is not None and len(sigmas) < 2:
+        raise ValueError("sigmas holds no step to plan: the scheduler's denoise may be 0.")
+    return profile if sigmas is None else profile.at(sigmas.tolist())
+
+
+def told_adapted(profile: Profile) -> list[str]:
+    """A sentence where `adapted` changed the step count."""
+    return [f"The profile was recorded at {profile.resampled} steps and adapted to {profile.steps}."] if profile.resampled else []
 
 
 def choose(profile: Profile, target: str, speedup: float, error: float, warmup: int, window: int, objective: str,
@@ -158,6 +168,4 @@ def describe(profile: Profile, made: Plan) -> list[str]:
     if made.final > TRUSTED:
         lines.append("Expect more than that: with so few full steps, what forecasts change on the way outweighs their own errors, with "
                      "guidance above all. Compare with fewer steps.")
-    if profile.resampled:
-        lines.append(f"The profile was recorded at {profile.resampled} steps and adapted to {steps}.")
-    return lines
+    return [*lines, *told_adapted(profile)]

@@ -1,10 +1,12 @@
-"""The types that travel between our nodes."""
+"""The types that travel between our nodes, and inputs that several of them have."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
 
 from comfy_api.latest import io
+
+from . import host
 
 Schedule = io.Custom("CACHE_SCHEDULE")
 CacheProfile = io.Custom("CACHE_PROFILE")
@@ -25,6 +27,18 @@ def schedule_input(part: str) -> io.Input:
     tooltip = (f"A plan from Cache Schedule Builder or Plan Cache; it replaces the {part}'s own. "
                "Plan Cache brings its forecast along, unless one is chosen here.")
     return Schedule.Input("schedule", optional=True, tooltip=tooltip)
+
+
+def sampler_inputs(steps: str) -> list[io.Input]:
+    """What a node that samples by itself takes after the model, as KSampler has it; `steps` is the tooltip of its steps."""
+    return [
+        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Seed of the noise."),
+        io.Int.Input("steps", default=30, min=1, max=10000, tooltip=steps),
+        io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                       tooltip="Classifier-free guidance; 1 runs the positive prompt alone."),
+        io.Combo.Input("sampler_name", options=host.SAMPLERS, default="euler", tooltip="The algorithm that follows the noise levels."),
+        io.Combo.Input("scheduler", options=host.SCHEDULERS, default="simple", tooltip="How the noise levels are spaced."),
+    ]
 
 
 def findable(node: type[io.ComfyNode]) -> type[io.ComfyNode]:

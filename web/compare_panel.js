@@ -1,6 +1,7 @@
 /** The page element of Cache Compare: two pictures under a slider, differences, a table. Knows its data, but no ComfyUI. */
 
 import { firstChoice, fitted, legend, moved, sidesOf, spelled, spokenPlace, within } from "./compare_view.js";
+import { addStyle, make } from "./elements.js";
 
 /**
  * @typedef {import("./compare_view.js").Comparison} Comparison
@@ -45,21 +46,6 @@ const STYLE = `
 `;
 const WAITING = "The comparison appears here after a run.";
 
-/** @param {string} tag @param {string} [name] @param {string} [text] @returns {any} */
-function make(tag, name = "", text = "") {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  made.textContent = text;
-  return made;
-}
-
-function addStyle() {
-  if (document.getElementById("dual-cache-compare-style")) return;
-  const style = make("style", "", STYLE);
-  style.id = "dual-cache-compare-style";
-  document.head.append(style);
-}
-
 export class ComparePanel {
   /** @param {(file: File) => string} addressOf where a picture is served */
   constructor(addressOf) {
@@ -70,7 +56,7 @@ export class ComparePanel {
     this.choice = null;
     /** @type {AbortController | null} */
     this.connection = null;
-    addStyle();
+    addStyle("dual-cache-compare-style", STYLE);
     this.element = make("div", "dual-cache-compare");
     this.stage = make("div", "dual-cache-stage");
     this.stage.tabIndex = 0;

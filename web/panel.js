@@ -1,5 +1,6 @@
 /** The page element of the schedule plot: canvas, legend, sentences, keyboard and pointer. Knows view states, but no ComfyUI. */
 
+import { addStyle, make } from "./elements.js";
 import { draw, heightsOf, stepAt } from "./plot.js";
 import { LETTERS } from "./schedule.js";
 import { BUILDER, WORDS, describe, nextKind, spelled } from "./view.js";
@@ -63,21 +64,6 @@ const CLICK = 4; // pixels that the pointer may move in a click
 const SETTLED = 0.005;
 let numbered = 0;
 
-/** @param {string} tag @param {string} [name] @param {string} [text] */
-function make(tag, name = "", text = "") {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  made.textContent = text;
-  return made;
-}
-
-function addStyle() {
-  if (document.getElementById("dual-cache-style")) return;
-  const style = make("style", "", STYLE);
-  style.id = "dual-cache-style";
-  document.head.append(style);
-}
-
 export class SchedulePanel {
   /** @param {Hooks} [hooks] */
   constructor(hooks = {}) {
@@ -95,7 +81,7 @@ export class SchedulePanel {
     this.draws = 0;
     /** @type {AbortController | null} */
     this.connection = null;
-    addStyle();
+    addStyle("dual-cache-style", STYLE);
     const id = `dual-cache-${++numbered}`;
     this.element = make("div", "dual-cache");
     this.frame = make("div", "dual-cache-frame");
