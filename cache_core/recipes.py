@@ -4,11 +4,11 @@ A recipe is what the nodes offer and what users share. Its fields, all but the p
 about, source    sentences for people
 measured         the measurement behind it: a file of bench/results, what was sampled, PSNR in dB to plain sampling, median / worst
 generator        the plan for any number of steps, as `schedule.from_generator` reads it, or
-kinds            a list of steps that is scaled to the run, or
+kinds            a list of steps that is scaled to the run, perhaps with ratios, the share of tokens of each of them, or
 mask             which modules are computed at which steps, as `masks.Mask` reads it; with runs the level plays no part
 level, first     where aggressive steps put features back, as in `Settings`
 predictor, module_predictor    as `forecasts.forecast` reads them
-selector, attention, ratio, text_ratio    of conservative steps
+selector, attention, ratio, text_ratio, seed    of conservative steps
 speedup          where a profile of the model is at hand: what a plan from it is made for, in place of the recipe's own
 detect           whether the blocks of a model that the block table does not know are looked for (experimental)
 families         by name of a model family: fields that differ for its models
@@ -29,9 +29,9 @@ from .settings import Settings
 from .words import named
 
 FORMAT, KIND = 1, "cache_recipe"
-_PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "speedup", "detect")
+_PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "seed", "speedup", "detect")
 _PLANS = ("generator", "kinds", "mask")
-_PARTS = (*_PLANS, "predictor", "module_predictor", "selector", *_PLAIN)
+_PARTS = (*_PLANS, "ratios", "predictor", "module_predictor", "selector", *_PLAIN)
 _TEXTS = ("about", "source", "measured")
 _LONGEST = 2000
 
@@ -85,7 +85,7 @@ def _settings(recipe: Mapping, name: str, schedule: CacheSchedule | None, change
     if "selector" in recipe:
         parts["selector"] = _selector(recipe["selector"])
     if "kinds" in recipe:
-        parts["schedule"] = explicit(recipe["kinds"], recipe.get("ratio") or 0.1)
+        parts["schedule"] = explicit(recipe["kinds"], recipe.get("ratios", 0.1))
     elif "mask" in recipe:
         parts["mask"] = Mask.read(recipe["mask"])
     elif "generator" in recipe:
@@ -125,6 +125,8 @@ def _check(recipe) -> None:
             raise ValueError(f"{key} must be a text of at most {_LONGEST} letters.")
     if sum(plan in recipe for plan in _PLANS) != 1:
         raise ValueError("a recipe must have either a generator, kinds or a mask.")
+    if "ratios" in recipe and not ("kinds" in recipe and isinstance(recipe["ratios"], list)):
+        raise ValueError("ratios must be a list of numbers beside kinds, one for each.")
     _check_numbers(recipe)
 
 
@@ -133,6 +135,9 @@ def _check_numbers(part: Mapping, where: str = "") -> None:
         value = part.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most):
             raise ValueError(f"{where}{key} must be a number from {least} to {most}.")
+    seed = part.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+        raise ValueError(f"{where}seed must be a whole number from 0 to {(1 << 32) - 1}.")
 
 
 def _known(data: Mapping, known, what: str) -> None:
@@ -146,8 +151,8 @@ def recipe_of(settings: Settings) -> dict:
     whole = Settings()
     plan = {"mask": settings.mask.to_dict()} if settings.mask is not None else (
         {"kinds": settings.schedule.kinds} if settings.schedule is not None else {"generator": dict(settings.generator)})
-    ratios = set(settings.schedule.ratios) if settings.schedule is not None and settings.ratio is None else set()
-    parts = {"ratio": ratios.pop()} if len(ratios) == 1 else {}
+    ratios = list(settings.schedule.ratios) if "kinds" in plan and settings.ratio is None else []
+    parts = {"ratio": ratios[0]} if len(set(ratios)) == 1 else {"ratios": ratios} if ratios else {}
     parts |= {key: getattr(settings, key) for key in _PLAIN if getattr(settings, key) != getattr(whole, key)}
     parts |= {key: part.to_dict() for key in ("predictor", "module_predictor") if (part := getattr(settings, key)) is not None}
     return {"name": settings.method, **plan, **parts, "selector": asdict(settings.selector)}

@@ -12,17 +12,24 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
-from PIL import Image
+from PIL import Image, ImageChops
 
 ROOT = Path(__file__).resolve().parents[1]
 COMFYUI = Path(os.environ["COMFYUI_UNDER_TEST"]).resolve()
 FOLDER = "dual cache 缓存"  # in custom_nodes; a name that addresses have to quote
 PATIENCE = 240
+
+
+def node(name, **inputs):
+    return {"class_type": name, "inputs": inputs}
 
 
 class NotStarting(RuntimeError):
@@ -120,3 +127,23 @@ class Server:
         """The picture as it was saved, with its metadata in `info`."""
         (entry,) = outputs[node]["images"]
         return Image.open(io.BytesIO(self.get("/view", **entry)))
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server with folders of its own."""
+    with tempfile.TemporaryDirectory(prefix="dual-cache-server-") as folder:
+        server = Server(Path(folder) / "base folder")
+        try:
+            server.ready()
+            yield server
+        finally:
+            server.stop()
+
+
+def pictures(server: Server, outputs: dict) -> list:
+    return [server.picture({"7": {"images": [entry]}}, "7") for entry in outputs["7"]["images"]]
+
+
+def same(one: list, other: list) -> bool:
+    return len(one) == len(other) and all(a.size == b.size and ImageChops.difference(a, b).getbbox() is None for a, b in zip(one, other))

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 
-from PIL import ImageChops
-
 from .rows import Deadline, Row
-from .server import Server
+from .server import node, pictures, same, serving
 
 RUNS, EVERY = 500, 20
 GROWTH = 0.02
@@ -21,10 +16,6 @@ GROWTH = 0.02
 SAMPLERS = ("euler", "heun", "dpmpp_2m", "dpmpp_sde", "euler_ancestral", "uni_pc", "heunpp2", "lcm", "dpm_adaptive")
 PRESETS = ("off", "balanced", "quality", "fast", "adaptive", "planned", "duca", "toca", "fora", "taylorseer", "hyca", "dicache", "spectrum")
 CAPTIONS = ("a large red heart center on a checkered white background", "a small blue star left on a plain black background", "")
-
-
-def node(name, **inputs):
-    return {"class_type": name, "inputs": inputs}
 
 
 def graph(rng: random.Random, steps: int | None = None) -> dict:
@@ -46,17 +37,6 @@ def graph(rng: random.Random, steps: int | None = None) -> dict:
             "8": node("CacheReport", model=["10", 0], latent=["5", 0])}
 
 
-@contextmanager
-def serving():
-    with tempfile.TemporaryDirectory(prefix="dual-cache-soak-") as folder:
-        server = Server(Path(folder) / "base folder")
-        try:
-            server.ready()
-            yield server
-        finally:
-            server.stop()
-
-
 def resident(pid: int) -> int:
     with open(f"/proc/{pid}/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -64,14 +44,6 @@ def resident(pid: int) -> int:
 
 def threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
-
-
-def pictures(server: Server, outputs: dict) -> list:
-    return [server.picture({"7": {"images": [entry]}}, "7") for entry in outputs["7"]["images"]]
-
-
-def same(one: list, other: list) -> bool:
-    return len(one) == len(other) and all(a.size == b.size and ImageChops.difference(a, b).getbbox() is None for a, b in zip(one, other))
 
 
 def rows(deadline: Deadline, runs: int = RUNS) -> Iterator[Row]:

@@ -23,14 +23,30 @@ def report_of(count, **changes):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_the_recipe_of_settings_gives_them_again(name):
-    for settings in (from_preset(name), from_preset(name, explicit("FFAAFA", 0.25))):
+    by_hand = explicit("FFAAFA", 0.25), explicit("FFACFC", [0, 0, 0, 0.1, 0, 0.3])
+    for settings in (from_preset(name), from_preset(name, by_hand[0]), from_preset(name, by_hand[1], seed=7)):
         again = settings_of(json.loads(json.dumps(recipe_of(settings))))
-        for field in ("method", "level", "first", "predictor", "module_predictor", "selector", "attention", "text_ratio", "speedup"):
+        for field in ("method", "level", "first", "predictor", "module_predictor", "selector", "attention", "text_ratio", "seed",
+                      "speedup"):
             assert getattr(again, field) == getattr(settings, field), field
         for steps in (6, 30):
             made, wanted = (s.schedule_for(steps) for s in (again, settings))
             assert made.kinds == wanted.kinds
             assert all(a == b for a, b, kind in zip(made.ratios, wanted.ratios, made.kinds) if kind == "C")
+
+
+@pytest.mark.parametrize(("part", "said"), [
+    ({"seed": -1}, "seed must be a whole number"), ({"seed": True}, "seed must be"), ({"seed": 1 << 32}, "seed must be"),
+    ({"ratios": [0.1] * 3}, r"ratios must have one number per step"), ({"ratios": {}}, "ratios must be a list"),
+    ({"ratios": [0.1, 2]}, r"ratios\[1\]")])
+def test_seeds_and_ratios_are_checked(part, said):
+    with pytest.raises(ValueError, match=said):
+        settings_of({"kinds": "FC", **part})
+
+
+def test_ratios_need_a_list_of_steps():
+    with pytest.raises(ValueError, match="ratios must be a list of numbers beside kinds"):
+        settings_of({"generator": {"type": "full"}, "ratios": [0.1]})
 
 
 def test_the_recipe_of_a_mask_has_it():

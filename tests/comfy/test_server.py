@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 from PIL import ImageChops
 
+from stress import determinism
 from stress.server import FOLDER, NotStarting, Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,3 +241,9 @@ def test_odd_metadata_loses_no_picture(server):
     for extra in ({"workflow": "no object"}, {"workflow": {"extra": []}}, {"dual_cache": "theirs"}):
         outputs = server.queue(graph(seed=35), extra=extra)[1]
         assert server.picture(outputs, "7").size == (256, 256)
+
+
+@pytest.mark.parametrize("name", ["planned, with a profile", "tokens of a seed"])
+def test_a_picture_can_be_made_again_from_what_it_carries(server, name):
+    row = determinism.repeated(name, server, *determinism.kept(server, name))
+    assert row.ok, row.said
