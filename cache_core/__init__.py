@@ -7,7 +7,7 @@ The loop       controller (decides and keeps), clock (which step), history (snap
 Schedule       schedule (full, conservative, aggressive), masks (which modules), mask_files (masks of others), cost (FLOPs of a plan)
 Indicator      adaptive (gains that follow the data, probes)
 Site           levels (where features are put back), sites (shims), flux_blocks (FLUX by hand), layout_wiring and layout_modules
-               (all others, by their row), runs (blocks that a mask holds back together)
+               (all others, by their row), runs (blocks that a mask holds back together), compiled (under torch.compile)
 Models         block_table (the rows), layouts (what a row says), families (finding it), fitting (what a model can have),
                detection (no row), self_check (is the row right?)
 Selector       selectors (tokens of a conservative step)

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from . import selectors
+from . import compiled, selectors
 from .clock import Clock, Evaluation
 from .detection import DETECTED
 from .flux_blocks import Call
@@ -43,7 +43,7 @@ class Controller:
     settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per step, or of each (see `clock`).
     refusal: why every step of this run is sampled plainly, as the host found out, or None. flow: whether sigma is the share of noise of a
     flow model, for log-SNR. host: name and version of what runs the models, for sentences. budget: of memory, None for no limit. Raises
-    ValueError for fewer than two sigmas.
+    ValueError for fewer than two sigmas. The host sets `compilation` where the model of a call is compiled.
     """
 
     def __init__(self, settings: Settings, sigmas: Sequence[float], stages: int | Sequence[int] = 1, refusal: str | None = None,
@@ -77,6 +77,7 @@ class Controller:
         self._site_rule = settings.predictor
         self._called: list[Branch] = []
         self._kind = "F"
+        self.compilation: compiled.Compilation | None = None
         self._refusal = refusal
         self._skips = self.skips or (refusal is None and watches(settings.predictor))
         if refusal is not None:
@@ -193,8 +194,14 @@ class Controller:
         self._witness = blocks[-1].name if blocks else ()
         self._site_rule = settings.predictor
         shims, check = known.wiring(call).shims(known.module), None
+        planned = known.unchecked if conservative else known.unchecked - {"C"}
         with ExitStack() as stack:
-            if kind == "F" and (planned := known.unchecked if conservative else known.unchecked - {"C"}):
+            if self.compilation is not None:
+                self.say(compiled.SAID)
+                stack.enter_context(self.compilation.around())
+                whole = settings.level != "module" if kind == "A" else kind == "F" and not (call.modules or planned)
+                shims = self.compilation.shims(known.module, shims, blocks, whole)
+            if kind == "F" and planned:
                 check = SelfCheck(call, blocks, known.wiring, planned, None if self._mask else max(self.schedule.ratios),
                                   known.family.module == DETECTED)
                 stack.enter_context(check.around(known.module, shims))

@@ -21,7 +21,8 @@ class CacheMismatch(Exception):
 def shim(module: nn.Module, make: Callable):
     """Sets `module.forward = make(original forward)` inside the block."""
     before = module.__dict__.get("forward")
-    module.forward = make(module.forward)
+    module.forward = made = make(module.forward)
+    made.shim = True
     try:
         yield
     finally:
@@ -29,6 +30,11 @@ def shim(module: nn.Module, make: Callable):
             module.__dict__.pop("forward", None)
         else:
             module.forward = before
+
+
+def shimmed(module: nn.Module) -> bool:
+    """Whether a shim is on a module inside this one."""
+    return any(getattr(m.__dict__.get("forward"), "shim", False) for m in module.modules() if m is not module)
 
 
 @contextmanager

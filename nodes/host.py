@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import comfy.model_detection
 import comfy.model_management
@@ -22,7 +23,9 @@ import comfyui_version
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ..cache_core import compiled
 from ..cache_core.clock import adds_noise, stages_of
+from ..cache_core.compiled import Compilation
 from ..cache_core.controller import Controller
 from ..cache_core.families import find_family, unknown_families
 from ..cache_core.keepsake import keepsake
@@ -45,6 +48,8 @@ OTHER_CACHES = {"easycache": "EasyCache or LazyCache", "rel_l1_thresh": "TeaCach
 """Other caches by a key that they leave in transformer_options or register a wrapper under."""
 CACHE_WRAPPERS = {"ApplyFBCacheOnModel": "WaveSpeed's First Block Cache", **{name: name for name in ("TaylorSeer", "TeaCache", "MagCache")}}
 """Other caches by how the class begins whose method made the model's function wrapper; only one such wrapper can be on a model."""
+COMPILED = "torch_compile_kwargs"
+"""Where ComfyUI's torch.compile nodes leave what they were asked for."""
 FORWARDS = ("forward", "_forward", "forward_orig")
 
 
@@ -84,8 +89,8 @@ class TokenRequest:
 class _Run:
     """A running controller in transformer_options."""
 
-    def __init__(self, controller: Controller, request: CacheRequest):
-        self.controller, self.request, self.sent = controller, request, 0
+    def __init__(self, controller: Controller, request: CacheRequest, compilation: Compilation | None):
+        self.controller, self.request, self.compilation, self.sent = controller, request, compilation, 0
 
 
 def patch(model, key: str, request) -> object:
@@ -163,7 +168,7 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     strangers = None if recorder else unknown_families(options[KEY].settings.families)
     for sentence in filter(None, (said, strangers)):
         controller.say(sentence)
-    run = _Run(controller, request)
+    run = _Run(controller, request, _compilation(model.diffusion_model, guider.model_options.get(COMPILED)))
     if not recorder:
         expected = memory.announce(controller, guider, (kwargs.get("latent_shapes") or [latent_image.shape])[0])
         if expected:
@@ -223,6 +228,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if run is None:
         return executor(*arguments, **kwargs)
     model = _plain(executor.class_obj.diffusion_model)
+    run.controller.compilation = run.compilation or _compilation(executor.class_obj.diffusion_model)
     chunks = [(*chunk, _strengths(executor.class_obj)) for chunk in _chunks(x, c_concat, c_crossattn, control, options, kwargs)]
     replaced = next((name for name in FORWARDS if name in vars(model)), None)
     if replaced and run.controller.skips:
@@ -233,6 +239,13 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return executor(x, t, c_concat, c_crossattn, opened(control), options, **kwargs)  # a model may take controls out of their lists
 
     return run.controller.guarded(call, model, chunks, grid, _plain_call(options))
+
+
+def _compilation(model, asked: dict | None = None) -> Compilation | None:
+    """How a compiled model is compiled, or, where it is given, what ComfyUI's torch.compile nodes were asked for; None where nothing is."""
+    if not compiled.AVAILABLE or (asked is None and not hasattr(model, "_orig_mod")):
+        return None
+    return Compilation(model.dynamo_ctx if asked is None else partial(torch.compile, **asked))
 
 
 def _plain_call(options: dict) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import cache, partial
@@ -27,16 +28,29 @@ PACKS = "DUAL_CACHE_STRESS_PACKS"
 # --- changes of the model -------------------------------------------------------------------------
 
 
+BACKEND = "inductor" if shutil.which("c++") or shutil.which("g++") else "eager"
+"""Of torch.compile. Inductor needs a C++ compiler here; the eager backend traces as it does, and compiles nothing."""
+
+
 def compiled(model):
-    """torch.compile as ComfyUI's node sets it; the eager backend traces as inductor does, and compiles nothing."""
+    """torch.compile as ComfyUI's node sets it."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     model = model.clone()
-    set_torch_compile_wrapper(model, backend="eager")
+    set_torch_compile_wrapper(model, backend=BACKEND)
     return model
 
 
 def compiled_last(model, preset="balanced", kinds=None):
     return compiled(cached(model, preset, kinds))
+
+
+def compiled_blocks(model):
+    """Every block compiled by itself and put in its place when the model is loaded, as KJNodes' torch.compile nodes do it."""
+    model = model.clone()
+    for name in ("double_blocks", "single_blocks"):
+        for i, block in enumerate(getattr(model.model.diffusion_model, name)):
+            model.add_object_patch(f"diffusion_model.{name}.{i}", torch.compile(block, backend=BACKEND))
+    return model
 
 
 @cache
@@ -154,10 +168,12 @@ CASES = {
     "ControlNet": Case(positive=controlled, negative=partial(controlled, "")),
     "block patch, as PuLID": Case(with_block_patch),
     "forward replaced by another pack": Case(with_forward_replaced),
-    "torch.compile before": Case(compiled, tolerance=1e-4),
-    "torch.compile after": Case(cached=compiled_last, tolerance=1e-4),
+    f"torch.compile ({BACKEND}) before": Case(compiled, tolerance=1e-4),
+    f"torch.compile ({BACKEND}) after": Case(cached=compiled_last, tolerance=1e-4),
+    f"torch.compile ({BACKEND}) of every block": Case(compiled_blocks, tolerance=1e-4),
 }
-SAID = {"forward replaced by another pack": "forward_orig"}
+SAID = {"forward replaced by another pack": "forward_orig",
+        **{f"torch.compile ({BACKEND}) {order}": "compiled one by one" for order in ("before", "after")}}
 """What the report must tell of a case."""
 
 

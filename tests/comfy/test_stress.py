@@ -4,6 +4,7 @@ The scenes of lifecycle compare with another process, so they stand for determin
 """
 
 import pytest
+import torch
 
 from stress import branches, lifecycle, others, paths, samplers
 
@@ -23,4 +24,14 @@ CASES = [pytest.param(case, id=f"{question}: {name}") for question, found in SHO
 @pytest.mark.filterwarnings("ignore:Should have ta")  # torchsde's rounding
 def test_a_case_of_the_stress_run_holds(case):
     row = case()
+    assert row.ok, row.said
+
+
+@pytest.mark.parametrize("name", [name for name in others.CASES if name.startswith("torch.compile")])
+def test_a_compiled_model_is_cached(name, monkeypatch):
+    """With a backend that only traces, which is quick; the stress run has inductor where it can."""
+    monkeypatch.setattr(others, "BACKEND", "eager")
+    torch._dynamo.reset()
+    row = others.compose(name)
+    torch._dynamo.reset()
     assert row.ok, row.said
