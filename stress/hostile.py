@@ -105,11 +105,15 @@ def read_report(text):
 
 
 MASK = Mask.from_rows([["*"], ["single.0"], ["double.0.attn"]])
+RUNS = Mask.from_rows([["*"], ["double.0", "single.1"], ["double.0", "single.1"]], runs=True)
 DOCUMENTS = {
     "schedules": (read_schedule, [dual(12, 3).to_dict(), json.loads(CacheSchedule.from_json(dual(6, 2).to_json()).to_json()),
-                                  CacheSchedule("FFCA", (0.1,) * 4).to_dict(), MASK.schedule().to_dict()]),
-    "recipes": (read_recipe, [json.loads(to_json({"name": name, **recipe})) for name, recipe in PRESETS.items()]),
-    "masks": (lambda text: Mask.from_json(text).scaled(5), [json.loads(MASK.to_json())]),
+                                  CacheSchedule("FFCA", (0.1,) * 4).to_dict(), MASK.schedule().to_dict(),
+                                  RUNS.schedule().to_dict()]),
+    "recipes": (read_recipe, [json.loads(to_json({"name": name, **recipe})) for name, recipe in PRESETS.items()] + [
+        {"format": 1, "kind": "cache_recipe", "mask": RUNS.to_dict()},
+        {"format": 1, "kind": "cache_recipe", "kinds": "FCAC", "ratios": [0.1, 0.2, 0.3, 1], "seed": 5}]),
+    "masks": (lambda text: Mask.from_json(text).scaled(5), [json.loads(MASK.to_json()), json.loads(RUNS.to_json())]),
     "forecasts": (lambda text: forecast(json.loads(text)).to_dict(), [r["predictor"] for r in PRESETS.values() if "predictor" in r]),
     "generators": (lambda text: from_generator(json.loads(text), 9), [r["generator"] for r in PRESETS.values() if "generator" in r]),
     "reports": (read_report, [Report([StepRecord(0, 0, 1.0, "F", "F"), StepRecord(1, 0, 0.5, "A", "A")], steps=2).to_dict()]),
