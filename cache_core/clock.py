@@ -39,6 +39,11 @@ def adds_noise(sampler: str) -> bool:
     return _FRESH_NOISE.fullmatch(sampler) is not None
 
 
+def is_cfg_pp(sampler: str) -> bool:
+    """Whether a sampler is one of CFG++ (Chung et al., arXiv 2406.08070), which steps along the unguided prediction, by its name."""
+    return sampler.endswith("_cfg_pp")
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One evaluation of the sampler: its running `index`, the schedule `step` and `phase` it belongs to, its `sigma`,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from .words import counted
+
 if TYPE_CHECKING:
     from .report import Report
 
@@ -72,7 +74,7 @@ def cause(report: Report) -> str:
 def _no_plan(report: Report) -> str:
     """Why no evaluation that ran was planned to be cheaper."""
     if set(report.schedule.get("kinds", "")) - {"F"}:
-        return (f"the run ended after {len(report.records)} evaluations, before the first one that was planned to be cheaper. "
+        return (f"the run ended after {counted(len(report.records), 'evaluation')}, before the first one that was planned to be cheaper. "
                 "Let it run on, or use a sampler that takes all of its steps.")
     if report.method == "off":
         return "the preset off runs every step in full. Choose another preset."
@@ -80,7 +82,7 @@ def _no_plan(report: Report) -> str:
     cycle, warmup = plan.get("interval", 2), plan.get("warmup", 0)
     if 0 < report.steps < LOW_STEPS and cycle > 1 and warmup < LOW_STEPS:
         return (
-            f"with {report.steps} steps the schedule plans full steps only. "
+            f"with {counted(report.steps, 'step')} the schedule plans full steps only. "
             "Caching saves little in so few steps; sample with more, or leave the cache out."
         )
     return (

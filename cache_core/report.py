@@ -14,6 +14,7 @@ from operator import index
 from statistics import median
 
 from .reasons import REASONS, cause
+from .words import counted
 
 FORMAT = 1
 LATER = ("estimated_bytes", "indicator")
@@ -169,7 +170,8 @@ class Report:
         t = self.totals()
         on = self.family or "an unknown model"
         lines = [
-            f"{self.method} on {on}: {self.steps} steps, {t['evaluations']} evaluations, {t['wall_seconds']:.2f} s measured",
+            f"{self.method} on {on}: {counted(self.steps, 'step')}, {counted(t['evaluations'], 'evaluation')}, "
+            f"{t['wall_seconds']:.2f} s measured",
             f"full {t['full']}, conservative {t['conservative']}, aggressive {t['aggressive']}; skipped {t['skipped']}",
             f"model calls {t['calls']}, of them {t['full_calls']} in full",
         ]
@@ -184,13 +186,13 @@ class Report:
         expected = f", {size(self.estimated_bytes)} expected" if self.estimated_bytes else ""
         lines.append(f"cached at most {size(t['peak_bytes'])}{expected}")
         if t["worst_forecast_error"] is not None:
-            lines.append(f"worst forecast error {t['worst_forecast_error']:.3g} (relative; 1 is as large as the feature itself)")
+            lines.append(f"worst forecast error {t['worst_forecast_error']:.3g} (1 is as large as the feature)")
         if t["changed"]:
-            lines.append(f"{t['changed']} evaluations did not run as planned")
+            lines.append(f"{counted(t['changed'], 'evaluation')} did not run as planned")
         lines += [x for x in (self.why_nothing(),) if x]
         lines += [" ".join(m.split()) for m in self.messages[:MESSAGES_SHOWN]]
         if len(self.messages) > MESSAGES_SHOWN:
-            lines.append(f"and {len(self.messages) - MESSAGES_SHOWN} more messages")
+            lines.append(f"and {counted(len(self.messages) - MESSAGES_SHOWN, 'more message')}")
         return "\n".join(lines)
 
     def _table(self) -> list[str]:

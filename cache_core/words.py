@@ -1,4 +1,4 @@
-"""How names from a stranger's file are quoted in a sentence."""
+"""Words of sentences: names from a stranger's file, and numbers of things."""
 
 from __future__ import annotations
 
@@ -7,3 +7,8 @@ def named(key: object, most: int = 40) -> str:
     """A key as one short piece of one line; quoted where blanks or line breaks would be lost."""
     text = str(key)[:most]
     return text if text and text.isprintable() and text == text.strip() else repr(text)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: 1 step, 2 steps."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..cache_core.comparison import Comparison, Way, closeness, difference_maps, steps_in
 from ..cache_core.recipes import from_preset
+from ..cache_core.words import counted
 from . import host, output_files, sheets
 from .types import CATEGORY, Report, advanced, sampler_inputs
 
@@ -148,8 +149,8 @@ def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> 
             for _ in range(repeats):
                 results[FEWER], _ = run(rival, uncached, plain)
         ways.append(rival)
-        notes.append(f"The rival has {rival.steps} steps because of the cached run's {MEASURES[fewer_from]}; sampler and scheduler are the "
-                     "same.")
+        notes.append(f"The rival has {counted(rival.steps, 'step')} because of the cached run's {MEASURES[fewer_from]}; sampler and "
+                     "scheduler are the same.")
         if fewer_from == SECONDS and _far(rival, ways[1]):
             notes.append("Its seconds are far from those of the cached run: times scatter on this machine, or few steps leave no choice. "
                          "More repeats help, or equal calls.")

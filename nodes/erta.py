@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..cache_core.erta import ErtaPlan, erta_plan, reuse_ratios, reuse_set, threshold_for
 from ..cache_core.profile import Profile
+from ..cache_core.words import counted
 from .profiles import SPEEDUP, adapted, told_adapted
 from .types import CATEGORY, CacheProfile, Schedule, advanced
 
@@ -54,21 +55,23 @@ class ERTACachePlan(io.ComfyNode):
         ratios, warmup = reuse_ratios(known), min(warmup, known.steps)
         limit = threshold if target == THRESHOLD else threshold_for(ratios, max(round(known.steps / speedup), warmup), warmup)
         made = erta_plan(known, reuse_set(ratios, limit, warmup), step_lengths, rectifier)
-        text = "\n".join(describe(known, made, limit))
+        text = "\n".join(describe(known, made, limit, warmup))
         return io.NodeOutput(made.schedule, torch.tensor(made.sigmas), text, ui={"text": [text]})
 
 
-def describe(profile: Profile, made: ErtaPlan, limit: float) -> list[str]:
+def describe(profile: Profile, made: ErtaPlan, limit: float, warmup: int) -> list[str]:
     """The plan in words."""
     kinds, full = made.schedule.kinds, len(made.schedule.full_steps)
     gone = profile.steps - len(kinds)
     lines = [f"{full} full of {profile.steps} steps, {profile.steps / full:.2g} times fewer calls: {kinds}",
              f"Threshold {limit:.3g}; the worst reused step is off by {made.threshold:.2g} of what is reused."]
     if gone:
-        lines.append(f"{gone} steps shrank to no length and were left out, so {len(kinds)} remain at other noise levels; connect sigmas to "
-                     "the sampler.")
+        lines.append(f"{counted(gone, 'step')} shrank to no length and went, so {len(kinds)} remain at other noise levels; connect "
+                     "sigmas to the sampler.")
     elif made.sigmas != profile.sigmas:
         lines.append("Steps have other lengths; connect sigmas to the sampler.")
+    if full <= warmup < profile.steps:
+        lines.append("Only the warm-up runs in full; expect another picture.")
     if "A" not in kinds:
         lines.append("Nothing is left to reuse: this is sampling with fewer steps.")
     return [*lines, *told_adapted(profile)]

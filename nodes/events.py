@@ -44,7 +44,7 @@ def tell(report: Report, node_id: str | None) -> None:
     totals = report.totals()
     log.info("Dual Cache (%s): %d full, %d conservative, %d aggressive evaluations in %.1f s.", report.method, totals["full"],
              totals["conservative"], totals["aggressive"], report.wall_seconds)
-    for sentence in [*report.messages, report.why_nothing()]:
+    for sentence in [*report.messages, None if report.method == "off" else report.why_nothing()]:
         if sentence:
             log.info("Dual Cache: %s", sentence)
     if node_id is not None:

@@ -24,7 +24,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..cache_core import compiled
-from ..cache_core.clock import adds_noise, stages_of
+from ..cache_core.clock import adds_noise, is_cfg_pp, stages_of
 from ..cache_core.compiled import Compilation
 from ..cache_core.controller import Controller
 from ..cache_core.families import find_family, unknown_families
@@ -43,6 +43,7 @@ KEY = "dual_cache"
 TOKENS = "dual_cache_tokens"
 RUN = "dual_cache_run"
 FRESH_NOISE = "This sampler adds fresh noise at its steps, so the picture strays further from the uncached one than with euler or dpmpp_2m."
+CFG_PP = "CFG++ samplers enlarge what forecasts are off by, so the picture strays further from the uncached one than with euler."
 HOST = f"ComfyUI {comfyui_version.__version__}"
 OTHER_CACHES = {"easycache": "EasyCache or LazyCache", "rel_l1_thresh": "TeaCache", "magcache_thresh": "MagCache"}
 """Other caches by a key that they leave in transformer_options or register a wrapper under."""
@@ -165,6 +166,8 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     controller = Controller(settings, levels, stages_of(name, len(levels) - 1), conflict, flow=flow, host=HOST)
     if controller.skips and adds_noise(name):
         controller.say(FRESH_NOISE)
+    elif controller.skips and is_cfg_pp(name):
+        controller.say(CFG_PP)
     strangers = None if recorder else unknown_families(options[KEY].settings.families)
     for sentence in filter(None, (said, strangers)):
         controller.say(sentence)

@@ -60,8 +60,7 @@ class ProfilePrompts(io.ComfyNode):
         if not wanted:
             raise ValueError("prompts is empty: write one prompt per line.")
         known = set(profile_files.read(path).prompts) if path.is_file() else set()
-        how = [host.name_of(model), list(latent_image["samples"].shape), negative, seed, steps, cfg, sampler_name, scheduler, module_tokens,
-               clusters]
+        how = [host.name_of(model), list(latent_image["samples"].shape), negative, seed, steps, cfg, sampler_name, scheduler]
         marks = {prompt: _mark(prompt, how) for prompt in wanted}
         missing = [prompt for prompt in wanted if marks[prompt] not in known]
         against = host.encode(clip, negative) if missing else None
@@ -75,6 +74,10 @@ class ProfilePrompts(io.ComfyNode):
         there = ", the others were there already" if len(missing) < len(wanted) else ""
         text = (f"Recorded {len(missing)} of {len(wanted)} prompts{there}. {path.name} holds {len(whole.grams)} runs; with guidance, a "
                 "picture counts twice.")
+        lacks = [what for what, asked, there in (("modules", module_tokens, whole.modules), ("clusters", clusters, whole.clusters))
+                 if asked and not there]
+        if lacks and len(missing) < len(wanted):
+            text += f" They have no {' and no '.join(lacks)}; record under another name to have them."
         events.show(text, node_id)
         return io.NodeOutput(whole, text, ui={"text": [text]})
 

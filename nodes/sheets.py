@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..cache_core.comparison import Comparison
 from ..cache_core.report import KINDS, Report
+from ..cache_core.words import counted
 
 PAPER, INK, FAINT, LINE = "#16181d", "#f2f3f5", "#9aa0ab", "#3a3f4a"
 KIND_COLOURS, KIND_HEIGHTS = {"F": "#4c8dff", "C": "#f0a52b", "A": "#8b93a1"}, {"F": 1.0, "C": 0.6, "A": 0.3}
@@ -98,7 +99,8 @@ def report_plot(report: Report) -> Image.Image:
     records, totals = report.records, report.totals()
     small, large = ImageFont.load_default(16), ImageFont.load_default(22)
     counts = ", ".join(f"{totals[name]} {name}" for name in KINDS.values())
-    facts = (f"{totals['evaluations']} evaluations: {counts}; {totals['calls']} model calls, {totals['full_calls']} in full; "
+    facts = (f"{counted(totals['evaluations'], 'evaluation')}: {counts}; "
+             f"{counted(totals['calls'], 'model call')}, {totals['full_calls']} in full; "
              f"{totals['wall_seconds']:.2f} s measured")
     parts = [("kind", [KIND_HEIGHTS[r.actual] for r in records]), ("ms", [r.milliseconds for r in records])]
     parts += [(name, values) for name, values in (("forecast error", [r.forecast_error for r in records]),
@@ -110,7 +112,7 @@ def report_plot(report: Report) -> Image.Image:
     lines = _wrapped(ruler, said, small, PLOT_WIDTH - 2 * MARGIN) if said else []
     image = Image.new("RGB", (PLOT_WIDTH, top + pitch * len(parts) + 36 + 22 * len(lines)), PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((MARGIN, 18), f"{report.method} on {report.family or 'an unknown model'}, {report.steps} steps", INK, large)
+    draw.text((MARGIN, 18), f"{report.method} on {report.family or 'an unknown model'}, {counted(report.steps, 'step')}", INK, large)
     draw.text((MARGIN, 52), facts, FAINT, small)
     width = (PLOT_WIDTH - AXIS - MARGIN) / max(1, len(records))
     for i, (name, values) in enumerate(parts):

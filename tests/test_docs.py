@@ -136,7 +136,7 @@ def test_report_example_is_what_the_code_writes():
     text = report.text()
     for line in (line for line in head.splitlines() if line.startswith(("predictor", "cached"))):
         assert line in text.splitlines()
-    assert re.search(r"^worst forecast error \S+ \(relative.*\)$", head, re.MULTILINE)
+    assert re.search(r"^worst forecast error \S+ \(1 is as large as the feature\)$", head, re.MULTILINE)
 
     def columns(lines):
         return [[*row[:5], *row[6:]] for row in (line.split() for line in lines)]  # no times

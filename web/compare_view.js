@@ -62,17 +62,20 @@ export function spokenPlace(data, choice) {
 /** What the brightest colour stands for. @param {Comparison} data */
 export const legend = ({ shown }) => `Brightest: a mean difference of ${Number(shown.scale.toPrecision(2))}, where 1 is black against white.`;
 
+/** @param {number} count */
+const steps = (count) => `${count} ${count === 1 ? "step" : "steps"}`;
+
 /** The comparison in sentences. @param {Comparison} data */
 export function spelled(data) {
   const [first] = data.ways;
   const lines = data.ways.slice(1).map((way) => {
     const psnr = way.closeness?.psnr, parts = [];
-    if (way.steps !== null) parts.push(`${way.steps} ${way.steps === 1 ? "step" : "steps"}`);
+    if (way.steps !== null) parts.push(steps(way.steps));
     if (way.median_seconds !== null) parts.push(`${way.median_seconds.toFixed(2)} seconds`);
     if (psnr === undefined) parts.push("closeness not available");
     else parts.push(psnr === "inf" ? `equal to ${first.name}` : `${Number(psnr).toFixed(1)} decibels to ${first.name}`);
     return `${way.name}: ${parts.join(", ")}.`;
   });
-  const own = first.median_seconds === null ? [] : [`${first.name}: ${first.steps} steps, ${first.median_seconds.toFixed(2)} seconds.`];
+  const own = first.median_seconds === null || first.steps === null ? [] : [`${first.name}: ${steps(first.steps)}, ${first.median_seconds.toFixed(2)} seconds.`];
   return [...own, ...lines].join(" ");
 }

@@ -78,11 +78,13 @@ def test_cached_runs_are_finite_and_counted(watched, calls, cached, sample, repo
     assert not shims(clone)
 
 
-@pytest.mark.parametrize(("name", "adds"), [("euler", False), ("dpmpp_2m", False), ("dpmpp_2m_sde", True), ("euler_ancestral", True)])
-def test_fresh_noise_at_the_steps_is_told(model, cached, sample, report_of, name, adds):
-    for patched, told in ((cached(model, "FFCAFA"), adds), (cached(model, preset="off"), False)):
+@pytest.mark.parametrize(("name", "said"), [("euler", ""), ("dpmpp_2m", ""), ("dpmpp_2m_sde", "fresh noise"),
+                                            ("euler_ancestral", "fresh noise"), ("euler_cfg_pp", "CFG++"), ("dpmpp_2m_cfg_pp", "CFG++"),
+                                            ("euler_ancestral_cfg_pp", "fresh noise")])
+def test_samplers_that_stray_further_are_told(model, cached, sample, report_of, name, said):
+    for patched, told in ((cached(model, "FFCAFA"), bool(said)), (cached(model, preset="off"), False)):
         sample(patched, sampler=name, **OPTIONS)
-        assert [("fresh noise" in m) for m in report_of(patched).messages] == [True] * told
+        assert [said in m for m in report_of(patched).messages] == [True] * told
 
 
 def test_a_sampler_that_looks_ahead_runs_the_plan_but_where_it_goes_back(model, cached, sample, report_of):
