@@ -264,11 +264,15 @@ class Controller:
             attempt = self.retry(model, grid)
 
     def _give_way(self, error: Exception) -> bool:
-        """Frees everything that is cached and stops caching; False when nothing is, and the error is the model's own."""
+        """Frees everything that is cached and stops caching or recording; False when nothing is, and the error is the model's own."""
         held = any(b.bytes for b in self._branches.values())
-        if not self._skips or watches(self.settings.predictor) or not (held or raised_here(error)):
+        if not self._skips or not (held or raised_here(error)):
             return False
         self._stop()
+        if watches(self.settings.predictor):
+            self.settings.predictor.abandon("memory ran out during the run")
+            self.say("Memory ran out while the run was recorded, so the recording has ended, and the rest was sampled plainly.")
+            return True
         self.say("Memory ran out while features were cached: the caches have been freed, and the rest of the run was sampled plainly. "
                  "Set memory to fewer GB, or choose a preset that keeps less.")
         return True

@@ -56,7 +56,7 @@ class Recorder:
         if isinstance(clusters, bool) or not isinstance(clusters, int) or not 0 <= clusters <= MOST_CLUSTERS:
             raise ValueError(f"clusters must be a whole number from 0 to {MOST_CLUSTERS}, not {clusters!r}.")
         self._seen: dict[Site, _Seen] = {}
-        self._changed = False
+        self._changed, self._abandoned = False, ""
         self._clusters, self._labels = clusters, labels
         self.modules = ModuleRecorder(tokens) if tokens else None
         self.path = PathRecorder()
@@ -73,6 +73,14 @@ class Recorder:
         if not self._changed:
             seen.add(truth)
 
+    def abandon(self, why: str) -> None:
+        """Forgets what was recorded; whoever asks for it is told why, as a ValueError."""
+        self._abandoned = why
+        self._seen.clear()
+        self.path = PathRecorder()
+        if self.modules:
+            self.modules._kept.clear()
+
     def forecast(self, site: Site, node: Node, out=None) -> torch.Tensor:
         return site.combine([1.0], out)
 
@@ -81,6 +89,8 @@ class Recorder:
 
     def grams(self) -> torch.Tensor:
         """Gram matrices [samples, T, T] of all sites seen, oldest step first, each by its mean energy. ValueError before any run."""
+        if self._abandoned:
+            raise ValueError(f"{self._abandoned}.")
         if not self._seen:
             raise ValueError("nothing was recorded: sample at least two full steps.")
         if self._changed:

@@ -12,6 +12,7 @@ from cache_core.history import Site
 from cache_core.masks import Mask
 from cache_core.memory import Budget, is_out_of_memory
 from cache_core.recipes import from_preset, preset_names
+from cache_core.recorder import Recorder
 from cache_core.schedule import explicit
 from cache_core.selectors import Selector
 from cache_core.settings import Settings
@@ -227,6 +228,18 @@ def test_a_second_failure_is_the_models_own(model):
 def test_a_failure_with_nothing_cached_is_the_models_own(model):
     with Failing(model.double_blocks[0], at=1), pytest.raises(torch.OutOfMemoryError):
         run(model, cached("final", "linear", "FFFAFA"), guidance=1)
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_a_recording_ends_where_memory_runs_out_and_the_picture_does_not(model, tokens):
+    plain, recorder = run(model, None, guidance=1), Recorder(tokens)
+    with Failing(model.single_blocks[1], at=4):
+        result = run(model, Settings(predictor=recorder, module_predictor=recorder.modules), guidance=1)
+    assert torch.equal(result.latents, plain.latents) and ran(result) == "FFFFFF" and result.calls == 6
+    assert "recording has ended" in result.report.messages[0]
+    with pytest.raises(ValueError, match="memory ran out during the run"):
+        recorder.profile([1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.0])
+    assert_untouched(model)
 
 
 def test_other_errors_are_not_swallowed(model):
