@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
@@ -188,31 +189,26 @@ class Profile:
         except SafetensorError as error:
             raise OSError(f"{Path(path).name} could not be written: {error}") from None
 
+    @staticmethod
+    def identity_of(path: Path) -> dict:
+        """What a file holds for, without its matrices; ValueError in one sentence where it is no profile."""
+        with _opened(path) as (_, head):
+            return head["identity"]
+
     @classmethod
     def load(cls, path: Path) -> Profile:
         """Reads a file; ValueError in one sentence where it is no profile."""
         name = Path(path).name
-        if not Path(path).is_file():
-            raise ValueError(f"{name} is not there.")
-        if Path(path).stat().st_size > LARGEST_FILE:
-            raise ValueError(f"{name} is too large for a profile.")
-        try:
-            with safe_open(path, "pt") as file:
-                head = json.loads((file.metadata() or {}).get("profile", "null"))
+        with _opened(path) as (file, head):
+            try:
                 names = [n for n in file.keys() if n == "grams" or n.startswith("grams/")]  # noqa: SIM118 (a file, not a dict)
                 grams = {n: file.get_tensor(n) for n in names[:MAX_NAMES + 1]}
                 more = {n: file.get_tensor(n) for n in (*SINGLE, "labels") if n in file.keys()}  # noqa: SIM118
-        except (SafetensorError, ValueError, OSError, RecursionError) as error:
-            raise ValueError(f"{name} is not a profile: {type(error).__name__}.") from None
-        if not isinstance(head, dict) or head.get("kind") != KIND or "grams" not in grams:
+            except (SafetensorError, ValueError, OSError) as error:
+                raise ValueError(f"{name} is not a profile: {type(error).__name__}.") from None
+        if "grams" not in grams:
             raise ValueError(f"{name} is not a profile.")
-        if head.get("format") != FORMAT:
-            raise ValueError(f"{name} was written by another version of the pack.")
-        sigmas, identity = head.get("sigmas"), head.get("identity")
-        if not isinstance(sigmas, list) or not all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in sigmas):
-            raise ValueError(f"{name} has no noise levels.")
-        if not isinstance(identity, dict) or not all(isinstance(v, (str, int, float, list)) for v in identity.values()):
-            raise ValueError(f"{name} does not say what it holds for.")
+        sigmas, identity = head["sigmas"], head["identity"]
         resampled, order = head.get("resampled"), head.get("modules", [])
         known = isinstance(order, list) and all(isinstance(n, str) for n in order)
         if not known or {f"grams/{n}" for n in order} != {*grams} - {"grams"}:
@@ -227,6 +223,32 @@ class Profile:
                        Clusters(more["labels"], more["clusters"]) if "labels" in more else None, more.get("tokens"), tuple(prompts))
         except (ValueError, OverflowError) as error:
             raise ValueError(f"{name} is not a profile: {str(error).rstrip('.')}.") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
+    """The file and its checked head: noise levels and identity. ValueError in one sentence where it is no profile."""
+    name = Path(path).name
+    if not Path(path).is_file():
+        raise ValueError(f"{name} is not there.")
+    if Path(path).stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{name} is too large for a profile.")
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(path, "pt"))
+            head = json.loads((file.metadata() or {}).get("profile", "null"))
+        except (SafetensorError, ValueError, OSError, RecursionError) as error:
+            raise ValueError(f"{name} is not a profile: {type(error).__name__}.") from None
+        if not isinstance(head, dict) or head.get("kind") != KIND:
+            raise ValueError(f"{name} is not a profile.")
+        if head.get("format") != FORMAT:
+            raise ValueError(f"{name} was written by another version of the pack.")
+        sigmas, identity = head.get("sigmas"), head.get("identity")
+        if not isinstance(sigmas, list) or not all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in sigmas):
+            raise ValueError(f"{name} has no noise levels.")
+        if not isinstance(identity, dict) or not all(isinstance(v, (str, int, float, list)) for v in identity.values()):
+            raise ValueError(f"{name} does not say what it holds for.")
+        yield file, head
 
 
 def _together(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:

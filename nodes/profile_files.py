@@ -105,11 +105,7 @@ class Recording:
 
 def read(path: Path) -> Profile:
     """The profile of a file, parsed again when it has changed or others were read since. ValueError in one sentence where it is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        raise ValueError(f"{path.name} is not there.") from None
-    version, (known, found) = (stat.st_mtime_ns, stat.st_size), _kept.pop(path, (None, ""))
+    version, (known, found) = _version(path), _kept.pop(path, (None, ""))
     if known != version:
         found = _parsed(path)
     _kept[path] = version, found
@@ -118,6 +114,20 @@ def read(path: Path) -> Profile:
     if isinstance(found, str):
         raise ValueError(found)
     return found
+
+
+def _version(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        raise ValueError(f"{path.name} is not there.") from None
+    return stat.st_mtime_ns, stat.st_size
+
+
+@lru_cache(maxsize=256)
+def _model_of(path: Path, changed: int, size: int) -> str | None:
+    """The model of a file's profile, from its head alone: files of other models are not parsed."""
+    return Profile.identity_of(path).get("model")
 
 
 def _parsed(path: Path) -> Profile | str:
@@ -134,9 +144,9 @@ def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Se
     for name in names():
         try:
             path = path_of(name)
-            profile = read(path)
-            if profile.identity.get("model") != identity["model"]:
+            if _model_of(path, *_version(path)) != identity["model"]:
                 continue
+            profile = read(path)
             wrong = _unfit(profile, identity)
             if wrong:
                 raise ValueError(wrong)
@@ -146,7 +156,7 @@ def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Se
             log.info("Dual Cache: %s does not serve this run: %s", name, error)
             refused.append((name, str(error).rstrip(".")))
     if not fitting:
-        ours = [f"{name}: {why}" for name, why in refused[:3]]
+        ours = [f"{name}: {why}" for name, why in refused[:3]] + [f"and {len(refused) - 3} more"] * (len(refused) > 3)
         return settings, "No profile fits this run, so the preset's own plan runs." + (f" {'; '.join(ours)}." if ours else
                                                                                        " Profile Model records one.")
     _, name, profile, made = min(fitting, key=lambda found: found[:2])

@@ -195,18 +195,19 @@ def test_the_embedded_model_is_recorded_from_its_own_captions(part, folder, samp
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_files_are_parsed_once_until_they_change(part, record, folder, monkeypatch):
+def test_files_of_the_model_are_parsed_once_until_they_change(part, record, folder, monkeypatch):
     files, profile = part("nodes.profile_files"), part("cache_core.profile").Profile
     record(PROMPTS[:1])
     (folder / "broken.safetensors").write_bytes(b"no")
     parsed, load = [], profile.load
     monkeypatch.setattr(profile, "load", lambda path: parsed.append(path.name) or load(path))
     settings = part("cache_core.recipes").from_preset("planned")
-    identity = {"model": "none of these", "sampler": "sample_euler", "guidance": 1.0, "resolution": [8, 8]}
+    identity = dict(files.read(folder / "tiny.profile.safetensors").identity)
     files._kept.clear()
     for _ in range(3):
         files.planned(settings, identity, [1.0, 0.5, 0.0])
-    assert sorted(parsed) == ["broken.safetensors", "embedded-30-steps.profile.safetensors", "tiny.profile.safetensors"]
+    assert parsed == ["tiny.profile.safetensors"]
+    assert "broken.safetensors is not a profile" in files.planned(settings, {**identity, "model": "another"}, [1.0, 0.5, 0.0])[1]
     parsed.clear()
     record(PROMPTS[:2])
     files.planned(settings, identity, [1.0, 0.5, 0.0])
