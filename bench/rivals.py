@@ -104,13 +104,13 @@ def recipe_row(group: str, curve: str, label: str, recipe: dict) -> dict:
     return row(group, curve, label, ["FeatureForecast", {"preset": "balanced", "recipe": to_json(recipe)}])
 
 
-def ours(short: bool) -> list[dict]:
-    """The presets, and the range that the general ones were chosen from."""
+def ours(short: bool, candidates: bool) -> list[dict]:
+    """The presets, and perhaps the range that the general ones were chosen from."""
     rows = [row("preset", name, name, ["DualCache", {"preset": name}]) for name in PRESETS
             if name in (SHORT_PRESETS if short else SAMPLED_PRESETS)]
     rows += [recipe_row("plan", "planned", f"{s:g}x", {"name": "planned", **preset("planned"), "speedup": s}) for s in SPEEDUPS]
     taken = [preset(name) for name in SAMPLED_PRESETS]
-    for name, forecast in {} if short else FORECASTS.items():
+    for name, forecast in FORECASTS.items() if candidates else ():
         for ends, more in ENDS.items():
             for n in (2, 3, 4, 5):
                 parts = {"generator": {"type": "uniform", "interval": n, **more}, "predictor": forecast}
@@ -123,12 +123,13 @@ def ours(short: bool) -> list[dict]:
 def rows_of(part: str) -> list[dict]:
     """What a part samples: plain sampling first, then perhaps what stands for the exact solution.
 
-    The packs of others have their range on the older ComfyUI, where they run.
+    The packs of others have their range on the older ComfyUI, where they run; what the presets were chosen from stands on the newer one,
+    at both guidances.
     """
     short = part != "new"
     exact = [] if short else [row(EXACT, EXACT, str(EXACT_STEPS), steps=EXACT_STEPS, sampler="heun")]
     others = packs(part != "old") if PARTS[part][2] == 1 else []
-    return [row(PLAIN, PLAIN, str(STEPS)), *exact, *fewer(short), *core(short), *others, *ours(short)]
+    return [row(PLAIN, PLAIN, str(STEPS)), *exact, *fewer(short), *core(short), *others, *ours(short, candidates=part in ("new", "guided"))]
 
 
 # --- the hosts ------------------------------------------------------------------------------------

@@ -44,11 +44,18 @@ def compiled_last(model, preset="balanced", kinds=None):
     return compiled(cached(model, preset, kinds))
 
 
+def compiled_in_place(model):
+    """The whole model compiled and put in its place when it is loaded, as older nodes do it."""
+    model = model.clone()
+    model.add_object_patch("diffusion_model", torch.compile(model.get_model_object("diffusion_model"), backend=BACKEND))
+    return model
+
+
 def compiled_blocks(model):
     """Every block compiled by itself and put in its place when the model is loaded, as KJNodes' torch.compile nodes do it."""
     model = model.clone()
     for name in ("double_blocks", "single_blocks"):
-        for i, block in enumerate(getattr(model.model.diffusion_model, name)):
+        for i, block in enumerate(getattr(model.get_model_object("diffusion_model"), name)):
             model.add_object_patch(f"diffusion_model.{name}.{i}", torch.compile(block, backend=BACKEND))
     return model
 
@@ -170,10 +177,11 @@ CASES = {
     "forward replaced by another pack": Case(with_forward_replaced),
     f"torch.compile ({BACKEND}) before": Case(compiled, tolerance=1e-4),
     f"torch.compile ({BACKEND}) after": Case(cached=compiled_last, tolerance=1e-4),
+    f"torch.compile ({BACKEND}) in place": Case(compiled_in_place, tolerance=1e-4),
     f"torch.compile ({BACKEND}) of every block": Case(compiled_blocks, tolerance=1e-4),
 }
 SAID = {"forward replaced by another pack": "forward_orig",
-        **{f"torch.compile ({BACKEND}) {order}": "compiled one by one" for order in ("before", "after")}}
+        **{f"torch.compile ({BACKEND}) {order}": "compiled one by one" for order in ("before", "after", "in place")}}
 """What the report must tell of a case."""
 
 
