@@ -33,12 +33,15 @@ def _likeness(row: dict) -> str:
 
 def sentence(name: str) -> str:
     """Where and how a preset was measured: PSNR to plain sampling, median / worst. ValueError where it was not."""
-    for run in _read("rivals.json")["runs"]:
+    runs = {run["part"]: run for run in _read("rivals.json")["runs"]}
+    found = {part: row for part, run in runs.items() for row in run["rows"]
+             if (row["group"], row["label"]) == ("preset", name) and "seconds" in row}
+    if "new" in found:
+        run, row = runs["new"], found["new"]
         plain = next(r["seconds"] for r in run["rows"] if r["group"] == "plain")
-        for row in run["rows"]:
-            if (row["group"], row["label"]) == ("preset", name) and "seconds" in row:
-                return (f"rivals.json, {run['steps']} steps, guidance {run['guidance']:g}, {len(run['captions'])} captions: "
-                        f"{row['calls']:g} full calls, {row['seconds'] / plain:.2f} of the time, {_likeness(row)} dB")
+        guided = f"; at guidance {runs['guided']['guidance']:g} {_likeness(found['guided'])} dB" if "guided" in found else ""
+        return (f"rivals.json, {run['steps']} steps, guidance {run['guidance']:g}, {len(run['captions'])} captions: "
+                f"{row['calls']:g} full calls, {row['seconds'] / plain:.2f} of the time, {_likeness(row)} dB{guided}")
     file, curves = ("forecasts.json", FORECASTS) if name in FORECASTS else ("quality.json", QUALITY)
     runs = _read(file)
     for run in runs.get("runs", [{**runs["settings"], "rows": runs["rows"]}] if "settings" in runs else []):

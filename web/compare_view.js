@@ -1,5 +1,7 @@
 /** What Cache Compare shows and says: which pictures lie under the slider, and its sentences. Pure, without a page. */
 
+import { plural } from "./view.js";
+
 /**
  * @typedef {{filename: string, subfolder: string, type: string}} File as ComfyUI's /view takes it
  * @typedef {object} Way
@@ -62,20 +64,17 @@ export function spokenPlace(data, choice) {
 /** What the brightest colour stands for. @param {Comparison} data */
 export const legend = ({ shown }) => `Brightest: a mean difference of ${Number(shown.scale.toPrecision(2))}, where 1 is black against white.`;
 
-/** @param {number} count */
-const steps = (count) => `${count} ${count === 1 ? "step" : "steps"}`;
-
 /** The comparison in sentences. @param {Comparison} data */
 export function spelled(data) {
   const [first] = data.ways;
   const lines = data.ways.slice(1).map((way) => {
     const psnr = way.closeness?.psnr, parts = [];
-    if (way.steps !== null) parts.push(steps(way.steps));
+    if (way.steps !== null) parts.push(plural(way.steps));
     if (way.median_seconds !== null) parts.push(`${way.median_seconds.toFixed(2)} seconds`);
     if (psnr === undefined) parts.push("closeness not available");
     else parts.push(psnr === "inf" ? `equal to ${first.name}` : `${Number(psnr).toFixed(1)} decibels to ${first.name}`);
     return `${way.name}: ${parts.join(", ")}.`;
   });
-  const own = first.median_seconds === null || first.steps === null ? [] : [`${first.name}: ${steps(first.steps)}, ${first.median_seconds.toFixed(2)} seconds.`];
+  const own = first.median_seconds === null || first.steps === null ? [] : [`${first.name}: ${plural(first.steps)}, ${first.median_seconds.toFixed(2)} seconds.`];
   return [...own, ...lines].join(" ");
 }

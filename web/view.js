@@ -86,11 +86,11 @@ const MUCH_SCATTER = 0.25; // of a full step's time
 const MUCH_ERROR = 0.5;
 
 /** @param {number} number @param {string} [one] @param {string} [many] */
-const plural = (number, one = "step", many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
+export const plural = (number, one = "step", many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
 /** @param {unknown} value @returns {number | null} */
 const finite = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
 /** @param {number} value @param {number} [digits] */
-const short = (value, digits = 3) => String(Number(value.toPrecision(digits)));
+export const short = (value, digits = 3) => String(Number(value.toPrecision(digits)));
 
 /** Bytes for people, as cache_core/report.py writes them. @param {number} count */
 export function size(count) {

@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { runOf, taken } from "../../web/keepsake.js";
+import { runOf, tableOf, taken } from "../../web/keepsake.js";
+import { REASONS } from "../../web/presets.js";
 import { reportView } from "../../web/report_view.js";
 import { describe } from "../../web/view.js";
 
@@ -33,8 +34,21 @@ test("columns become records again", () => {
     step: 3, phase: 0, sigma: 0.1, planned: "A", actual: "F", reason: "rising", calls: 1, full_calls: 1, milliseconds: 99, ratio: 0,
     cached_bytes: 9, forecast_error: 0.02, indicator: 0.95,
   });
-  assert.equal(run.text, "As the picture carries it.\nbalanced on FLUX");
+  assert.equal(run.text, `As the picture carries it.\nbalanced on FLUX\n\n${tableOf(run.records)}`);
   assert.match(runOf(kept({ earlier: true })).text, /result of an earlier run/);
+});
+
+test("the table of a report is there again", () => {
+  assert.deepEqual(tableOf(runOf(kept()).records).split("\n"), [
+    "step  sigma  ran      calls  in full     ms  cached  error  why",
+    "   1      1  F            1        1  100.0     9 B",
+    "   2    0.7  F            1        1  101.0     9 B",
+    "   3    0.4  A            1        0    5.0     9 B",
+    `   4    0.1  F for A      1        1   99.0     9 B   0.02  ${REASONS.rising}`,
+  ]);
+  const records = [{ step: 0, phase: 1, sigma: 1, planned: "C", actual: "C", ratio: 0.1, calls: 2, full_calls: 0, milliseconds: 3, cached_bytes: 2048 }];
+  assert.match(tableOf(records), /tokens .*\n +1b +1  C .* 10 % +2 KiB$/);
+  assert.equal(tableOf([]) + tableOf(Array(49).fill(records[0])), "");
 });
 
 test("what a picture says wrongly is left alone", () => {
