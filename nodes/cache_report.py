@@ -7,6 +7,9 @@ from comfy_api.latest import io
 from . import host, output_files, sheets
 from .types import CATEGORY, Report, advanced
 
+OTHER = ("No run of this model ended with this latent: it is another output of the sampler, another node has changed it, or the sampler "
+         "had no step to run. This is the model's last run.\n\n")
+
 
 class CacheReport(io.ComfyNode):
     """Shows a CACHE_REPORT, or the report of the patched MODEL that produced a LATENT."""
@@ -43,14 +46,16 @@ class CacheReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, report=None, model=None, latent=None, save=False, file_name="dual_cache/report") -> io.NodeOutput:
+        note = ""
         if report is None:
             request = host.request_of(model) if model is not None else None
             if request is None:
                 raise ValueError("Cache Report needs a report, or a model that Dual Cache has patched.")
-            report = request.box.report_of(None if latent is None else latent["samples"])
+            report, its_own = request.box.report_of(None if latent is None else latent["samples"])
             if latent is None or report is None:
                 raise ValueError("This model has not been sampled yet: connect the latent that it produced to Cache Report too.")
-        text, data = report.text(), report.to_json()
+            note = "" if its_own else OTHER
+        text, data = note + report.text(), report.to_json()
         plot = output_files.as_image(sheets.report_plot(report))
         shown = text
         if save:

@@ -25,10 +25,11 @@ class ReportBox:
     def add(self, report: Report, samples) -> None:
         self._reports = [*self._reports[-7:], (_fingerprint(samples), report)]
 
-    def report_of(self, samples) -> Report | None:
-        """The report of the run that gave `samples`, or of the last one when the samples have been changed since."""
+    def report_of(self, samples) -> tuple[Report | None, bool]:
+        """The report of the run that gave `samples` and True, or that of the last run and False when none gave them as they are."""
         mark = _fingerprint(samples)
-        return next((report for own, report in reversed(self._reports) if own is not None and own == mark), self.report)
+        found = next((report for own, report in reversed(self._reports) if own is not None and own == mark), None)
+        return (self.report, False) if found is None else (found, True)
 
 
 def _fingerprint(samples) -> tuple | None:

@@ -352,8 +352,11 @@ def test_a_model_that_sampled_twice_has_the_report_of_each_latent(call, flux, ks
     first = ksampler(patched, steps=8)
     second = ksampler(patched, steps=5, latent_image=first, denoise=0.5)
     for latent, steps in ((first, 8), (second, 5)):
-        _, data, _ = call("CacheReport", model=patched, latent=latent).result
-        assert json.loads(data)["steps"] == steps
+        text, data, _ = call("CacheReport", model=patched, latent=latent).result
+        assert json.loads(data)["steps"] == steps and text.startswith("fora on FLUX")
+    for other in (ksampler(patched, denoise=0.0), {"samples": 0.5 * second["samples"]}):
+        text, data, _ = call("CacheReport", model=patched, latent=other).result
+        assert json.loads(data)["steps"] == 5 and text.startswith("No run of this model ended with this latent")
 
 
 def test_the_report_node_says_what_it_needs(call, flux, ksampler, latent):
