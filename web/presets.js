@@ -118,10 +118,10 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "fast": {
-    "about": "Every fifth step in full, the forecast of balanced between.",
+    "about": "Every fourth step in full, the forecast of balanced between.",
     "generator": {
       "type": "uniform",
-      "interval": 5,
+      "interval": 4,
       "warmup": 3,
       "tail": 1,
       "start": 0.0,
