@@ -185,8 +185,10 @@ def measure(part: str, args, known: dict | None) -> dict:
                 if out.exists():
                     bar.update(out.read_bytes().count(b"\n") - bar.n)
         lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
-    if not any("done" in line for line in lines) and process.returncode:
-        raise RuntimeError(f"The part {part} ended with exit status {process.returncode} before its first caption; it says why above.")
+    if not any("done" in line for line in lines) and (process.returncode or not same):
+        why = f"with exit status {process.returncode} before its first caption; it says why above" if process.returncode else (
+            "before its first caption was done; give it more minutes")
+        raise RuntimeError(f"The part {part} ended {why}.")
     return result(part, job, lines, {name: commit_of(path) for name, path in there.items()}, known if same else None)
 
 
@@ -209,7 +211,10 @@ def result(part: str, job: dict, lines: Sequence[dict], packs: dict, known: dict
             continue
         own = sorted((line for line in own if line["caption"] in whole), key=lambda line: line["caption"])
         old = known["rows"][i] if known else {}
-        lists = {name: [*old.get(name, []), *(_rounded(line[name]) for line in own)] for name in MEASURES if own and name in own[0]}
+        if "error" in old:
+            rows.append(old)  # it lacks the captions before
+            continue
+        lists = {name: [*old.get(name, []), *(_rounded(line[name]) for line in own)] for name in MEASURES if name in (own or [old])[0]}
         rows.append({**row, **lists, **summary(lists)})
     return {"part": part, **about["versions"], "guidance": job["guidance"], "size": job["size"], "steps": STEPS,
             "captions": [*(known["captions"] if known else []), *(job["captions"][i] for i in sorted(whole))],

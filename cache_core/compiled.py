@@ -7,7 +7,7 @@ again at every change, until torch gives up on the model's own code too. One gra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -20,13 +20,39 @@ from .sites import shimmed
 AVAILABLE = hasattr(torch.compiler, "set_stance")
 """torch 2.6 and newer; before, compiled models run as torch traces them."""
 SAID = "With torch.compile the blocks are compiled one by one, and only for calls that run them as they are."
+NO_GRAPHS = "With torch.compile's CUDA graphs the blocks run uncompiled, as graphs of single blocks would overwrite each other's results."
+_WITH_GRAPHS = ("reduce-overhead", "max-autotune")
+
+
+def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None:
+    """torch.compile as it was asked for, by its own arguments; None where that means CUDA graphs.
+
+    ours: guards on names that hold it are left out, since no block reads the entries of transformer_options that are called so, and runs
+    with other settings would be compiled anew.
+    """
+    backend, mode, options = asked.get("backend", "inductor"), asked.get("mode"), asked.get("options") or {}
+    if backend == "cudagraphs" or mode in _WITH_GRAPHS or options.get("triton.cudagraphs"):
+        return None
+    if mode is not None or not isinstance(backend, str):  # torch takes no options beside a mode
+        return partial(torch.compile, **asked)
+
+    def others(guards):
+        return [ours not in guard.name for guard in guards]
+
+    def made(function: Callable) -> Callable:
+        try:
+            return torch.compile(function, **{**asked, "options": {**options, "guard_filter_fn": others}})
+        except RuntimeError:  # a torch that knows no such filter
+            return torch.compile(function, **asked)
+    return made
 
 
 class Compilation:
-    """How a model is compiled in a run. compile: gives the compiled form of a function, with the user's backend and options."""
+    """How a model is compiled in a run. compile: gives the compiled form of a function; None runs blocks as they were written."""
 
-    def __init__(self, compile: Callable[[Callable], Callable]):
+    def __init__(self, compile: Callable[[Callable], Callable] | None):
         self._compile, self._made = compile, {}
+        self.said = NO_GRAPHS if compile is None else SAID
 
     def around(self) -> AbstractContextManager:
         """Inside it compiled modules run as they were written."""
@@ -57,7 +83,7 @@ class Compilation:
     def _of(self, part: nn.Module, original: Callable) -> Callable:
         """The compiled form of a module's forward, one for all modules of a class; another node's, or a compiled one, stays itself."""
         own = type(part).forward
-        if getattr(original, "__func__", None) is not own:
+        if self._compile is None or getattr(original, "__func__", None) is not own:
             return original
         if own not in self._made:
             self._made[own] = self._compile(own)

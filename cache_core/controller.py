@@ -16,8 +16,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from . import compiled, selectors
+from . import selectors
 from .clock import Clock, Evaluation
+from .compiled import Compilation
 from .detection import DETECTED
 from .flux_blocks import Call
 from .footprint import Footprint, expected_shapes
@@ -77,7 +78,8 @@ class Controller:
         self._site_rule = settings.predictor
         self._called: list[Branch] = []
         self._kind = "F"
-        self.compilation: compiled.Compilation | None = None
+        self.compilation: Compilation | None = None
+        self._apart = False
         self._refusal = refusal
         self._skips = self.skips or (refusal is None and watches(settings.predictor))
         if refusal is not None:
@@ -159,7 +161,7 @@ class Controller:
                 record.full_calls += 1
                 if record.actual != "F":
                     record.actual, record.reason = "F", "plain"
-            yield "F"
+            yield from self._plainly(known)
             return
         self._keys = []
         for chunk in chunks:
@@ -197,7 +199,8 @@ class Controller:
         planned = known.unchecked if conservative else known.unchecked - {"C"}
         with ExitStack() as stack:
             if self.compilation is not None:
-                self.say(compiled.SAID)
+                self._apart = True
+                self.say(self.compilation.said)
                 stack.enter_context(self.compilation.around())
                 whole = settings.level != "module" if kind == "A" else kind == "F" and not (call.modules or planned)
                 shims = self.compilation.shims(known.module, shims, blocks, whole)
@@ -212,6 +215,15 @@ class Controller:
         if check is not None:
             self._judged(known, check.passed)
         self.book.ran(call, blocks, None if kind == "A" else sum(b.bytes for b in self._branches.values()))  # A steps keep nothing
+
+    def _plainly(self, known: Model) -> Iterator[str]:
+        """A call that is left alone; of a compiled model, where this run has compiled blocks one by one, it goes on with these."""
+        with ExitStack() as stack:
+            if self.compilation is not None and self._apart:
+                stack.enter_context(self.compilation.around())
+                for part, maker in self.compilation.shims(known.module, (), known.blocks, True):
+                    stack.enter_context(shim(part, maker))
+            yield "F"
 
     def _judged(self, known: Model, passed: dict[str, bool]) -> None:
         """Goes on without what a self-check found wrong."""
@@ -234,7 +246,7 @@ class Controller:
             record.calls, record.full_calls = record.calls + 1, record.full_calls + 1
             if record.planned != "F":
                 record.actual, record.reason = "F", "memory"
-            yield "F"
+            yield from self._plainly(self._model(model))
             return
         branches = [Branch(self._shelf) for _ in self._keys]
         self._branches.update(zip(self._keys, branches))

@@ -278,13 +278,16 @@ def _check(name: str, gram: torch.Tensor, steps: int) -> None:
         raise ValueError(f"{name} must hold inner products of features.")
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: torch.nn.Module, originals: Mapping[str, torch.Tensor] | None = None) -> str:
     """What tells a model from others: its class, and a hash of the shapes of its matrices and of some of their signs.
 
-    No precision changes these; vectors are left out, whose names differ between versions of a host.
+    originals: by name, weights that a host has put something else in place of, a LoRA's sum for one; blocks may be compiled. No precision
+    changes these; vectors are left out, whose names differ between versions of a host.
     """
-    digest, named = hashlib.sha256(), sorted((name, w) for name, w in model.named_parameters() if w.ndim > 1)
+    plain = ((name.replace("_orig_mod.", ""), w) for name, w in model.named_parameters() if w.ndim > 1)
+    digest, named = hashlib.sha256(), sorted(plain, key=lambda pair: pair[0])
     for i, (name, weight) in enumerate(named):
+        weight = (originals or {}).get(name, weight)
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         if i % max(1, len(named) // 16) == 0:
             digest.update(bytes(weight.detach().flatten()[:256].float().signbit().tolist()))  # of what becomes -0 in float8 too

@@ -72,7 +72,8 @@ def settings_of(recipe: Mapping, schedule: CacheSchedule | None = None, **change
             raise ValueError(f"families.{named(family)} must be an object.")
         _known(part, _PARTS, f"families.{named(family)}")
         _check_numbers(part, f"families.{named(family)}.")
-        rest = {k: v for k, v in recipe.items() if not (k in _PLANS and set(_PLANS) & set(part))}
+        rest = {k: v for k, v in recipe.items() if not (k in (*_PLANS, "ratios") and set(_PLANS) & set(part))}
+        _check_plan({**rest, **part}, f"families.{named(family)}")
         special[family] = _settings({**rest, **part}, name, schedule, changes)
     return replace(own, families=special)
 
@@ -123,11 +124,17 @@ def _check(recipe) -> None:
     for key in ("name", *_TEXTS):
         if not isinstance(recipe.get(key, ""), str) or len(recipe.get(key, "")) > _LONGEST:
             raise ValueError(f"{key} must be a text of at most {_LONGEST} letters.")
-    if sum(plan in recipe for plan in _PLANS) != 1:
-        raise ValueError("a recipe must have either a generator, kinds or a mask.")
-    if "ratios" in recipe and not ("kinds" in recipe and isinstance(recipe["ratios"], list)):
-        raise ValueError("ratios must be a list of numbers beside kinds, one for each.")
+    _check_plan(recipe)
     _check_numbers(recipe)
+
+
+def _check_plan(recipe: Mapping, whose: str = "a recipe") -> None:
+    where = "" if whose == "a recipe" else f"{whose}."
+    if sum(plan in recipe for plan in _PLANS) != 1:
+        raise ValueError(f"{whose} must have either a generator, kinds or a mask.")
+    ratios = recipe.get("ratios", [])
+    if "ratios" in recipe and not ("kinds" in recipe and isinstance(ratios, list)):
+        raise ValueError(f"{where}ratios must be a list of numbers beside kinds, one for each.")
 
 
 def _check_numbers(part: Mapping, where: str = "") -> None:

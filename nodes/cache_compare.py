@@ -23,7 +23,8 @@ UNCACHED, CACHED, FEWER = "uncached", "cached", "fewer steps"
 SHOWN = 8
 """Pictures or frames at most that the node shows."""
 TIMED = ("Seconds are those of the whole sampler: noise, conditioning and all steps, until the device has finished. An uncounted call of "
-         "one step ran before, so loading the model is not in them; encoding the prompt and decoding are not either.")
+         "one step ran before, of a compiled model an uncounted run too, so neither loading nor compiling is in them; encoding the prompt "
+         "and decoding are not either.")
 
 
 class CacheCompare(io.ComfyNode):
@@ -118,6 +119,8 @@ def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> 
     plain = host.CacheRequest(from_preset("off"))  # counts calls and changes nothing
     uncached = host.patch(model, host.KEY, plain)
     host.sample(uncached, steps=steps, last_step=1, **options)
+    if host.is_compiled(model):  # its blocks are compiled by themselves
+        host.sample(model, steps=steps, **options)
 
     def run(way: Way, patched, request):
         before = request.box.report  # of an earlier prompt, and still the last one where this run has no step

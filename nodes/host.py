@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import comfy.model_detection
 import comfy.model_management
@@ -154,15 +153,17 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     model = guider.model_patcher.model
     flow = isinstance(getattr(model, "model_sampling", None), comfy.model_sampling.CONST)
-    recorder, said = None, None
+    recorder, said, identity = None, None, {}
     if isinstance(request, ProfileRequest):
-        recorder = request.recording.recorder(levels, _identity(guider, latent_image, name))
+        identity = _identity(guider, latent_image, name)
+        recorder = request.recording.recorder(levels, identity)
         settings = Settings(method=PROFILE, predictor=recorder, module_predictor=recorder.modules)
     else:
         settings = _settings(options, _plain(model.diffusion_model))
     conflict = _conflict(guider.model_options)
     if settings.speedup is not None and conflict is None:
         settings, said = profile_files.planned(settings, _identity(guider, latent_image, name), levels)
+        settings = replace(settings, speedup=None)  # what runs is decided, also for whoever repeats it
     controller = Controller(settings, levels, stages_of(name, len(levels) - 1), conflict, flow=flow, host=HOST)
     if controller.skips and adds_noise(name):
         controller.say(FRESH_NOISE)
@@ -182,7 +183,7 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         if recorder:
-            kept = request.recording.keep(recorder, levels, _identity(guider, latent_image, name))
+            kept = request.recording.keep(recorder, levels, identity)
             controller.say(kept)
             events.show(kept, request.node_id)
         return samples
@@ -203,8 +204,9 @@ def _identity(guider, latent, sampler: str) -> dict:
 
 
 def name_of(patcher) -> str:
-    """What tells a patcher's model from others."""
-    return fingerprint(_plain(patcher.model.diffusion_model))
+    """What tells a patcher's model from others, whether or not ComfyUI has its patches in the weights now."""
+    kept = {key.removeprefix("diffusion_model."): backup.weight for key, backup in patcher.backup.items()}
+    return fingerprint(_plain(patcher.model.diffusion_model), kept)
 
 
 def _prepare_sampling(executor, model, noise_shape, *args, model_options=None, **kwargs):
@@ -248,7 +250,12 @@ def _compilation(model, asked: dict | None = None) -> Compilation | None:
     """How a compiled model is compiled, or, where it is given, what ComfyUI's torch.compile nodes were asked for; None where nothing is."""
     if not compiled.AVAILABLE or (asked is None and not hasattr(model, "_orig_mod")):
         return None
-    return Compilation(model.dynamo_ctx if asked is None else partial(torch.compile, **asked))
+    return Compilation(model.dynamo_ctx if asked is None else compiled.compiler(asked, KEY))
+
+
+def is_compiled(patcher) -> bool:
+    """Whether torch.compile is on a MODEL as a whole."""
+    return COMPILED in patcher.model_options or hasattr(patcher.get_model_object("diffusion_model"), "_orig_mod")
 
 
 def _plain_call(options: dict) -> str | None:

@@ -55,7 +55,7 @@ def _on_prompt(data: dict) -> dict:
     info.prompt = prompt
     data["extra_data"] = {**extra, "extra_pnginfo": info}
     _queued[id(prompt)] = info
-    for node in {node for node, _ in _known} & set(prompt):
+    for node in {node for node, _ in list(_known)} & set(prompt):  # runs are added while this looks
         kept = _known.get((node, _signature(prompt, node)))
         if kept is not None:
             _put(info, node, {**kept, "earlier": True})

@@ -29,12 +29,17 @@ class ReportBox:
         """The report of the run that gave `samples` and True, or that of the last run and False when none gave them as they are."""
         mark = _fingerprint(samples)
         found = next((report for own, report in reversed(self._reports) if own is not None and own == mark), None)
-        return (self.report, False) if found is None else (found, True)
+        return (self.report, mark is None) if found is None else (found, True)
 
 
 def _fingerprint(samples) -> tuple | None:
-    """Shape and a few values of a latent, which tell the latents of one model apart without keeping them."""
+    """Size and a few values of a latent, which tell the latents of one model apart without keeping them; None where it has none.
+
+    Values count as float16 has them, which ComfyUI may round a result to. Video with sound counts as the one row that was sampled.
+    """
+    if getattr(samples, "is_nested", False) and not isinstance(samples, torch.Tensor):
+        samples = torch.cat([part.flatten(1) for part in samples.unbind()], 1)
     if not isinstance(samples, torch.Tensor) or not samples.numel():
         return None
     flat = samples.detach().reshape(-1)
-    return tuple(samples.shape), tuple(flat[:: max(1, flat.numel() // 16)].float().tolist())
+    return flat.numel(), tuple(map(str, flat[:: max(1, flat.numel() // 16)].half().tolist()))

@@ -1,5 +1,7 @@
 """A compiled model whose steps are skipped: the same numbers, and no graph that holds this pack's code."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -84,6 +86,50 @@ def test_a_run_that_skips_nothing_leaves_the_compiled_model_alone(graphs):
     assert told == [] and len(graphs.traced) == 1
     for a, b in zip(found, evaluations(from_preset("off"))[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_where_memory_runs_out_the_run_goes_on_with_its_compiled_blocks(graphs):
+    model = random_flux()
+    cache, called, data = Controller(from_preset("balanced", explicit(PLAN)), SIGMAS), graphs.compile(model), inputs(model)
+    cache.compilation, times = Compilation(graphs.compile), []
+
+    def fails_once(*_):
+        times.append(1)
+        if len(times) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = model.final_layer.register_forward_pre_hook(fails_once)
+    for i, sigma in enumerate(SIGMAS[:-1]):
+        cache.begin_evaluation(sigma)
+        if i == 3:
+            seen = len(graphs.traced)
+        cache.guarded(lambda sigma=sigma: plain_of(called, model, sigma, data), model, ["cond"], (4, 4))
+    handle.remove()
+    report = cache.finish()
+    assert any(m.startswith("Memory ran out") for m in report.messages) and {r.actual for r in report.records} == {"F"}
+    assert len(graphs.traced) == seen and not any("cache_core" in files for files in graphs.traced)
+
+
+@pytest.mark.parametrize(("asked", "graphed"), [
+    ({"backend": "cudagraphs"}, True), ({"backend": "inductor", "mode": "reduce-overhead"}, True), ({"mode": "max-autotune"}, True),
+    ({"options": {"triton.cudagraphs": True}}, True), ({"mode": "max-autotune-no-cudagraphs"}, False), ({"backend": "eager"}, False),
+    ({"backend": "eager", "options": {}, "mode": None, "fullgraph": False, "dynamic": None}, False)])
+def test_cuda_graphs_are_left_out(asked, graphed):
+    made = compiled.compiler(asked, "dual_cache")
+    assert (made is None) == graphed
+    assert Compilation(made).said == (compiled.NO_GRAPHS if graphed else compiled.SAID)
+    if asked.get("backend") == "eager":
+        assert made(lambda x: x + 1)(torch.ones(1)) == 2
+
+
+def test_settings_of_a_run_are_not_guarded(monkeypatch):
+    """Blocks are handed transformer_options, which hold the pack's own entries too."""
+    asked, given = {"backend": "inductor", "options": {"epilogue_fusion": False}, "dynamic": None}, []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: given.append(how))
+    compiled.compiler(asked, "dual_cache")(plain)
+    (how,) = given
+    guards = [SimpleNamespace(name=f"L['transformer_options']['{key}']") for key in ("block", "dual_cache", "dual_cache_run", "sigmas")]
+    assert how["options"].pop("guard_filter_fn")(guards) == [True, False, False, True] and how == asked
 
 
 def test_what_others_compile_inside_a_block_stays_compiled(graphs):

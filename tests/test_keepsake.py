@@ -45,8 +45,20 @@ def test_seeds_and_ratios_are_checked(part, said):
 
 
 def test_ratios_need_a_list_of_steps():
-    with pytest.raises(ValueError, match="ratios must be a list of numbers beside kinds"):
+    with pytest.raises(ValueError, match="^ratios must be a list of numbers beside kinds"):
         settings_of({"generator": {"type": "full"}, "ratios": [0.1]})
+
+
+def test_a_familys_plan_takes_the_place_of_list_and_ratios():
+    recipe = {"kinds": "FCAC", "ratios": [0.1, 0.2, 0.3, 0.4], "families": {"FLUX": {"kinds": "FCA"}, "Wan": {"ratios": [0.5] * 4}}}
+    settings = settings_of(recipe)
+    assert settings.for_family("FLUX").schedule_for(3).kinds == "FCA" and settings.for_family("Wan").schedule_for(4).ratios == (0.5,) * 4
+    assert settings.schedule_for(4).ratios == (0.1, 0.2, 0.3, 0.4)
+    for part, said in (({"ratios": 0.3}, "ratios must be a list"),
+                       ({"generator": {"type": "full"}, "ratios": [0.1]}, "ratios must be a list"),
+                       ({"kinds": "FA", "mask": 5}, " must have either a generator, kinds or a mask")):
+        with pytest.raises(ValueError, match=rf"^families\.FLUX\.?{said}"):
+            settings_of({**recipe, "families": {"FLUX": part}})
 
 
 def test_the_recipe_of_a_mask_has_it():

@@ -6,17 +6,19 @@ import { short, size } from "./view.js";
 /** @typedef {import("./view.js").Run} Run */
 
 const KEY = "dual_cache", FORMAT = 1, ROWS = 48, LETTERS = "abcdefghijklmnopqrstuvwxyz", LEFT = ["ran", "why"];
+/** A number in few digits; what is none, such as the "nan" of a picture, as it is. @param {unknown} value @param {number} digits */
+const figure = (value, digits) => (typeof value === "number" && Number.isFinite(value) ? short(value, digits) : String(value ?? ""));
 /** What a report's table says of an evaluation, as cache_core/report.py has it. @type {Record<string, (record: any) => string>} */
 const COLUMNS = {
   step: (r) => `${r.step + 1}${r.phase ? LETTERS[Math.min(r.phase, LETTERS.length - 1)] : ""}`,
-  sigma: (r) => short(r.sigma, 4),
+  sigma: (r) => figure(r.sigma, 4),
   ran: (r) => (r.actual === r.planned ? r.actual : `${r.actual} for ${r.planned}`),
   calls: (r) => String(r.calls),
   "in full": (r) => String(r.full_calls),
   ms: (r) => Number(r.milliseconds).toFixed(1),
-  tokens: (r) => (r.actual === "C" ? `${short(100 * r.ratio, 3)} %` : ""),
+  tokens: (r) => (r.actual === "C" ? `${figure(100 * r.ratio, 3)} %` : ""),
   cached: (r) => size(Number(r.cached_bytes)),
-  error: (r) => (r.forecast_error === null || r.forecast_error === undefined ? "" : short(r.forecast_error, 3)),
+  error: (r) => figure(r.forecast_error, 3),
   why: (r) => (r.actual === r.planned ? "" : String(REASONS[/** @type {keyof typeof REASONS} */ (r.reason)] ?? r.reason)),
 };
 

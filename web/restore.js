@@ -18,11 +18,21 @@ function allNodes() {
   return [root, ...(root.subgraphs?.values() ?? [])].flatMap((graph) => graph._nodes);
 }
 
+/** A run, or null where the picture says it in a way that cannot be read: the others are shown all the same. @param {any} kept */
+function readable(kept) {
+  try {
+    return runOf(kept);
+  } catch (error) {
+    console.warn("Dual Cache: a run that this picture carries cannot be read.", error);
+    return null;
+  }
+}
+
 /** @param {Record<string, any>} runs */
 function giveBack(runs) {
   const reports = allNodes().filter((node) => node.comfyClass === REPORT), found = Object.entries(runs);
   for (const [sampler, kept] of found) {
-    const run = runOf(kept), source = nodeAt(app, sampler), owner = nodeAt(app, kept?.node ?? "");
+    const run = readable(kept), source = nodeAt(app, sampler), owner = nodeAt(app, kept?.node ?? "");
     if (!run) continue;
     if (owner) restoreRun(owner, run);
     for (const node of reports) {

@@ -48,6 +48,8 @@ test("the table of a report is there again", () => {
   ]);
   const records = [{ step: 0, phase: 1, sigma: 1, planned: "C", actual: "C", ratio: 0.1, calls: 2, full_calls: 0, milliseconds: 3, cached_bytes: 2048 }];
   assert.match(tableOf(records), /tokens .*\n +1b +1  C .* 10 % +2 KiB$/);
+  const odd = runOf(kept({ records: { ...kept().records, sigma: "nan", forecast_error: [null, "nan", null, "inf"], cached_bytes: null } }));
+  assert.match(odd.text, /nan .*\n.* nan .* nan\n/);
   assert.equal(tableOf([]) + tableOf(Array(49).fill(records[0])), "");
 });
 
