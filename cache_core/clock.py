@@ -44,6 +44,13 @@ def is_cfg_pp(sampler: str) -> bool:
     return sampler.endswith("_cfg_pp")
 
 
+def breaks(sampler: str) -> str | None:
+    """Why a sampler makes no picture of forecasts, by its name, or None: CFG++ beyond Euler's method (docs/stress.md)."""
+    if is_cfg_pp(sampler) and "euler" not in sampler:
+        return f"{sampler.removeprefix('sample_')} enlarges what forecasts are off by until the picture breaks"
+    return None
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One evaluation of the sampler: its running `index`, the schedule `step` and `phase` it belongs to, its `sigma`,

@@ -36,6 +36,7 @@ REASONS: dict[str, tuple[str, str]] = {
 """Why an evaluation did not run as planned, and what helps. A reason outside this table is shown as it is written."""
 
 _REMEDIES = (("is on this model too", "Take either that node or Dual Cache out."),
+             ("until the picture breaks", "Choose another sampler, such as euler, euler_cfg_pp or dpmpp_2m."),
              ("split over several GPUs", "Take out the node that splits it, or Dual Cache."))
 """What helps against a reason in free text, by a part of it."""
 _TOLD = {"plain": " is sampled plainly: ", "refused": " ran in full: ", "mismatch": "this call ran in full"}

@@ -23,7 +23,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..cache_core import compiled
-from ..cache_core.clock import adds_noise, is_cfg_pp, stages_of
+from ..cache_core.clock import adds_noise, breaks, is_cfg_pp, stages_of
 from ..cache_core.compiled import Compilation
 from ..cache_core.controller import Controller
 from ..cache_core.families import find_family, unknown_families
@@ -160,7 +160,7 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
         settings = Settings(method=PROFILE, predictor=recorder, module_predictor=recorder.modules)
     else:
         settings = _settings(options, _plain(model.diffusion_model))
-    conflict = _conflict(guider.model_options)
+    conflict = _conflict(guider.model_options) or (None if recorder else breaks(name))
     if settings.speedup is not None and conflict is None:
         settings, said = profile_files.planned(settings, _identity(guider, latent_image, name), levels)
         settings = replace(settings, speedup=None)  # what runs is decided, also for whoever repeats it

@@ -26,6 +26,8 @@ POLICY = """How samplers are treated:
 - Adaptive and unknown ones (dpm_adaptive): evaluations are counted as steps; what lies beyond the plan runs in full.
 - Adding fresh noise (ancestral ones, SDE, lcm, ddpm, seeds, sa_solver): the plan runs, and the report says that the picture strays further
   from the uncached one, as the PSNR below shows.
+- CFG++ (names that end in cfg_pp): with Euler's method the plan runs, and the report says that the picture strays further. The others of
+  them made broken pictures of forecasts, so they are sampled plainly, in words.
 
 PSNR in dB of the latents to those of plain sampling, preset `balanced`, 12 steps, over the schedulers tried."""
 

@@ -256,3 +256,21 @@ def test_a_plan_at_other_noise_levels_says_so_and_falls_back(recorded, flux, sam
 def test_a_scheduler_without_steps_is_refused_in_words(recorded, call):
     with pytest.raises(ValueError, match="sigmas holds no step to plan"):
         call("PlanCache", profile=recorded, sigmas=torch.tensor([]))
+
+
+def test_a_model_keeps_its_profile_whatever_is_patched_into_it(recorded, flux, cached, sample, report_of, part):
+    """ComfyUI leaves a LoRA in the weights after a run, and compiled blocks in their places."""
+    name_of, known = part("nodes.host").name_of, recorded.identity["model"]
+    weights = {f"diffusion_model.{n}": w for n, w in flux.get_model_object("diffusion_model").named_parameters() if w.ndim > 1}
+    patched = flux.clone()
+    patched.add_patches({key: (torch.randn(w.shape, generator=torch.Generator().manual_seed(0)),) for key, w in weights.items()})
+    patched.add_object_patch("diffusion_model.double_blocks.0", torch.compile(flux.get_model_object("diffusion_model.double_blocks.0"),
+                                                                              backend="eager"))
+    planned, said = cached(patched, preset="planned", speedup=2.0), []
+    for model in (planned, planned, flux):
+        assert name_of(model) == known
+        sample(model, steps=STEPS)
+        assert name_of(model) == known
+        if model is planned:
+            said.append(report_of(model).messages[0])
+    assert said == ["Planned from tiny.profile.safetensors."] * 2
