@@ -177,8 +177,8 @@ def planned(g: Graph) -> None:
 A *profile* is a small file that says how a model's features move from step to step; the pack brings one for its embedded model. From it
 **Plan Cache** finds which steps to run in full and how best to rebuild the others, for the speed-up that you ask for.
 
-Press **Run** and compare: the first picture runs all 30 steps in full, the second a quarter of them by the plan, the third about as
-many by *fast*, a preset that knows nothing of the model ({counts("fast", 30)}).
+Press **Run** and compare: the first picture runs all 30 steps in full, the second a quarter of them by the plan, the third a third of
+them by *fast*, a preset that knows nothing of the model ({counts("fast", 30)}).
 
 **For a model of your own**: put **Profile Model** between its loader and KSampler, queue a dozen different prompts, and take it out again.
 Then choose its file in **Load Cache Profile**. It holds for the sampler, steps, guidance and size that you recorded. The preset *planned*
