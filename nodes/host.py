@@ -89,8 +89,8 @@ class TokenRequest:
 class _Run:
     """A running controller in transformer_options."""
 
-    def __init__(self, controller: Controller, request: CacheRequest, compilation: Compilation | None):
-        self.controller, self.request, self.compilation, self.sent = controller, request, compilation, 0
+    def __init__(self, controller: Controller, request: CacheRequest):
+        self.controller, self.request, self.sent = controller, request, 0
 
 
 def patch(model, key: str, request) -> object:
@@ -172,7 +172,8 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     strangers = None if recorder else unknown_families(options[KEY].settings.families)
     for sentence in filter(None, (said, strangers)):
         controller.say(sentence)
-    run = _Run(controller, request, _compilation(model.diffusion_model, guider.model_options.get(COMPILED)))
+    controller.compilation = _compilation(model.diffusion_model, guider.model_options.get(COMPILED))
+    run = _Run(controller, request)
     if not recorder:
         expected = memory.announce(controller, guider, (kwargs.get("latent_shapes") or [latent_image.shape])[0])
         if expected:
@@ -233,7 +234,8 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if run is None:
         return executor(*arguments, **kwargs)
     model = _plain(executor.class_obj.diffusion_model)
-    run.controller.compilation = run.compilation or _compilation(executor.class_obj.diffusion_model)
+    if run.controller.compilation is None:  # one that is put in place when the model is loaded
+        run.controller.compilation = _compilation(executor.class_obj.diffusion_model)
     chunks = [(*chunk, _strengths(executor.class_obj)) for chunk in _chunks(x, c_concat, c_crossattn, control, options, kwargs)]
     replaced = next((name for name in FORWARDS if name in vars(model)), None)
     if replaced and run.controller.skips:
