@@ -14,7 +14,8 @@ from tests.tiny_flux import inputs, plain, random_flux
 
 SIGMAS = [1.0, 0.85, 0.7, 0.5, 0.35, 0.2, 0.0]
 PLAN = "FFAFAF"
-pytestmark = pytest.mark.skipif(not compiled.AVAILABLE, reason="this torch cannot leave compiled models as they are")
+pytestmark = [pytest.mark.skipif(not compiled.AVAILABLE, reason="this torch cannot leave compiled models as they are"),
+              pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")]
 
 
 class Graphs:
