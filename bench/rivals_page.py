@@ -59,11 +59,11 @@ def _section(run: dict) -> list[str]:
     best = {id(r): sign for measure, sign in (("psnr_worst", "w"), ("psnr_median", "m")) for r in front(rows, measure)}
     both = {id(r) for r in front(rows, "psnr_worst")} & {id(r) for r in front(rows, "psnr_median")}
     where, cast = run["machine"], f", computed in {run['cast']}" if run["cast"] else ""
-    low, high = min(run["loads"]), max(run["loads"])
+    load = " to ".join(f"{x:g}" for x in sorted({min(run["loads"]), max(run["loads"])}))
     exact = any("exact_median" in r for r in run["rows"])
     lines = [f"## ComfyUI {run['comfyui']}, {run['dtype']}, guidance {run['guidance']:g}", "",
              f"{len(run['captions'])} captions, {run['size']} x {run['size']} pixels, {run['steps']} Euler steps; {where['cpu']}, "
-             f"{run['threads']} thread, torch {run['torch']}{cast}, {where['date']}; load {low:g} to {high:g} on "
+             f"{run['threads']} thread, torch {run['torch']}{cast}, {where['date']}; load {load} on "
              f"{where['cores']} cores. Plain sampling took {plain:.2f} s of CPU time.", "",
              "| | full calls | seconds | of plain | PSNR | SSIM |" + " to exact |" * exact + " front |",
              "|---|---|---|---|---|---|" + "---|" * exact + "---|"]

@@ -97,9 +97,9 @@ class Report:
         milliseconds, median_milliseconds: measured; the sum, and the median of each kind that ran.
         call_speedup: evaluations over their work in full evaluations, None without records. A conservative one counts as
         `conservative_cost`, and as a full one where that is not known. It says nothing about time.
+        worst_forecast_error: of full evaluations behind cheaper ones, None where there is none.
         """
         ran = Counter(r.actual for r in self.records)
-        errors = [r.forecast_error for r in self.records if r.forecast_error is not None]
         work = sum(self._work(r) for r in self.records)
         return {
             "calls": sum(r.calls for r in self.records),
@@ -113,8 +113,18 @@ class Report:
             "median_milliseconds": {k: median(r.milliseconds for r in self.records if r.actual == k) for k in KINDS if ran[k]},
             "call_speedup": len(self.records) / work if work else None,
             "peak_bytes": max([self.peak_bytes, *(r.cached_bytes for r in self.records)]),
-            "worst_forecast_error": _worst(errors),
+            "worst_forecast_error": _worst(self._errors()),
         }
+
+    def _errors(self) -> list[float]:
+        """Forecast errors of full evaluations behind cheaper ones, which forecasts have stood in for."""
+        before: dict[int, str] = {}
+        found = []
+        for r in self.records:
+            if r.forecast_error is not None and before.get(r.phase, "F") != "F":
+                found.append(r.forecast_error)
+            before[r.phase] = r.actual
+        return found
 
     def _work(self, r: StepRecord) -> float:
         """Work of an evaluation in full evaluations; a call that ran in full counts in full whatever the evaluation was called."""
@@ -176,7 +186,8 @@ class Report:
             f"model calls {t['calls']}, of them {t['full_calls']} in full",
         ]
         if self.predictor or self.selector:
-            lines.append(f"predictor {self.predictor or '-'}, tokens {self.selector or '-'}")
+            tokens = f", tokens {self.selector or '-'}" if "C" in self.schedule.get("kinds", "") or t["conservative"] else ""
+            lines.append(f"predictor {self.predictor or '-'}{tokens}")
         if t["median_milliseconds"]:
             lines.append("median ms per evaluation: " + ", ".join(f"{KINDS[k]} {v:.1f}" for k, v in t["median_milliseconds"].items()))
         if t["call_speedup"]:

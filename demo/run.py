@@ -119,6 +119,10 @@ def machine() -> dict:
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d")}
 
 
+SCATTER = 1.15
+"""How many times longer or shorter than a preset its rival in equal time may have taken."""
+
+
 def equal_time_steps(steps: int, seconds: float, cached_seconds: float) -> int:
     """Plain steps that fit into `cached_seconds` when `steps` of them take `seconds`: rounded half up, at least 1.
 
@@ -231,6 +235,16 @@ def table_text(rows: Sequence[Row]) -> str:
                               decibel(r, r.psnr_median), decibel(r, r.psnr_worst), f"{r.read_right} of {r.pictures}") for r in rows])
 
 
+def scattered(rows: Sequence[Row]) -> str:
+    """A sentence where rivals that were to take the time of a preset took another; empty where none did."""
+    seconds, far = {r.name: r.seconds for r in rows}, []
+    for r in rows:
+        presets = r.name.removesuffix(")").partition("(time of ")[2]
+        if any(not 1 / SCATTER <= r.seconds / seconds[p] <= SCATTER for p in presets.split(" and ") if p in seconds):
+            far.append(r.name)
+    return f"Times scattered on this machine: read {' and '.join(far)} by calls, not by time.\n" if far else ""
+
+
 def run_demo(out: Path, options: Options, quiet: bool = False) -> list[Row]:
     """Samples, measures and writes grid.png, schedule.png, table.txt and table.json into `out`."""
     model, autoencoder, judge = load_transformer(), load_autoencoder(), load_judge()
@@ -245,7 +259,8 @@ def run_demo(out: Path, options: Options, quiet: bool = False) -> list[Row]:
                   f"milliseconds measured for a batch of {min(options.batch, len(options.scenes))} with guidance on {where['cpu']}")
     text = (f"{table_text(rows)}\n\n{len(options.scenes)} captions, {options.size} px, Euler, guidance {options.guidance:g}; "
             f"seconds measured for all captions on {where['cpu']}, {where['threads']} thread(s).\n"
-            "Full calls per batch; PSNR in dB to the uncached pictures; read right: shape and colour as told, by a classifier.\n")
+            "Full calls per batch; PSNR in dB to the uncached pictures; read right: shape and colour as told, by a classifier.\n"
+            f"{scattered(rows)}")
     (out / "table.txt").write_text(text, encoding="utf-8")
     settings = {"captions": options.captions, "steps": options.steps, "guidance": options.guidance, "size": options.size,
                 "batch": options.batch, "seeds": list(range(len(options.scenes))), "sampler": "euler"}

@@ -41,7 +41,8 @@ log = logging.getLogger("dual_cache")
 KEY = "dual_cache"
 TOKENS = "dual_cache_tokens"
 RUN = "dual_cache_run"
-FRESH_NOISE = "This sampler adds fresh noise at its steps, so the picture strays further from the uncached one than with euler or dpmpp_2m."
+FRESH_NOISE = ("This sampler adds fresh noise at its steps, so the picture strays much further from the uncached one than with euler or "
+               "dpmpp_2m, and visible grain may stay in it.")
 CFG_PP = "CFG++ samplers enlarge what forecasts are off by, so the picture strays further from the uncached one than with euler."
 HOST = f"ComfyUI {comfyui_version.__version__}"
 OTHER_CACHES = {"easycache": "EasyCache or LazyCache", "rel_l1_thresh": "TeaCache", "magcache_thresh": "MagCache"}

@@ -12,7 +12,7 @@ from . import host, profile_files
 from .types import CATEGORY, CacheProfile, Schedule, advanced
 
 SPEEDUP, ERROR = "speed-up", "error"
-TRUSTED = 0.01
+TRUSTED = 0.008
 """Expected error above which the measured one ran away on the embedded model (docs/profiles.md)."""
 
 

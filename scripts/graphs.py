@@ -104,7 +104,7 @@ def demo_model(g: Graph, **captions: str) -> tuple[Slot, Slot, Slot, list[Slot]]
     return model["MODEL"], model["VAE"], g.node("EmptySD3LatentImage", width=SIZE, height=SIZE)["LATENT"], texts
 
 
-PLANNED_SPEEDUP = 4.0
+PLANNED_SPEEDUP = 2.0
 DEMO_SAMPLING = {"steps": 30, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
 
 
@@ -177,7 +177,7 @@ def planned(g: Graph) -> None:
 A *profile* is a small file that says how a model's features move from step to step; the pack brings one for its embedded model. From it
 **Plan Cache** finds which steps to run in full and how best to rebuild the others, for the speed-up that you ask for.
 
-Press **Run** and compare: the first picture runs all 30 steps in full, the second a quarter of them by the plan, the third a third of
+Press **Run** and compare: the first picture runs all 30 steps in full, the second half of them by the plan, the third a third of
 them by *fast*, a preset that knows nothing of the model ({counts("fast", 30)}).
 
 **For a model of your own**: put **Profile Model** between its loader and KSampler, queue a dozen different prompts, and take it out again.
@@ -393,7 +393,7 @@ WORKFLOWS = {  # function: title, preset and steps of the thumbnail's plan
     inpainting: ("Inpainting", "balanced", 30),
     flux_dev_text_to_image: ("FLUX.1-dev", "balanced", 28),
     flux_kontext_edit: ("FLUX.1 Kontext edit", "balanced", 20),
-    wan22_video: ("Wan 2.2 video", "off", 20),
-    qwen_image: ("Qwen-Image", "off", 20),
-    z_image: ("Z-Image", "off", 25),
+    wan22_video: ("Wan 2.2 video", "balanced", 20),
+    qwen_image: ("Qwen-Image", "balanced", 20),
+    z_image: ("Z-Image", "balanced", 25),
 }

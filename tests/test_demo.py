@@ -427,3 +427,12 @@ def test_bench_command_writes_json_and_picture(tmp_path, monkeypatch, capsys, mo
     assert len(data["realised"]) == 3 and data["machine"]["cpu"] and len(data["model"]["sha256"]) == 64
     assert (tmp_path / "quality.png").read_bytes().startswith(PNG)
     assert "realised over ideal, 10 steps" in capsys.readouterr().out
+
+
+def test_a_rival_that_took_another_time_is_named():
+    def row(name, seconds):
+        return demo_run.Row(name, 30, 30, "30/0/0", seconds, 1.0, None, None, 1, 1)
+
+    rows = [row("uncached", 10.0), row("duca", 5.0), row("planned", 5.1), row("15 plain steps (time of duca and planned)", 5.5)]
+    assert demo_run.scattered(rows) == ""
+    assert "read 15 plain steps (time of duca and planned) by calls" in demo_run.scattered([*rows[:3], row(rows[3].name, 7.0)])

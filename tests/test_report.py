@@ -98,10 +98,21 @@ def test_json_round_trip():
     assert Report.from_dict(data) == report
 
 
+def test_the_worst_forecast_is_one_that_was_in_use():
+    """What a forecast would have been at a full step of the warm-up changes no picture."""
+    report = run("FFFAAF")
+    for record, error in zip(report.records, (None, 0.9, 0.1, None, None, 0.2)):
+        record.forecast_error = error
+    assert report.totals()["worst_forecast_error"] == 0.2
+    report = run("FFF")
+    report.records[1].forecast_error = 0.9
+    assert report.totals()["worst_forecast_error"] is None
+
+
 def test_numbers_that_are_not_finite_stay_valid_json():
-    report = run("FA")
+    report = run("FAF")
     report.records[0].sigma = math.inf
-    report.records[0].forecast_error, report.records[1].forecast_error = 0.5, math.nan
+    report.records[0].forecast_error, report.records[2].forecast_error = 0.5, math.nan
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
@@ -109,7 +120,7 @@ def test_numbers_that_are_not_finite_stay_valid_json():
     json.loads(report.to_json(), parse_constant=refuse)
     back = Report.from_json(report.to_json())
     assert back.records[0].sigma == math.inf
-    assert math.isnan(back.records[1].forecast_error)
+    assert math.isnan(back.records[2].forecast_error)
     assert math.isnan(back.totals()["worst_forecast_error"])
 
 

@@ -27,7 +27,11 @@ function make() {
     const view = reportView(value?.report ?? null);
     plot.update(view);
     plot.element.style.display = view.bars.length ? "" : "none";
-    text.textContent = value?.text ?? WAITING;
+    const [words, ...table] = (value?.text ?? WAITING).split(/(?=\n\nstep )/);
+    const sentences = document.createElement("span");
+    sentences.style.whiteSpace = "pre-wrap"; // the table keeps its columns
+    sentences.textContent = words;
+    text.replaceChildren(sentences, table.join(""));
   };
   show(null);
   return {

@@ -280,8 +280,8 @@ export function runSummary(view, run) {
   return lines;
 }
 
-/** The largest forecast error, or -1. @param {Bar[]} bars */
-const worstError = (bars) => Math.max(-1, ...bars.map((bar) => bar.error ?? -1));
+/** The largest forecast error of full steps behind cheaper ones, which forecasts have stood in for, or -1. @param {Bar[]} bars */
+const worstError = (bars) => Math.max(-1, ...bars.map((bar, i) => (i && bars[i - 1].actual !== "F" ? (bar.error ?? -1) : -1)));
 
 /**
  * How many times as fast the steps ran as if all had been full; null where nothing was skipped or the times scatter too widely to tell.

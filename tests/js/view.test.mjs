@@ -96,7 +96,8 @@ test("a run fills in, marks what changed and sums up", () => {
   assert.deepEqual(waiting.summary, ["Running: step 1 of 8. So far nothing.", expected]);
   assert.equal(running.bars.at(-1).ran, false);
   assert.ok(running.bars.every((bar, i) => !i || bar.sigma < running.bars[i - 1].sigma));
-  const all = [...records, record(3, "F", { forecast_error: 0.031 }), record(4, "A"), record(5, "A"), record(6, "F"), record(7, "A")];
+  const all = [...records, record(3, "F", { forecast_error: 0.9 }), record(4, "A"), record(5, "A"),
+    record(6, "F", { forecast_error: 0.031 }), record(7, "A")]; // at step 4 no forecast had been in use
   const report = { wall_seconds: 1.5, totals: { peak_bytes: 2048 }, messages: ["A message."] };
   const view = viewOf({ ...context, run: { steps: 8, asked, records: all, report, text: "head\nNothing was skipped: no.\n" } });
   assert.equal(view.mode, "ran");
@@ -106,7 +107,7 @@ test("a run fills in, marks what changed and sums up", () => {
   assert.deepEqual(view.warnings, ["A message.", "Nothing was skipped: no."]);
   assert.deepEqual(view.bars.filter((bar) => bar.changed).map((bar) => [bar.planned, bar.actual]), [["A", "F"]]);
   assert.match(describe(view, 2), /^Step 3 of 8, full in place of aggressive: the sampler went back to a higher noise level.*90 ms\.$/);
-  assert.match(describe(view, 3), /Sigma 0\.625, 100 ms, forecast error 0\.031\.$/);
+  assert.match(describe(view, 3), /Sigma 0\.625, 100 ms, forecast error 0\.9\.$/);
 });
 
 test("a run of another plan is not shown as this one's", () => {
