@@ -13,6 +13,8 @@ from .metrics import WINDOW, lpips, psnr, ssim
 from .report import Report, finite
 
 FORMAT, KIND = 1, "cache_comparison"
+SCATTER = 1.15
+"""How many times longer or shorter than another run one may take that is to take the same time."""
 SMALLEST = 64
 """Edge in pixels below which LPIPS' network has nothing left to look at."""
 PSNR = 5
@@ -132,6 +134,11 @@ def difference_maps(reference: torch.Tensor, others: Sequence[torch.Tensor]) -> 
     maps = [(other - reference).abs().mean(1) for other in others]
     scale = max([LEAST_SCALE, *(m.max().item() for m in maps)])
     return [m / scale for m in maps], scale
+
+
+def far_apart(seconds: float, others: float) -> bool:
+    """Whether a run that was to take the time of another took another one."""
+    return not 1 / SCATTER <= seconds / max(others, 1e-9) <= SCATTER
 
 
 def steps_in(share: float, steps: int) -> int:

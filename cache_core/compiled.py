@@ -8,14 +8,14 @@ again at every change, until torch gives up on the model's own code too. One gra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
 from torch import nn
 
 from .families import Block
-from .sites import shimmed
+from .sites import shim, shimmed
 
 AVAILABLE = hasattr(torch.compiler, "set_stance")
 """torch 2.6 and newer; before, compiled models run as torch traces them."""
@@ -51,12 +51,23 @@ class Compilation:
     """How a model is compiled in a run. compile: gives the compiled form of a function; None runs blocks as they were written."""
 
     def __init__(self, compile: Callable[[Callable], Callable] | None):
-        self._compile, self._made = compile, {}
+        self._compile, self._made, self._begun = compile, {}, False
         self.said = NO_GRAPHS if compile is None else SAID
 
     def around(self) -> AbstractContextManager:
         """Inside it compiled modules run as they were written."""
+        self._begun = True
         return torch.compiler.set_stance("force_eager")
+
+    @contextmanager
+    def left_alone(self, model: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
+        """Around a call of which nothing is skipped: where this run has compiled blocks one by one, it goes on with these."""
+        with ExitStack() as stack:
+            if self._begun:
+                stack.enter_context(self.around())
+                for part, maker in self.shims(model, (), blocks, True):
+                    stack.enter_context(shim(part, maker))
+            yield
 
     def shims(self, model: nn.Module, shims: Iterable, blocks: Sequence[Block], whole: bool) -> Iterator[tuple[nn.Module, Callable]]:
         """(module, maker of its shim) of a call, as `Wiring.shims` gives them, and of all other blocks.
@@ -75,8 +86,9 @@ class Compilation:
             inner = self._of(part, original) if whole else original
 
             def forward(*args, **kwargs):
+                run = inner if inner is original or not shimmed(part) else original
                 with torch.compiler.set_stance("default"):  # what other packs compile inside stays compiled
-                    return (original if shimmed(part) else inner)(*args, **kwargs)
+                    return run(*args, **kwargs)
             return maker(forward)
         return make
 

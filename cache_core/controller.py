@@ -10,7 +10,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -79,7 +79,6 @@ class Controller:
         self._called: list[Branch] = []
         self._kind = "F"
         self.compilation: Compilation | None = None
-        self._apart = False
         self._refusal = refusal
         self._skips = self.skips or (refusal is None and watches(settings.predictor))
         if refusal is not None:
@@ -199,7 +198,6 @@ class Controller:
         planned = known.unchecked if conservative else known.unchecked - {"C"}
         with ExitStack() as stack:
             if self.compilation is not None:
-                self._apart = True
                 self.say(self.compilation.said)
                 stack.enter_context(self.compilation.around())
                 whole = settings.level != "module" if kind == "A" else kind == "F" and not (call.modules or planned)
@@ -217,12 +215,8 @@ class Controller:
         self.book.ran(call, blocks, None if kind == "A" else sum(b.bytes for b in self._branches.values()))  # A steps keep nothing
 
     def _plainly(self, known: Model) -> Iterator[str]:
-        """A call that is left alone; of a compiled model, where this run has compiled blocks one by one, it goes on with these."""
-        with ExitStack() as stack:
-            if self.compilation is not None and self._apart:
-                stack.enter_context(self.compilation.around())
-                for part, maker in self.compilation.shims(known.module, (), known.blocks, True):
-                    stack.enter_context(shim(part, maker))
+        """A call that is left alone."""
+        with nullcontext() if self.compilation is None else self.compilation.left_alone(known.module, known.blocks):
             yield "F"
 
     def _judged(self, known: Model, passed: dict[str, bool]) -> None:

@@ -55,28 +55,34 @@ class LayoutWiring(Wiring):
         if not modules and not (watched and self.level != "output"):
             return None
 
+        def inside(original, main, args, kwargs):
+            if call.kind == "A" and self.level == "block":
+                return self._add(block, main)
+            self._look(i, block, (original, block, args, kwargs))
+            before = main
+            if self.level == "block" and layout.writes:
+                before = {s: x.clone() for s, x in main.items()}
+            if call.kind != "F":
+                out = replay(original, block, call, args, kwargs)
+            elif call.modules and layout.modules:
+                out = record(original, block, call, args, kwargs)
+            else:
+                out = original(*args, **kwargs)
+            given = self._fitting(layout.taken, out)
+            if given is not None:
+                self._leave(i, block, before, given)
+            return out
+        return self._behind_door(i, block, inside)
+
+    def _behind_door(self, i: int, block: Block, inside):
+        """The maker of a block's shim: what the call brings is read and checked, then `inside(original, main, args, kwargs)` runs."""
         def make(original):
             def forward(*args, **kwargs):
-                main = self._fitting(layout.take, args, kwargs)
+                main = self._fitting(block.adapter.take, args, kwargs)
                 if main is None:
                     return original(*args, **kwargs)
                 self._enter(i, block, main)
-                if call.kind == "A" and self.level == "block":
-                    return self._add(block, main)
-                self._look(i, block, (original, block, args, kwargs))
-                before = main
-                if self.level == "block" and layout.writes:
-                    before = {s: x.clone() for s, x in main.items()}
-                if call.kind != "F":
-                    out = replay(original, block, call, args, kwargs)
-                elif call.modules and layout.modules:
-                    out = record(original, block, call, args, kwargs)
-                else:
-                    out = original(*args, **kwargs)
-                given = self._fitting(layout.taken, out)
-                if given is not None:
-                    self._leave(i, block, before, given)
-                return out
+                return inside(original, main, args, kwargs)
             return forward
         return make
 
@@ -92,24 +98,20 @@ class LayoutWiring(Wiring):
     def _skip(self, i: int, block: Block):
         layout = block.adapter
 
-        def make(original):
-            def forward(*args, **kwargs):
-                main = layout.take(args, kwargs)
-                self._enter(i, block, main)
-                if i < self.first:
-                    return original(*args, **kwargs)
-                self._look(i, block, (original, block, args, kwargs))
-                if i < self.first + self.probe_blocks:
-                    out = original(*args, **kwargs)
-                    self._measure(i, block, layout.taken(out))
-                    if not block.last:
-                        return out
+        def inside(original, main, args, kwargs):
+            if i < self.first:
+                return original(*args, **kwargs)
+            self._look(i, block, (original, block, args, kwargs))
+            if i < self.first + self.probe_blocks:
+                out = original(*args, **kwargs)
+                self._measure(i, block, layout.taken(out))
                 if not block.last:
-                    return layout.give(main)
-                self._ended = True
-                return layout.give({**main, **self._end(layout, main)})
-            return forward
-        return make
+                    return out
+            if not block.last:
+                return layout.give(main)
+            self._ended = True
+            return layout.give({**main, **self._end(layout, main)})
+        return self._behind_door(i, block, inside)
 
     def _end(self, layout: BlockLayout, main) -> dict[str, torch.Tensor]:
         """What is put back for the streams that code behind the last block reads."""

@@ -53,31 +53,25 @@ class RunWiring(LayoutWiring):
         if not self.runs or (i and (run is None or (full and i not in run))):
             return None
 
-        def make(original):
-            def forward(*args, **kwargs):
-                main = self._fitting(layout.take, args, kwargs)
-                if main is None:
-                    return original(*args, **kwargs)
-                self._enter(i, block, main)
-                if run is None:
-                    return original(*args, **kwargs)
-                if i == run[0]:
-                    # Blocks and other nodes may write into their input.
-                    self._streams = {s: layout.flat(x).clone() for s, x in main.items()} if full else self._ends(run, layout, main)
-                    self._open = run
-                if full:
-                    out = original(*args, **kwargs)
-                    given = self._fitting(layout.taken, out) if i == run[1] else None
-                    if given is not None and self._open == run:
-                        self._keep(block, given)
-                    return out
-                if i < run[1]:
-                    return layout.give(main)
-                if self._open != run:
-                    raise CacheMismatch("The first block of a run did not run, so this call ran in full.")
-                return layout.give(self._close())
-            return forward
-        return make
+        def inside(original, main, args, kwargs):
+            if run is None:
+                return original(*args, **kwargs)
+            if i == run[0]:
+                # Blocks and other nodes may write into their input.
+                self._streams = {s: layout.flat(x).clone() for s, x in main.items()} if full else self._ends(run, layout, main)
+                self._open = run
+            if full:
+                out = original(*args, **kwargs)
+                given = self._fitting(layout.taken, out) if i == run[1] else None
+                if given is not None and self._open == run:
+                    self._keep(block, given)
+                return out
+            if i < run[1]:
+                return layout.give(main)
+            if self._open != run:
+                raise CacheMismatch("The first block of a run did not run, so this call ran in full.")
+            return layout.give(self._close())
+        return self._behind_door(i, block, inside)
 
     def _enter(self, i: int, block: Block, main) -> None:
         super()._enter(i, block, main)

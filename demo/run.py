@@ -21,6 +21,7 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
+from cache_core.comparison import far_apart
 from cache_core.metrics import psnr
 from cache_core.planner import plan_for_speedup
 from cache_core.profile import Profile
@@ -117,10 +118,6 @@ def machine() -> dict:
     return {"cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
             "dtype": "float32", "python": platform.python_version(), "system": platform.system(),
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d")}
-
-
-SCATTER = 1.15
-"""How many times longer or shorter than a preset its rival in equal time may have taken."""
 
 
 def equal_time_steps(steps: int, seconds: float, cached_seconds: float) -> int:
@@ -240,7 +237,7 @@ def scattered(rows: Sequence[Row]) -> str:
     seconds, far = {r.name: r.seconds for r in rows}, []
     for r in rows:
         presets = r.name.removesuffix(")").partition("(time of ")[2]
-        if any(not 1 / SCATTER <= r.seconds / seconds[p] <= SCATTER for p in presets.split(" and ") if p in seconds):
+        if any(far_apart(r.seconds, seconds[p]) for p in presets.split(" and ") if p in seconds):
             far.append(r.name)
     return f"Times scattered on this machine: read {' and '.join(far)} by calls, not by time.\n" if far else ""
 

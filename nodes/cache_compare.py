@@ -8,7 +8,7 @@ import time
 import torch
 from comfy_api.latest import io
 
-from ..cache_core.comparison import Comparison, Way, closeness, difference_maps, steps_in
+from ..cache_core.comparison import Comparison, Way, closeness, difference_maps, far_apart, steps_in
 from ..cache_core.recipes import from_preset
 from ..cache_core.words import counted
 from . import host, output_files, sheets
@@ -16,8 +16,6 @@ from .types import CATEGORY, Report, advanced, sampler_inputs
 
 SECONDS, CALLS, NONE = "equal seconds", "equal calls", "none"
 MEASURES = {SECONDS: "measured seconds", CALLS: "counted full model calls"}
-SCATTER = 1.15
-"""How many times longer or shorter than the cached run the rival may take before its steps are counted anew."""
 AUTO, VIDEO, PICTURES = "from the latent", "video", "pictures"
 UNCACHED, CACHED, FEWER = "uncached", "cached", "fewer steps"
 SHOWN = 8
@@ -172,7 +170,7 @@ def _rival(steps: int, fewer_from: str, uncached: Way, cached: Way) -> Way | Non
 
 
 def _far(rival: Way, cached: Way) -> bool:
-    return not 1 / SCATTER <= rival.usual_seconds / max(cached.usual_seconds, 1e-9) <= SCATTER
+    return far_apart(rival.usual_seconds, cached.usual_seconds)
 
 
 def _corrected(rival: Way, cached: Way, steps: int) -> Way | None:
