@@ -7,7 +7,7 @@ WEB_DIRECTORY = "./web"
 if "comfy" in sys.modules:
     from . import web_files
     from .nodes import DualCacheExtension
-    from .nodes.metadata import listen
+    from .nodes.comfy.metadata import listen
 
     web_files.serve()
     listen()

@@ -38,5 +38,9 @@ def serve() -> None:
 
     name = re.sub(r"[^\w-]", "[^/]", ROOT.name)  # a route's pattern can hold no brace
     for address, folder in SERVED.items():
-        files = {path.relative_to(ROOT / folder).as_posix(): path for path in (ROOT / folder).rglob("*") if path.is_file()}
+        files = {
+            path.relative_to(ROOT / folder).as_posix(): path
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file()
+        }
         server.routes.get(f"{address}/{{pack:{name}}}/{{path:.+}}")(sender(files))

@@ -32,8 +32,14 @@ def _at(name: str, **more) -> dict:
 
 def _recipe(name: str, **changes) -> dict:
     """The parts of a recipe that comes with the pack."""
-    return {**{k: v for k, v in PRESETS[name].items() if k not in ("about", "source", "measured", "generator", "kinds", "families")},
-            **changes}
+    return {
+        **{
+            k: v
+            for k, v in PRESETS[name].items()
+            if k not in ("about", "source", "measured", "generator", "kinds", "families")
+        },
+        **changes,
+    }
 
 
 INDEX = {"coordinate": "index"}
@@ -72,17 +78,40 @@ ROWS: dict[str, dict] = {
     "FoCa, modules": _recipe("foca"),
     "HiCache, modules": _recipe("hicache"),
 }
-SHORT = ("reuse (FORA)", "linear", "linear, gain 0.9", "linear, gain 0.7", "linear, least squares", "linear, back-off",
-         "FoCa forecast", "TaylorSeer-Lite, order 2", "Spectrum, corrected", "HiCache, final", "AB-Cache, output", "HyCa, blocks",
-         "TaylorSeer, modules", "TAP")
+SHORT = (
+    "reuse (FORA)",
+    "linear",
+    "linear, gain 0.9",
+    "linear, gain 0.7",
+    "linear, least squares",
+    "linear, back-off",
+    "FoCa forecast",
+    "TaylorSeer-Lite, order 2",
+    "Spectrum, corrected",
+    "HiCache, final",
+    "AB-Cache, output",
+    "HyCa, blocks",
+    "TaylorSeer, modules",
+    "TAP",
+)
 """What is measured with guidance, where a picture costs twice as much."""
 
 
 def config(name: str, steps: int, interval: int) -> Config:
     """One row of the table at an interval."""
-    parts = {**ROWS[name], "name": name, "generator": {"type": "uniform", "interval": interval, "warmup": WARMUP}}
+    parts = {
+        **ROWS[name],
+        "name": name,
+        "generator": {"type": "uniform", "interval": interval, "warmup": WARMUP},
+    }
     settings = settings_of(parts)
-    about = {"interval": interval, "level": settings.level, "predictor": settings.predictor.name, "recipe": ROWS[name], "ratio": 0.0}
+    about = {
+        "interval": interval,
+        "level": settings.level,
+        "predictor": settings.predictor.name,
+        "recipe": ROWS[name],
+        "ratio": 0.0,
+    }
     return Config(name, name, steps, steps, settings=settings, parts=about)
 
 
@@ -90,12 +119,27 @@ def configurations(steps: int, intervals: Sequence[int], names: Sequence[str]) -
     """The uncached run, fewer steps, and every named row, at each interval."""
     cached = [config(name, steps, n) for name in names for n in intervals]
     calls = {c.full_calls: c.parts["interval"] for c in cached}
-    fewer = [Config("fewer", "fewer steps, Euler", steps, n, parts={"interval": interval}) for n, interval in calls.items()]
+    fewer = [
+        Config("fewer", "fewer steps, Euler", steps, n, parts={"interval": interval})
+        for n, interval in calls.items()
+    ]
     return [Config("uncached", "uncached", steps, steps), *fewer, *cached]
 
 
-COSTED = ("reuse (FORA)", "linear, gain 0.9", "linear, least squares", "Spectrum, corrected", "FreqCa", "TAP", "DiCache", "Delta-DiT",
-          "AB-Cache, output", "HyCa, blocks", "TaylorSeer, modules", "FoCa, modules")
+COSTED = (
+    "reuse (FORA)",
+    "linear, gain 0.9",
+    "linear, least squares",
+    "Spectrum, corrected",
+    "FreqCa",
+    "TAP",
+    "DiCache",
+    "Delta-DiT",
+    "AB-Cache, output",
+    "HyCa, blocks",
+    "TaylorSeer, modules",
+    "FoCa, modules",
+)
 """Rows whose steps are timed."""
 
 
@@ -129,7 +173,10 @@ def leads(rows: Sequence[dict], names: Sequence[str], rivals: Sequence[str]) -> 
     of = {(r["curve"], r["budget"]): r["psnr_median"] for r in rows}
     budgets, lines = sorted({b for _, b in of}, reverse=True), []
     for rival in rivals:
-        apart = {n: [f"{of[n, b] - of[rival, b]:+.1f}" for b in budgets if (n, b) in of and (rival, b) in of] for n in names}
+        apart = {
+            n: [f"{of[n, b] - of[rival, b]:+.1f}" for b in budgets if (n, b) in of and (rival, b) in of]
+            for n in names
+        }
         found = [f"{name} ({', '.join(values)})" for name, values in apart.items() if values]
         if found:
             lines += [f"Against *{rival}*, dB of the median at falling budgets: {'; '.join(found)}.", ""]
@@ -138,33 +185,55 @@ def leads(rows: Sequence[dict], names: Sequence[str], rivals: Sequence[str]) -> 
 
 def page(data: dict) -> str:
     """The results as a page: one table per run, median and worst PSNR per number of full calls."""
-    lines = ["# Forecasts compared", "", "Written by `python -m bench.forecasts` from `bench/results/forecasts.json`; do not edit.", "",
-             "PSNR in dB to the uncached picture of the same caption and seed, median / worst. Every cached run of a column has the same",
-             f"full steps: {WARMUP} at the beginning, then one every N. *Fewer steps* are that many Euler steps. Embedded model.", ""]
+    lines = [
+        "# Forecasts compared",
+        "",
+        "Written by `python -m bench.forecasts` from `bench/results/forecasts.json`; do not edit.",
+        "",
+        "PSNR in dB to the uncached picture of the same caption and seed, median / worst. Every cached run of a column has the same",
+        f"full steps: {WARMUP} at the beginning, then one every N. *Fewer steps* are that many Euler steps. Embedded model.",
+        "",
+    ]
     for run in data["runs"]:
         rows = [r for r in run["rows"] if r["psnr_median"] is not None]
         columns = sorted({r["full_calls"] for r in rows}, reverse=True)
-        lines += [f"## {run['steps']} steps, guidance {run['guidance']:g}", "",
-                  f"{len(run['prompts'])} captions, {place(run['machine'])}.", "",
-                  "| | " + " | ".join(f"{c} calls" for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        lines += [
+            f"## {run['steps']} steps, guidance {run['guidance']:g}",
+            "",
+            f"{len(run['prompts'])} captions, {place(run['machine'])}.",
+            "",
+            "| | " + " | ".join(f"{c} calls" for c in columns) + " |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
         for name in dict.fromkeys(r["curve"] for r in rows):
             cells = []
             for c in columns:
                 r = next((r for r in rows if r["curve"] == name and r["full_calls"] == c), None)
-                lead = r is not None and r["psnr_median"] == max(x["psnr_median"] for x in rows if x["full_calls"] == c)
+                lead = r is not None and r["psnr_median"] == max(
+                    x["psnr_median"] for x in rows if x["full_calls"] == c
+                )
                 form = "**{:.1f}** / {:.1f}" if lead else "{:.1f} / {:.1f}"
                 cells.append("" if r is None else form.format(r["psnr_median"], r["psnr_worst"]))
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     if "cost" in data:
         cost = data["cost"]
-        lines += ["## What a step costs", "", f"Side by side, {cost['rounds']} rounds, N = 5, {cost['batch']} pictures at a time, "
-                  f"{place(cost['machine'])}. F and A: median time of a full and of an"
-                  " aggressive step over one of plain sampling. Ideal: by FLOPs. A full step does no more than keep what it saw, so"
-                  " how far F lies from 1 shows how noisy the machine was. The last column counts it as 1.", "",
-                  "| | F | A | ideal speed-up | realised | realised over ideal | by the cost of A alone |", "|---|---|---|---|---|---|---|"]
-        lines += [f"| {r['name']} | {r['step_cost']['F']:.3f} | {r['step_cost']['A']:.3f} | {r['ideal']:.2f} | {r['speedup']:.2f} | "
-                  f"{r['realised_over_ideal']:.2f} | {by_aggressive(r):.2f} |" for r in cost["rows"]]
+        lines += [
+            "## What a step costs",
+            "",
+            f"Side by side, {cost['rounds']} rounds, N = 5, {cost['batch']} pictures at a time, "
+            f"{place(cost['machine'])}. F and A: median time of a full and of an"
+            " aggressive step over one of plain sampling. Ideal: by FLOPs. A full step does no more than keep what it saw, so"
+            " how far F lies from 1 shows how noisy the machine was. The last column counts it as 1.",
+            "",
+            "| | F | A | ideal speed-up | realised | realised over ideal | by the cost of A alone |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {r['name']} | {r['step_cost']['F']:.3f} | {r['step_cost']['A']:.3f} | {r['ideal']:.2f} | {r['speedup']:.2f} | "
+            f"{r['realised_over_ideal']:.2f} | {by_aggressive(r):.2f} |"
+            for r in cost["rows"]
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -173,14 +242,30 @@ def run(args) -> dict:
     """Measures one step count at one guidance."""
     start, captions = time.perf_counter(), prompts(args.prompts)
     names = args.rows or (list(ROWS) if args.guidance == 1 else SHORT)
-    rows = measure(load_transformer(), load_autoencoder(), configurations(args.steps, args.intervals, names), captions, args.batch,
-                   args.guidance, SIZE)
-    return {"steps": args.steps, "guidance": args.guidance, "intervals": args.intervals, "prompts": captions, "machine": machine(),
-            "bench_seconds": round(time.perf_counter() - start, 1), "rows": rows}
+    rows = measure(
+        load_transformer(),
+        load_autoencoder(),
+        configurations(args.steps, args.intervals, names),
+        captions,
+        args.batch,
+        args.guidance,
+        SIZE,
+    )
+    return {
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "intervals": args.intervals,
+        "prompts": captions,
+        "machine": machine(),
+        "bench_seconds": round(time.perf_counter() - start, 1),
+        "rows": rows,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON whose part is replaced")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=1.0)
@@ -188,8 +273,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=16, help="number of captions")
     parser.add_argument("--batch", type=int, default=8, help="captions per model call")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="rows of the table (default: all, or the short list above guidance 1)")
-    parser.add_argument("--cost", type=int, metavar="ROUNDS", help="instead time each kind of step side by side, this many rounds of N = 5")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=ROWS,
+        help="rows of the table (default: all, or the short list above guidance 1)",
+    )
+    parser.add_argument(
+        "--cost",
+        type=int,
+        metavar="ROUNDS",
+        help="instead time each kind of step side by side, this many rounds of N = 5",
+    )
     parser.add_argument("--page", action="store_true", help="only write the page again")
     args = parser.parse_args(arguments)
     if not args.page:
@@ -201,8 +296,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = realised(load_transformer(), configs, args.steps, args.cost, SIZE, some)
             data["cost"] = {"machine": machine(), "batch": args.batch, "rounds": args.cost, "rows": rows}
         else:
-            data["runs"] = sorted([*(r for r in data["runs"] if (r["steps"], r["guidance"]) != (args.steps, args.guidance)), run(args)],
-                                  key=lambda r: (r["guidance"], -r["steps"]))
+            data["runs"] = sorted(
+                [
+                    *(r for r in data["runs"] if (r["steps"], r["guidance"]) != (args.steps, args.guidance)),
+                    run(args),
+                ],
+                key=lambda r: (r["guidance"], -r["steps"]),
+            )
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     data = json.loads(args.out.read_text(encoding="utf-8"))

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from cache_core.block_plans import block_mask, reuse_error, shared_mask
-from cache_core.cost import CostModel
-from cache_core.mask_files import split_mask
-from cache_core.masks import Mask
-from cache_core.planner import plan
-from cache_core.profile import Profile
-from cache_core.schedule import uniform
-from cache_core.settings import Settings
+from cache_core.calibration.bac import block_mask, reuse_error, shared_mask
+from cache_core.calibration.planner import plan
+from cache_core.calibration.profile import Profile
+from cache_core.config import Settings
+from cache_core.schedule.cost import CostModel
+from cache_core.schedule.mask_files import split_mask
+from cache_core.schedule.masks import Mask
+from cache_core.schedule.plan import uniform
 from demo.run import machine
 from demo.scenes import SIZE
 from demo.weights import load_autoencoder, load_transformer
@@ -83,20 +83,30 @@ def masks_for(profile: Profile, budget: int, cost: CostModel) -> dict[str, Mask]
     share = budget / profile.steps
 
     def union(objective: str) -> Mask:
-        return dearest((block_mask(profile, m, objective, top) for m in range(1, budget) for top in range(1, TOP + 1)), share, cost)
+        return dearest(
+            (block_mask(profile, m, objective, top) for m in range(1, budget) for top in range(1, TOP + 1)),
+            share,
+            cost,
+        )
 
     try:
         runs = {"split of blocks, runs": split_of(profile, budget, cost, runs=True)}
     except ValueError:  # of few blocks a single one at every step is too much
         runs = {}
-    return {"whole steps, reuse": shared_mask(profile, budget),
-            "BAC, cosine": block_mask(profile, budget, "cosine"), "BAC, cosine, union": union("cosine"),
-            "BAC, error": block_mask(profile, budget), "BAC, error, union": union("error"),
-            "split of blocks": split_of(profile, budget, cost), **runs}
+    return {
+        "whole steps, reuse": shared_mask(profile, budget),
+        "BAC, cosine": block_mask(profile, budget, "cosine"),
+        "BAC, cosine, union": union("cosine"),
+        "BAC, error": block_mask(profile, budget),
+        "BAC, error, union": union("error"),
+        "split of blocks": split_of(profile, budget, cost),
+        **runs,
+    }
 
 
-def configurations(profile: Profile, intervals: Sequence[int], cost: CostModel, trained: dict[int, Mask],
-                   rows: Sequence[str]) -> list[Config]:
+def configurations(
+    profile: Profile, intervals: Sequence[int], cost: CostModel, trained: dict[int, Mask], rows: Sequence[str]
+) -> list[Config]:
     """The uncached run and the named rows at the budgets of uniform plans with these intervals."""
     steps, out = profile.steps, [Config("uncached", "uncached", profile.steps, profile.steps)]
     for interval in intervals:
@@ -108,15 +118,26 @@ def configurations(profile: Profile, intervals: Sequence[int], cost: CostModel, 
             "FORA, final state": lambda even=even: Settings(schedule=even),
             "FORA, modules": lambda even=even: Settings(schedule=even, level="module"),
             "planned, final state": lambda budget=budget: settings_for(plan(profile, budget, "power")),
-            **{name: lambda mask=mask: Settings(mask=mask, level="module") for name, mask in masks.items()}}
+            **{name: lambda mask=mask: Settings(mask=mask, level="module") for name, mask in masks.items()},
+        }
         for name in rows:
             if name == "fewer steps, Euler":
-                out.append(Config("fewer", name, steps, budget, parts={"budget": budget, "share": budget / steps}))
+                out.append(
+                    Config("fewer", name, steps, budget, parts={"budget": budget, "share": budget / steps})
+                )
             elif name in ways:
                 share = cost.share(masks[name]) if name in masks else budget / steps
                 kept = masks[name].to_dict() if name in masks else None
-                out.append(Config("masks", name, steps, steps, settings=ways[name](),
-                                  parts={"budget": budget, "share": share, "ratio": share, "mask": kept}))
+                out.append(
+                    Config(
+                        "masks",
+                        name,
+                        steps,
+                        steps,
+                        settings=ways[name](),
+                        parts={"budget": budget, "share": share, "ratio": share, "mask": kept},
+                    )
+                )
     return out
 
 
@@ -125,11 +146,19 @@ def page(data: dict) -> str:
     rows = [r for r in data["rows"] if r["psnr_median"] is not None]
     budgets = sorted({r["budget"] for r in rows}, reverse=True)
     where = data["machine"]
-    lines = ["# Masks compared", "", "Written by `python -m bench.masks` from `bench/results/masks.json`; do not edit.", "",
-             "PSNR in dB to the uncached picture of the same caption and seed, median / worst, and in brackets the work by FLOPs",
-             f"as a share of an uncached run. Embedded model, {data['steps']} steps, guidance {data['guidance']:g},",
-             f"{len(data['prompts'])} captions; profile and router learned from {data['learned']} others.", f"{place(where)}.", "",
-             "| | " + " | ".join(f"work of {b} steps" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+    lines = [
+        "# Masks compared",
+        "",
+        "Written by `python -m bench.masks` from `bench/results/masks.json`; do not edit.",
+        "",
+        "PSNR in dB to the uncached picture of the same caption and seed, median / worst, and in brackets the work by FLOPs",
+        f"as a share of an uncached run. Embedded model, {data['steps']} steps, guidance {data['guidance']:g},",
+        f"{len(data['prompts'])} captions; profile and router learned from {data['learned']} others.",
+        f"{place(where)}.",
+        "",
+        "| | " + " | ".join(f"work of {b} steps" for b in budgets) + " |",
+        "|---" * (len(budgets) + 1) + "|",
+    ]
     for name in ROWS:
         own = {r["budget"]: r for r in rows if r["curve"] == name}
         if not own:
@@ -137,12 +166,20 @@ def page(data: dict) -> str:
         cells = []
         for b in budgets:
             r = own.get(b)
-            lead = r is not None and r["psnr_median"] == max(x["psnr_median"] for x in rows if x["budget"] == b)
+            lead = r is not None and r["psnr_median"] == max(
+                x["psnr_median"] for x in rows if x["budget"] == b
+            )
             form = "**{:.1f}** / {:.1f} ({:.2f})" if lead else "{:.1f} / {:.1f} ({:.2f})"
             cells.append("" if r is None else form.format(r["psnr_median"], r["psnr_worst"], r["share"]))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     measured = {r["curve"] for r in rows}
-    lines += ["", *(f"- *{name}*: {about}" for name, about in ROWS.items() if name in measured), "", *remarks(rows), ""]
+    lines += [
+        "",
+        *(f"- *{name}*: {about}" for name, about in ROWS.items() if name in measured),
+        "",
+        *remarks(rows),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -150,21 +187,40 @@ def remarks(rows: Sequence[dict]) -> list[str]:
     """What the numbers say of masks, in sentences that hold whatever they are."""
     rows = [r for r in rows if r["psnr_median"] is not None]
     own = [n for n in ROWS if n.startswith(("BAC", "split", "trained"))]
-    return leads(rows, own, ("fewer steps, Euler", "FORA, modules", "whole steps, reuse", "planned, final state"))
+    return leads(
+        rows, own, ("fewer steps, Euler", "FORA, modules", "whole steps, reuse", "planned, final state")
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--learn", type=int, default=12, help="captions to learn from")
     parser.add_argument("--prompts", type=int, default=16, help="other captions to judge on")
-    parser.add_argument("--intervals", type=int, nargs="+", default=[2, 3, 5],
-                        help="budgets are those of uniform plans with these intervals")
+    parser.add_argument(
+        "--intervals",
+        type=int,
+        nargs="+",
+        default=[2, 3, 5],
+        help="budgets are those of uniform plans with these intervals",
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="rows to measure; the others stay as they are")
-    parser.add_argument("--train", action="store_true", help="train a router for each budget first, else those of masks.json are taken")
+    parser.add_argument(
+        "--rows",
+        nargs="*",
+        choices=ROWS,
+        default=list(ROWS),
+        help="rows to measure; the others stay as they are",
+    )
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="train a router for each budget first, else those of masks.json are taken",
+    )
     parser.add_argument("--minutes", type=float, default=4.0, help="how long a router is trained at most")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", action="store_true", help="only write the page again")
@@ -183,7 +239,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(args, data: dict) -> None:
     """Trains and measures what is asked for and replaces it in `data`; rows of other settings are dropped."""
-    about = {"steps": args.steps, "guidance": args.guidance, "prompts": prompts(args.prompts), "learned": args.learn}
+    about = {
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "prompts": prompts(args.prompts),
+        "learned": args.learn,
+    }
     if any(data.get(key) != value for key, value in about.items()):
         data.update(rows=[], trained=[])
     data.update(about, machine=machine())
@@ -192,8 +253,13 @@ def run(args, data: dict) -> None:
     budgets = [len(uniform(args.steps, n, warmup=WARMUP).full_steps) for n in args.intervals]
     if args.train:
         for budget in budgets:
-            found = train(model, learn, args.steps, budget / args.steps, cost, 60 * args.minutes, args.guidance)
-            data["trained"] = [*(t for t in data["trained"] if t["budget"] != budget), {"budget": budget, **found}]
+            found = train(
+                model, learn, args.steps, budget / args.steps, cost, 60 * args.minutes, args.guidance
+            )
+            data["trained"] = [
+                *(t for t in data["trained"] if t["budget"] != budget),
+                {"budget": budget, **found},
+            ]
             print(json.dumps({k: v for k, v in found.items() if k != "mask"}), flush=True)
         if not args.rows:
             return
@@ -203,8 +269,10 @@ def run(args, data: dict) -> None:
     configs = configurations(profile, args.intervals, cost, trained, args.rows)
     rows = measure(model, load_autoencoder(), configs, about["prompts"], args.batch, args.guidance, SIZE)
     new = {(r["curve"], r.get("budget")) for r in rows}
-    data.update(bench_seconds=round(time.perf_counter() - start, 1),
-                rows=[*(r for r in data["rows"] if (r["curve"], r.get("budget")) not in new), *rows])
+    data.update(
+        bench_seconds=round(time.perf_counter() - start, 1),
+        rows=[*(r for r in data["rows"] if (r["curve"], r.get("budget")) not in new), *rows],
+    )
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from cache_core.config import Settings
 from cache_core.controller import Controller
-from cache_core.families import blocks_of, find_family
+from cache_core.hooks.shims import capture, replayed, shim
+from cache_core.models.families import blocks_of, find_family
 from cache_core.recipes import PRESETS, from_preset, settings_of
-from cache_core.schedule import explicit
-from cache_core.settings import Settings
-from cache_core.sites import capture, replayed, shim
+from cache_core.schedule.plan import explicit
 from demo.run import machine
 from demo.sampler import noise_for, schedule_sigmas
 from demo.scenes import SIZE, encode_caption
@@ -48,7 +48,9 @@ F_MOST, A_MOST = 0.02, 0.03
 
 
 def _recipe(name: str) -> Settings:
-    return from_preset(name, explicit(DUAL if "C" in from_preset(name).schedule_for(30).kinds else AGGRESSIVE))
+    return from_preset(
+        name, explicit(DUAL if "C" in from_preset(name).schedule_for(30).kinds else AGGRESSIVE)
+    )
 
 
 WAYS: dict[str, Callable[[], Settings]] = {
@@ -57,9 +59,16 @@ WAYS: dict[str, Callable[[], Settings]] = {
     "TAP (balanced)": lambda: _recipe("balanced"),
     "DuCa, random tokens (duca)": lambda: _recipe("duca"),
     "DuCa, everything on": lambda: settings_of(
-        {**{k: v for k, v in PRESETS["duca"].items() if k in ("generator", "ratio")}, "name": "everything", "attention": "live",
-         "predictor": PRESETS["balanced"]["predictor"], "module_predictor": {"name": "linear"},
-         "selector": {"score": "value_norm_high", "staleness": 0.25, "spatial_bonus": 0.4}}, explicit(DUAL)),
+        {
+            **{k: v for k, v in PRESETS["duca"].items() if k in ("generator", "ratio")},
+            "name": "everything",
+            "attention": "live",
+            "predictor": PRESETS["balanced"]["predictor"],
+            "module_predictor": {"name": "linear"},
+            "selector": {"score": "value_norm_high", "staleness": 0.25, "spatial_bonus": 0.4},
+        },
+        explicit(DUAL),
+    ),
     "TaylorSeer, modules (taylorseer)": lambda: _recipe("taylorseer"),
     "FoCa, modules (foca)": lambda: _recipe("foca"),
     "HyCa, blocks (hyca)": lambda: _recipe("hyca"),
@@ -97,35 +106,46 @@ class Stage:
 
     def without(self, modulated: bool) -> Callable[[], ExitStack]:
         """No block runs; with `modulated` each still works out its gates, as a replay of its modules must."""
+
         def context():
             stack = ExitStack()
             for block in self.blocks:
+
                 def maker(_, block=block):
                     def forward(*args, **kwargs):
                         bound = block.adapter.bind(args, kwargs)
                         if modulated:
                             block.adapter.modulation(block.module, bound["vec"])
                         return block.adapter.skip(bound)
+
                     return forward
+
                 stack.enter_context(shim(block.module, maker))
             return stack
+
         return context
 
     def hollow(self, around=None) -> Callable[[], ExitStack]:
         """What is kept is handed back in place of being computed; inside it, `around`."""
+
         def context():
             stack = ExitStack()
             stack.enter_context(replayed(self.kept))
             if around:
                 stack.enter_context(around())
             return stack
+
         return context
 
     def remember(self, x, sigma: float, whole: bool) -> None:
         """Keeps what the blocks give at a step, all but the first, at which forecasts look; or what the layers in them give."""
         inner, rest = (self.blocks[:1], self.blocks[1:]) if whole else (self.blocks, [])
-        layers = dict(enumerate([m for b in inner for m in b.module.modules() if isinstance(m, (nn.Linear, nn.GELU))]
-                                + [b.module for b in rest]))
+        layers = dict(
+            enumerate(
+                [m for b in inner for m in b.module.modules() if isinstance(m, (nn.Linear, nn.GELU))]
+                + [b.module for b in rest]
+            )
+        )
         with capture(layers) as seen:
             self.evaluate(x, sigma)
         self.kept = {layers[name]: value for name, value in seen.items()}
@@ -134,6 +154,7 @@ class Stage:
         def context():
             cache.begin_evaluation(sigma)
             return cache.call(self.model, ["cond"], self.grid)
+
         return context
 
 
@@ -172,8 +193,11 @@ def timed(stage: Stage, settings: Settings, rounds: int, seed: int = 0) -> dict:
                 found["added"].append((took["added"] - took["hollow"]) / plain)
         cache.finish()
         second.finish()
-    return {"plain_milliseconds": round(1e3 * median(found.pop("plain")), 2), "kinds": {k: spread(v) for k, v in kinds.items()},
-            **{name: spread(v) for name, v in found.items() if v}}
+    return {
+        "plain_milliseconds": round(1e3 * median(found.pop("plain")), 2),
+        "kinds": {k: spread(v) for k, v in kinds.items()},
+        **{name: spread(v) for name, v in found.items() if v},
+    }
 
 
 def spread(values: Sequence[float]) -> dict:
@@ -214,7 +238,9 @@ def profiled(stage: Stage, settings: Settings, plain: float) -> dict[str, dict[s
                         key = f"{Path(caller).stem}.{function}"
                         total[key] = total.get(key, 0.0) + spent
         shares = {name: seconds / count[kind] / plain for name, seconds in total.items()}
-        found[kind] = {name: round(s, 4) for name, s in sorted(shares.items(), key=lambda p: -p[1]) if s >= LARGE}
+        found[kind] = {
+            name: round(s, 4) for name, s in sorted(shares.items(), key=lambda p: -p[1]) if s >= LARGE
+        }
     return found
 
 
@@ -224,7 +250,14 @@ def measure(batch: int, rounds: int, names: Sequence[str], quiet: bool = False) 
     for name in tqdm(names, desc=f"batch {batch}", disable=quiet):
         settings = WAYS[name]()
         row = timed(stage, settings, rounds)
-        rows.append({"name": name, "level": settings.level, **row, "functions": profiled(stage, settings, row["plain_milliseconds"] / 1e3)})
+        rows.append(
+            {
+                "name": name,
+                "level": settings.level,
+                **row,
+                "functions": profiled(stage, settings, row["plain_milliseconds"] / 1e3),
+            }
+        )
     return {"batch": batch, "rounds": rounds, "machine": machine(), "rows": rows}
 
 
@@ -234,7 +267,9 @@ def misses(run: dict) -> list[str]:
     for row in run["rows"]:
         for kind, what, most in (("F", "added", F_MOST), ("A", "beyond", A_MOST)):
             if row[what]["median"] > most:
-                out.append(f"{row['name']}: {row[what]['median']:.1%} of a plain evaluation where {kind} may take {most:.0%}")
+                out.append(
+                    f"{row['name']}: {row[what]['median']:.1%} of a plain evaluation where {kind} may take {most:.0%}"
+                )
     return out
 
 
@@ -247,45 +282,89 @@ def _cell(found: dict | None) -> str:
 
 def page(data: dict) -> str:
     """The results as a page."""
-    lines = ["# What the pack's own code costs", "",
-             "Written by `python -m bench.overhead` from `bench/results/overhead.json`; do not edit.", "",
-             "Every evaluation of a run is made plainly, under the controller, and with all blocks left out, in random order. Medians",
-             "of ratios of neighbours, in CPU time, with quartiles, over a plain evaluation. *F*, *C*, *A*: the whole step. *F adds*: what",
-             "our code adds to a full step, timed where the blocks or their layers hand back kept results, since the difference of whole",
-             "steps is mostly noise. *A beyond*: what A takes beyond embedding and final layer (at the modules also beyond the layers that",
-             f"give the gates, which a replay needs). Aims: F adds at most {F_MOST:.0%}, A takes at most {A_MOST:.0%} beyond.", ""]
+    lines = [
+        "# What the pack's own code costs",
+        "",
+        "Written by `python -m bench.overhead` from `bench/results/overhead.json`; do not edit.",
+        "",
+        "Every evaluation of a run is made plainly, under the controller, and with all blocks left out, in random order. Medians",
+        "of ratios of neighbours, in CPU time, with quartiles, over a plain evaluation. *F*, *C*, *A*: the whole step. *F adds*: what",
+        "our code adds to a full step, timed where the blocks or their layers hand back kept results, since the difference of whole",
+        "steps is mostly noise. *A beyond*: what A takes beyond embedding and final layer (at the modules also beyond the layers that",
+        f"give the gates, which a replay needs). Aims: F adds at most {F_MOST:.0%}, A takes at most {A_MOST:.0%} beyond.",
+        "",
+    ]
     for run in data["runs"]:
-        lines += [f"## {run['batch']} picture{'s' * (run['batch'] > 1)} at a time", "", f"{place(run['machine'])}; {run['rounds']} runs of "
-                  f"{len(AGGRESSIVE)} steps each.", "", "| | F | C | A | F adds | A beyond |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"## {run['batch']} picture{'s' * (run['batch'] > 1)} at a time",
+            "",
+            f"{place(run['machine'])}; {run['rounds']} runs of {len(AGGRESSIVE)} steps each.",
+            "",
+            "| | F | C | A | F adds | A beyond |",
+            "|---|---|---|---|---|---|",
+        ]
         for r in run["rows"]:
-            cells = [_cell(r["kinds"].get(kind)) for kind in "FCA"] + [_cell(r[name]) for name in ("added", "beyond")]
+            cells = [_cell(r["kinds"].get(kind)) for kind in "FCA"] + [
+                _cell(r[name]) for name in ("added", "beyond")
+            ]
             lines.append(f"| {r['name']} | " + " | ".join(cells) + " |")
         missed = misses(run)
-        lines += ["", *(["Short of the aim:", "", *(f"- {m}." for m in missed)] if missed else ["All aims are met."]), ""]
-    large = {(f, row["name"], kind): share for run in data["runs"] for row in run["rows"] for kind, found in row["functions"].items()
-             for f, share in found.items()}
-    lines += [f"## Functions above {LARGE:.0%} of a plain evaluation", "",
-              "Own time and that of torch called from it, under a profiler, which makes Python slower than it is.", ""]
+        lines += [
+            "",
+            *(["Short of the aim:", "", *(f"- {m}." for m in missed)] if missed else ["All aims are met."]),
+            "",
+        ]
+    large = {
+        (f, row["name"], kind): share
+        for run in data["runs"]
+        for row in run["rows"]
+        for kind, found in row["functions"].items()
+        for f, share in found.items()
+    }
+    lines += [
+        f"## Functions above {LARGE:.0%} of a plain evaluation",
+        "",
+        "Own time and that of torch called from it, under a profiler, which makes Python slower than it is.",
+        "",
+    ]
     for function in dict.fromkeys(f for f, _, _ in large):
-        where = [f"{kind} of {name.split(' (')[0]} {share:.1%}" for (f, name, kind), share in large.items() if f == function]
+        where = [
+            f"{kind} of {name.split(' (')[0]} {share:.1%}"
+            for (f, name, kind), share in large.items()
+            if f == function
+        ]
         lines.append(f"- `{function}`: {EXPLAINED.get(function, 'not explained')} ({'; '.join(where[:4])})")
     return "\n".join([*lines, ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="pictures at a time; other batches keep their results")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[1, 4],
+        help="pictures at a time; other batches keep their results",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="runs of 30 steps")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--page", action="store_true", help="only write the page again")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    data = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"format": 1, "kind": "overhead_bench", "runs": []}
+    data = (
+        json.loads(args.out.read_text(encoding="utf-8"))
+        if args.out.exists()
+        else {"format": 1, "kind": "overhead_bench", "runs": []}
+    )
     for batch in [] if args.page else args.batches:
         run = measure(batch, args.rounds, args.ways)
-        data["runs"] = sorted([*(r for r in data["runs"] if r["batch"] != batch), run], key=lambda r: r["batch"])
+        data["runs"] = sorted(
+            [*(r for r in data["runs"] if r["batch"] != batch), run], key=lambda r: r["batch"]
+        )
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if args.out == RESULTS:

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache_core.planner import Plan, plan, refine, segment_costs, solved
-from cache_core.predictors import predictor
-from cache_core.profile import Profile, fingerprint
-from cache_core.reasons import PROFILE
+from cache_core.calibration.planner import Plan, plan, refine, segment_costs, solved
+from cache_core.calibration.profile import Profile, fingerprint
+from cache_core.calibration.recorder import Recorder
+from cache_core.config import Settings
+from cache_core.predictors.extrapolation import predictor
 from cache_core.recipes import parts_of_plan
-from cache_core.recorder import Recorder
-from cache_core.schedule import uniform
-from cache_core.settings import Settings
+from cache_core.report.diagnosis import PROFILE
+from cache_core.schedule.plan import uniform
 from demo.run import machine
 from demo.sampler import sample, schedule_sigmas
 from demo.scenes import SIZE, caption_of, random_scene
@@ -55,18 +55,32 @@ class Job:
 
 
 def jobs(captions: Sequence[str], steps: int, guidance: float, batch: int, size: int = SIZE) -> list[Job]:
-    return [Job(tuple(captions[i:i + batch]), FIRST_SEED + i, steps, guidance, size) for i in range(0, len(captions), batch)]
+    return [
+        Job(tuple(captions[i : i + batch]), FIRST_SEED + i, steps, guidance, size)
+        for i in range(0, len(captions), batch)
+    ]
 
 
-def run_job(model, job: Job, tokens: int = 0, clusters: int = 0, labels: torch.Tensor | None = None) -> Profile:
+def run_job(
+    model, job: Job, tokens: int = 0, clusters: int = 0, labels: torch.Tensor | None = None
+) -> Profile:
     """A profile of a job's uncached runs, without identity; tokens, clusters, labels: as of `Recorder`."""
     recorder = Recorder(tokens, clusters, labels)
-    sample(model, list(job.captions), steps=job.steps, seeds=range(job.first, job.first + len(job.captions)), guidance=job.guidance,
-           size=job.size, settings=Settings(method=PROFILE, predictor=recorder, module_predictor=recorder.modules))
+    sample(
+        model,
+        list(job.captions),
+        steps=job.steps,
+        seeds=range(job.first, job.first + len(job.captions)),
+        guidance=job.guidance,
+        size=job.size,
+        settings=Settings(method=PROFILE, predictor=recorder, module_predictor=recorder.modules),
+    )
     return recorder.profile(schedule_sigmas(job.steps))
 
 
-def record(model, todo: Sequence[Job], address: str | None = None, tokens: int = 0, clusters: int = 0) -> Profile:
+def record(
+    model, todo: Sequence[Job], address: str | None = None, tokens: int = 0, clusters: int = 0
+) -> Profile:
     """A profile of all jobs: one after the other in this process or, with the address of a Ray cluster, one task each.
 
     address: as `ray.init` takes it; "local" starts a cluster on this machine. RuntimeError where Ray is not installed. Clusters are those
@@ -80,9 +94,16 @@ def record(model, todo: Sequence[Job], address: str | None = None, tokens: int =
         found += [run_job(model, other, tokens, labels=labels) for other in todo]
     else:
         found += _on_ray([(other, tokens, 0, labels) for other in todo], address)
-    return replace(reduce(Profile.merged, found), identity={
-        "model": fingerprint(model), "level": "final", "sampler": "sample_euler", "guidance": job.guidance,
-        "resolution": [job.size // 8, job.size // 8]})
+    return replace(
+        reduce(Profile.merged, found),
+        identity={
+            "model": fingerprint(model),
+            "level": "final",
+            "sampler": "sample_euler",
+            "guidance": job.guidance,
+            "resolution": [job.size // 8, job.size // 8],
+        },
+    )
 
 
 def _on_ray(todo: Sequence[tuple], address: str) -> list[Profile]:
@@ -92,7 +113,9 @@ def _on_ray(todo: Sequence[tuple], address: str) -> list[Profile]:
         raise RuntimeError("Ray is not installed; pip install ray, or leave --ray out.") from None
     if address == "local" and " " in ray.__file__:
         # Its node manager cuts the workers' command at blanks and waits for them for ever.
-        raise RuntimeError("Ray cannot start workers from a folder with a blank in its path; use an environment elsewhere.")
+        raise RuntimeError(
+            "Ray cannot start workers from a folder with a blank in its path; use an environment elsewhere."
+        )
 
     @ray.remote(num_cpus=1)
     def task(arguments: tuple):
@@ -100,8 +123,13 @@ def _on_ray(todo: Sequence[tuple], address: str) -> list[Profile]:
         return run_job(load_transformer(), *arguments)
 
     # The workers import this package from where the driver did.
-    ray.init(address=None if address == "local" else address, num_cpus=2 if address == "local" else None, include_dashboard=False,
-             runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}}, logging_level="warning")
+    ray.init(
+        address=None if address == "local" else address,
+        num_cpus=2 if address == "local" else None,
+        include_dashboard=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
+        logging_level="warning",
+    )
     try:
         return ray.get([task.remote(job) for job in todo])
     finally:
@@ -123,7 +151,9 @@ def closed_loop(model, captions: Sequence[str], steps: int, guidance: float, bat
     truth = sample(model, captions, steps=steps, seeds=seeds, guidance=guidance).latents
 
     def loss(made: Plan) -> float:
-        out = sample(model, captions, steps=steps, seeds=seeds, guidance=guidance, settings=settings_for(made)).latents
+        out = sample(
+            model, captions, steps=steps, seeds=seeds, guidance=guidance, settings=settings_for(made)
+        ).latents
         # The logarithm weighs every sample alike, as PSNR does.
         return float((out - truth).square().flatten(1).mean(1).log().mean())
 
@@ -146,17 +176,26 @@ def candidates(profile: Profile, budget: int, costs) -> dict[str, Plan]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--learn", type=int, default=12, help="captions to learn from")
     parser.add_argument("--prompts", type=int, default=16, help="other captions to judge on")
-    parser.add_argument("--intervals", type=int, nargs="+", default=[3, 4, 5, 7],
-                        help="budgets are those of uniform plans with these intervals")
+    parser.add_argument(
+        "--intervals",
+        type=int,
+        nargs="+",
+        default=[3, 4, 5, 7],
+        help="budgets are those of uniform plans with these intervals",
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--ray", metavar="ADDRESS", help="record on a Ray cluster, one task per batch; local starts one here")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="record on a Ray cluster, one task per batch; local starts one here"
+    )
     parser.add_argument("--save", type=Path, help="only record, and write the profile to this new file")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
@@ -178,18 +217,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         budget = len(linear.schedule_for(args.steps).full_steps)
         tried = candidates(profile, budget, costs)
         chosen, losses = refine(list(tried.values()), loss)
-        plans.append({"budget": budget, "tried": {n: {"kinds": p.schedule.kinds, "expected": p.final, "loss": lost}
-                                                  for (n, p), lost in zip(tried.items(), losses)}})
+        plans.append(
+            {
+                "budget": budget,
+                "tried": {
+                    n: {"kinds": p.schedule.kinds, "expected": p.final, "loss": lost}
+                    for (n, p), lost in zip(tried.items(), losses)
+                },
+            }
+        )
         print(json.dumps(plans[-1], indent=1), flush=True)
-        configs += [Config("fewer", "fewer steps", args.steps, budget, parts={"budget": budget}), config("linear", args.steps, linear),
-                    *(config(f"plan, {name}", args.steps, settings_for(p)) for name, p in tried.items()),
-                    config("plan, chosen", args.steps, settings_for(chosen))]
+        configs += [
+            Config("fewer", "fewer steps", args.steps, budget, parts={"budget": budget}),
+            config("linear", args.steps, linear),
+            *(config(f"plan, {name}", args.steps, settings_for(p)) for name, p in tried.items()),
+            config("plan, chosen", args.steps, settings_for(chosen)),
+        ]
     rows = measure(model, load_autoencoder(), configs, prompts(args.prompts), args.batch, args.guidance, SIZE)
     for r in rows:
         if r["psnr_median"] is not None:
             print(f"{r['full_calls']:3d}  {r['curve']:24s} {r['psnr_median']:.1f} / {r['psnr_worst']:.1f}")
-    args.out.write_text(json.dumps({"format": 1, "kind": "profile_bench", "machine": machine(), "steps": args.steps,
-                                    "guidance": args.guidance, "plans": plans, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    args.out.write_text(
+        json.dumps(
+            {
+                "format": 1,
+                "kind": "profile_bench",
+                "machine": machine(),
+                "steps": args.steps,
+                "guidance": args.guidance,
+                "plans": plans,
+                "rows": rows,
+            },
+            indent=1,
+        )
+        + "\n",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from statistics import median
 import numpy as np
 from tqdm import tqdm
 
-from cache_core.cost import CostModel, estimated_speedup
-from cache_core.metrics import psnr, ssim
-from cache_core.predictors import predictor
-from cache_core.selectors import SCORES, Selector
-from cache_core.settings import Settings
+from cache_core.config import Settings
+from cache_core.predictors.extrapolation import predictor
+from cache_core.report.metrics import psnr, ssim
+from cache_core.schedule.cost import CostModel, estimated_speedup
+from cache_core.selectors.token_selection import SCORES, Selector
 from demo.plots import quality_curves
 from demo.run import decode, finite, machine, text_table, timed_sample
 from demo.scenes import SIZE, TOKENS, caption_of, random_scene
@@ -65,7 +65,9 @@ class Config:
     def full_calls(self) -> int:
         if self.settings:
             return len(self.schedule.full_steps)
-        return self.run_steps if self.sampler == "euler" else 2 * self.run_steps - 1  # the last step of Heun is Euler's
+        return (
+            self.run_steps if self.sampler == "euler" else 2 * self.run_steps - 1
+        )  # the last step of Heun is Euler's
 
     @property
     def work(self) -> float:
@@ -76,21 +78,55 @@ class Config:
     def ideal_flops(self, cost: CostModel) -> float:
         if self.settings:
             run = sum(self.settings.blocks_run(["double"] * cost.double + ["single"] * cost.single))
-            return estimated_speedup(self.schedule, cost, live_attention=self.settings.attention == "live",
-                                     aggressive=run / (cost.double + cost.single))
+            return estimated_speedup(
+                self.schedule,
+                cost,
+                live_attention=self.settings.attention == "live",
+                aggressive=run / (cost.double + cost.single),
+            )
         return self.steps / self.full_calls
 
 
-def cached(method: str, curve: str, steps: int, interval: int, order: str = "A", selector: str = "random", gain: float | None = None,
-           attention: str = "frozen", ratio: float = 0.1) -> Config:
+def cached(
+    method: str,
+    curve: str,
+    steps: int,
+    interval: int,
+    order: str = "A",
+    selector: str = "random",
+    gain: float | None = None,
+    attention: str = "frozen",
+    ratio: float = 0.1,
+) -> Config:
     """A cached run: F every `interval` steps, `order` between; a gain means a linear forecast of the final hidden state."""
     generator = {"type": "dual", "interval": interval, "order": order, "ratio": ratio, "warmup": WARMUP}
-    settings = Settings(method=method, generator=generator, selector=Selector(selector), attention=attention,
-                        predictor=predictor("reuse") if gain is None else predictor("linear", gain=gain))
-    tokens = {"selector": selector, "attention": attention} if "C" in order else {"selector": None, "attention": None}
-    return Config(method, curve, steps, steps, settings=settings,
-                  parts={"interval": interval, "order": order, "ratio": ratio, "predictor": settings.predictor.name, "gain": gain,
-                         **tokens})
+    settings = Settings(
+        method=method,
+        generator=generator,
+        selector=Selector(selector),
+        attention=attention,
+        predictor=predictor("reuse") if gain is None else predictor("linear", gain=gain),
+    )
+    tokens = (
+        {"selector": selector, "attention": attention}
+        if "C" in order
+        else {"selector": None, "attention": None}
+    )
+    return Config(
+        method,
+        curve,
+        steps,
+        steps,
+        settings=settings,
+        parts={
+            "interval": interval,
+            "order": order,
+            "ratio": ratio,
+            "predictor": settings.predictor.name,
+            "gain": gain,
+            **tokens,
+        },
+    )
 
 
 def configurations(steps: int, whole: bool = True, full: bool = False) -> list[Config]:
@@ -112,17 +148,30 @@ def configurations(steps: int, whole: bool = True, full: bool = False) -> list[C
     out += fora
     for method, title, order in (("toca", "ToCa", "C"), ("duca", "DuCa", "CA")):
         for score in SCORES if whole else SCORES[:1]:
-            out += [cached(method, f"{title}, {score.replace('_', ' ')}", steps, n, order, score) for n in main]
-    out += [cached("duca-linear", "DuCa + linear 0.9", steps, n, "CA", gain=0.9) for n in (main if full else (3, 5) if whole else (5,))]
+            out += [
+                cached(method, f"{title}, {score.replace('_', ' ')}", steps, n, order, score) for n in main
+            ]
+    out += [
+        cached("duca-linear", "DuCa + linear 0.9", steps, n, "CA", gain=0.9)
+        for n in (main if full else (3, 5) if whole else (5,))
+    ]
     for gain in (0.9, 0.8, 1.0) if whole else (0.9,):
-        out += [cached("linear", f"linear {gain:.1f}", steps, n, gain=gain) for n in (skips if full or gain == 0.9 else (3,))]
+        out += [
+            cached("linear", f"linear {gain:.1f}", steps, n, gain=gain)
+            for n in (skips if full or gain == 0.9 else (3,))
+        ]
     if whole:
-        out += [cached("live", f"DuCa, live attention, {r:.0%}", steps, n, "CA", attention="live", ratio=r)
-                for r in (0.1, 0.3) for n in ((3, 5) if full else (5,))]
+        out += [
+            cached("live", f"DuCa, live attention, {r:.0%}", steps, n, "CA", attention="live", ratio=r)
+            for r in (0.1, 0.3)
+            for n in ((3, 5) if full else (5,))
+        ]
     return out
 
 
-def plan(steps: Sequence[int], only: Sequence[str] = METHODS, full: bool = False, quick: bool = False) -> list[Config]:
+def plan(
+    steps: Sequence[int], only: Sequence[str] = METHODS, full: bool = False, quick: bool = False
+) -> list[Config]:
     """All configurations of a bench, with the uncached run of each step count; `quick` keeps one of each curve."""
     out = []
     for i, n in enumerate(steps):
@@ -140,11 +189,21 @@ def prompts(count: int) -> list[str]:
 def cost_of(model, size: int) -> CostModel:
     """The cost model with the embedded model's own sizes."""
     c = model.config
-    return CostModel(width=c.hidden, image_tokens=(size // 16) ** 2, text_tokens=TOKENS, double=c.double, single=c.single)
+    return CostModel(
+        width=c.hidden, image_tokens=(size // 16) ** 2, text_tokens=TOKENS, double=c.double, single=c.single
+    )
 
 
-def measure(model, autoencoder, configs: Sequence[Config], captions: Sequence[str], batch: int, guidance: float, size: int,
-            quiet: bool = False) -> list[dict]:
+def measure(
+    model,
+    autoencoder,
+    configs: Sequence[Config],
+    captions: Sequence[str],
+    batch: int,
+    guidance: float,
+    size: int,
+    quiet: bool = False,
+) -> list[dict]:
     """Samples every configuration and compares it with the uncached run of its step count; one dict per configuration, in order.
 
     Batches of captions are the outer loop, and each goes through the configurations in another order after the uncached run, so that a
@@ -152,7 +211,9 @@ def measure(model, autoencoder, configs: Sequence[Config], captions: Sequence[st
     """
     missing = {c.steps for c in configs} - {c.steps for c in configs if c.method == "uncached"}
     if missing:
-        raise ValueError(f"configs must hold an uncached run for {', '.join(map(str, sorted(missing)))} steps.")
+        raise ValueError(
+            f"configs must hold an uncached run for {', '.join(map(str, sorted(missing)))} steps."
+        )
     one = partial(timed_sample, model, guidance=guidance, size=size)
     some = list(captions[:batch])
     for settings in (None, cached("duca", "", 5, 5, "CA").settings):  # warm-up, discarded
@@ -160,7 +221,7 @@ def measure(model, autoencoder, configs: Sequence[Config], captions: Sequence[st
     done = [{"seconds": 0.0, "psnr": [], "ssim": [], "calls": 0, "report": None} for _ in configs]
     with tqdm(total=round(sum(c.work for c in configs) * len(captions)), unit="eval", disable=quiet) as bar:
         for first in range(0, len(captions), batch):
-            some = list(captions[first:first + batch])
+            some = list(captions[first : first + batch])
             order = list(range(len(configs)))
             random.Random(first).shuffle(order)
             order.sort(key=lambda i: (configs[i].steps, configs[i].method != "uncached"))
@@ -168,8 +229,14 @@ def measure(model, autoencoder, configs: Sequence[Config], captions: Sequence[st
             for i in order:
                 config, result = configs[i], done[i]
                 bar.set_description(f"{config.steps} steps, {config.curve}")
-                out, seconds = one(some, range(first, first + len(some)), steps=config.run_steps, sampler=config.sampler,
-                                   settings=config.settings, sigmas=config.sigmas)
+                out, seconds = one(
+                    some,
+                    range(first, first + len(some)),
+                    steps=config.run_steps,
+                    sampler=config.sampler,
+                    settings=config.settings,
+                    sigmas=config.sigmas,
+                )
                 result["seconds"] += seconds
                 result["calls"], result["report"] = out.calls, out.report
                 pictures = decode(autoencoder, out.latents)
@@ -185,22 +252,47 @@ def measure(model, autoencoder, configs: Sequence[Config], captions: Sequence[st
 
 def row_of(config: Config, result: dict, uncached_seconds: float, cost: CostModel) -> dict:
     """What the JSON says of one configuration. Counts are per batch of captions, as they ran; PSNR in dB is None where not finite."""
-    totals = result["report"].totals() if result["report"] else {"full_calls": result["calls"], "conservative": 0, "aggressive": 0}
+    totals = (
+        result["report"].totals()
+        if result["report"]
+        else {"full_calls": result["calls"], "conservative": 0, "aggressive": 0}
+    )
     plain = dict.fromkeys(("interval", "order", "ratio", "predictor", "gain", "selector", "attention"))
     speedup, ideal = uncached_seconds / result["seconds"], config.ideal_flops(cost)
-    return {"steps": config.steps, "method": config.method, "curve": config.curve, "sampler": config.sampler, "run_steps": config.run_steps,
-            **plain, **config.parts, "kinds": config.schedule.kinds if config.settings else None,
-            "calls": result["calls"], "full_calls": totals["full_calls"], "conservative": totals["conservative"],
-            "aggressive": totals["aggressive"], "ideal_calls": config.steps / totals["full_calls"], "ideal_flops": ideal,
-            "seconds": result["seconds"], "speedup": speedup, "realised_over_ideal": speedup / ideal,
-            "psnr_median": finite(result["psnr"], median) if result["psnr"] else None,
-            "psnr_worst": finite(result["psnr"], min) if result["psnr"] else None,
-            "ssim_median": median(result["ssim"]) if result["ssim"] else None,
-            "ssim_worst": min(result["ssim"]) if result["ssim"] else None}
+    return {
+        "steps": config.steps,
+        "method": config.method,
+        "curve": config.curve,
+        "sampler": config.sampler,
+        "run_steps": config.run_steps,
+        **plain,
+        **config.parts,
+        "kinds": config.schedule.kinds if config.settings else None,
+        "calls": result["calls"],
+        "full_calls": totals["full_calls"],
+        "conservative": totals["conservative"],
+        "aggressive": totals["aggressive"],
+        "ideal_calls": config.steps / totals["full_calls"],
+        "ideal_flops": ideal,
+        "seconds": result["seconds"],
+        "speedup": speedup,
+        "realised_over_ideal": speedup / ideal,
+        "psnr_median": finite(result["psnr"], median) if result["psnr"] else None,
+        "psnr_worst": finite(result["psnr"], min) if result["psnr"] else None,
+        "ssim_median": median(result["ssim"]) if result["ssim"] else None,
+        "ssim_worst": min(result["ssim"]) if result["ssim"] else None,
+    }
 
 
-def realised(model, configs: dict[str, Config], steps: int, repetitions: int, size: int, captions: Sequence[str],
-             quiet: bool = False) -> list[dict]:
+def realised(
+    model,
+    configs: dict[str, Config],
+    steps: int,
+    repetitions: int,
+    size: int,
+    captions: Sequence[str],
+    quiet: bool = False,
+) -> list[dict]:
     """Wall time of cached runs of `steps` steps, side by side: every round runs uncached and then each configuration (guidance 1).
 
     The ideal is the ratio of FLOPs, speed-up the ratio of the median seconds; a step's cost is the median of its kind over a full uncached
@@ -211,8 +303,15 @@ def realised(model, configs: dict[str, Config], steps: int, repetitions: int, si
     kinds: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     for i in tqdm(range(-1, repetitions), desc="realised over ideal", disable=quiet):
         for name, config in ways.items():
-            out, spent = timed_sample(model, list(captions), list(range(len(captions))), steps=min(steps, 6) if i < 0 else steps,
-                                      guidance=1.0, size=size, settings=config.settings if config else None)
+            out, spent = timed_sample(
+                model,
+                list(captions),
+                list(range(len(captions))),
+                steps=min(steps, 6) if i < 0 else steps,
+                guidance=1.0,
+                size=size,
+                settings=config.settings if config else None,
+            )
             if i >= 0:
                 seconds[name].append(spent)
                 for kind, ms in (out.report.totals()["median_milliseconds"] if out.report else {}).items():
@@ -221,45 +320,123 @@ def realised(model, configs: dict[str, Config], steps: int, repetitions: int, si
     rows = []
     for name, config in configs.items():
         ideal, speedup = config.ideal_flops(cost), plain / median(seconds[name])
-        rows.append({"name": name, "steps": steps, "full_calls": config.full_calls, "ideal": ideal, "speedup": speedup,
-                     "realised_over_ideal": speedup / ideal, "uncached_seconds": seconds["uncached"], "cached_seconds": seconds[name],
-                     "step_cost": {kind: median(ms) * steps / 1e3 / plain for kind, ms in kinds[name].items()}})
+        rows.append(
+            {
+                "name": name,
+                "steps": steps,
+                "full_calls": config.full_calls,
+                "ideal": ideal,
+                "speedup": speedup,
+                "realised_over_ideal": speedup / ideal,
+                "uncached_seconds": seconds["uncached"],
+                "cached_seconds": seconds[name],
+                "step_cost": {kind: median(ms) * steps / 1e3 / plain for kind, ms in kinds[name].items()},
+            }
+        )
     return rows
 
 
 def table_text(rows: Sequence[dict], again: Sequence[dict]) -> str:
     """The results for people."""
+
     def number(value, digits):
         return "" if value is None else f"{value:.{digits}f}"
 
-    head = ("", "N", "calls", "C", "A", "ideal calls", "FLOPs", "seconds", "speed-up", "of ideal", "PSNR median", "worst", "SSIM median",
-            "worst")
+    head = (
+        "",
+        "N",
+        "calls",
+        "C",
+        "A",
+        "ideal calls",
+        "FLOPs",
+        "seconds",
+        "speed-up",
+        "of ideal",
+        "PSNR median",
+        "worst",
+        "SSIM median",
+        "worst",
+    )
     parts = []
     for steps in dict.fromkeys(r["steps"] for r in rows):
-        lines = [(r["curve"], str(r["interval"] or ""), str(r["full_calls"]), str(r["conservative"]), str(r["aggressive"]),
-                  number(r["ideal_calls"], 2), number(r["ideal_flops"], 2), number(r["seconds"], 2), number(r["speedup"], 2),
-                  number(r["realised_over_ideal"], 2), number(r["psnr_median"], 1), number(r["psnr_worst"], 1),
-                  number(r["ssim_median"], 4), number(r["ssim_worst"], 4)) for r in rows if r["steps"] == steps]
+        lines = [
+            (
+                r["curve"],
+                str(r["interval"] or ""),
+                str(r["full_calls"]),
+                str(r["conservative"]),
+                str(r["aggressive"]),
+                number(r["ideal_calls"], 2),
+                number(r["ideal_flops"], 2),
+                number(r["seconds"], 2),
+                number(r["speedup"], 2),
+                number(r["realised_over_ideal"], 2),
+                number(r["psnr_median"], 1),
+                number(r["psnr_worst"], 1),
+                number(r["ssim_median"], 4),
+                number(r["ssim_worst"], 4),
+            )
+            for r in rows
+            if r["steps"] == steps
+        ]
         parts.append(f"{steps} steps\n{text_table(head, lines)}")
     if again:
-        lines = [(r["name"], str(r["full_calls"]), number(r["ideal"], 2), number(r["speedup"], 2), number(r["realised_over_ideal"], 3))
-                 for r in again]
-        parts.append(f"realised over ideal, {again[0]['steps']} steps, batch 1, alternating, median of {len(again[0]['cached_seconds'])}\n"
-                     + text_table(("", "calls", "ideal", "speed-up", "of ideal"), lines))
+        lines = [
+            (
+                r["name"],
+                str(r["full_calls"]),
+                number(r["ideal"], 2),
+                number(r["speedup"], 2),
+                number(r["realised_over_ideal"], 3),
+            )
+            for r in again
+        ]
+        parts.append(
+            f"realised over ideal, {again[0]['steps']} steps, batch 1, alternating, median of {len(again[0]['cached_seconds'])}\n"
+            + text_table(("", "calls", "ideal", "speed-up", "of ideal"), lines)
+        )
     return "\n\n".join(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for quality.json and quality.png (default bench/results, out/bench with --quick)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for quality.json and quality.png (default bench/results, out/bench with --quick)",
+    )
     parser.add_argument("--prompts", type=int, default=16, help="number of captions")
-    parser.add_argument("--steps", type=int, nargs="+", default=[50, 30], help="uncached step counts; the first gets the whole list")
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS, help="methods to run, beside the uncached one")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[50, 30],
+        help="uncached step counts; the first gets the whole list",
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=METHODS, default=METHODS, help="methods to run, beside the uncached one"
+    )
     parser.add_argument("--batch", type=int, default=8, help="captions per model call")
-    parser.add_argument("--guidance", type=float, default=1.0, help="above 1 the empty caption runs beside each, at double the cost")
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds of the realised over ideal measurement, 0 for none")
-    parser.add_argument("--full", action="store_true", help="every configuration for every step count, about twice as long")
-    parser.add_argument("--quick", action="store_true", help="two tiny pictures, 10 and 8 steps, one interval each, to see that it works")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="above 1 the empty caption runs beside each, at double the cost",
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=5, help="rounds of the realised over ideal measurement, 0 for none"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="every configuration for every step count, about twice as long"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="two tiny pictures, 10 and 8 steps, one interval each, to see that it works",
+    )
     args = parser.parse_args(arguments)
     size = SIZE
     if args.quick:
@@ -275,23 +452,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, autoencoder, captions = load_transformer(), load_autoencoder(), prompts(args.prompts)
     configs = plan(list(dict.fromkeys(args.steps)), args.only, args.full, args.quick)
     work = sum(c.work for c in configs) * len(captions)
-    print(f"{len(configs)} configurations, {len(captions)} captions: work of about {work:.0f} full evaluations of one picture.", flush=True)
+    print(
+        f"{len(configs)} configurations, {len(captions)} captions: work of about {work:.0f} full evaluations of one picture.",
+        flush=True,
+    )
     rows = measure(model, autoencoder, configs, captions, args.batch, args.guidance, size)
     n = args.steps[0]
-    side_by_side = {"FORA (reuse), N=3": cached("fora", "", n, 3), "linear, N=3": cached("linear", "", n, 3, gain=0.9),
-                    "linear, N=5": cached("linear", "", n, 5, gain=0.9)}
+    side_by_side = {
+        "FORA (reuse), N=3": cached("fora", "", n, 3),
+        "linear, N=3": cached("linear", "", n, 3, gain=0.9),
+        "linear, N=5": cached("linear", "", n, 5, gain=0.9),
+    }
     again = realised(model, side_by_side, n, args.repetitions, size, captions[:1]) if args.repetitions else []
-    settings = {"prompts": captions, "seeds": list(range(len(captions))), "steps": args.steps, "only": list(args.only), "full": args.full,
-                "guidance": args.guidance, "size": size, "batch": args.batch, "warmup": WARMUP, "repetitions": args.repetitions}
+    settings = {
+        "prompts": captions,
+        "seeds": list(range(len(captions))),
+        "steps": args.steps,
+        "only": list(args.only),
+        "full": args.full,
+        "guidance": args.guidance,
+        "size": size,
+        "batch": args.batch,
+        "warmup": WARMUP,
+        "repetitions": args.repetitions,
+    }
     digest = hashlib.sha256((WEIGHTS / MODEL).read_bytes()).hexdigest()
-    data = {"format": 1, "kind": "quality_bench", "machine": machine(), "model": {"file": MODEL, "sha256": digest}, "settings": settings,
-            "bench_seconds": round(time.perf_counter() - start, 1), "rows": rows, "realised": again}
+    data = {
+        "format": 1,
+        "kind": "quality_bench",
+        "machine": machine(),
+        "model": {"file": MODEL, "sha256": digest},
+        "settings": settings,
+        "bench_seconds": round(time.perf_counter() - start, 1),
+        "rows": rows,
+        "realised": again,
+    }
     out.mkdir(parents=True, exist_ok=True)
     (out / "quality.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     where = data["machine"]
     if any(r["psnr_median"] is not None for r in rows):
-        title = f"{len(captions)} captions, {size} px, guidance {args.guidance:g}, against the uncached pictures"
-        quality_curves(rows, out / "quality.png", f"{title}; {where['cpu']}, {where['threads']} thread(s), {where['date']}")
+        title = (
+            f"{len(captions)} captions, {size} px, guidance {args.guidance:g}, against the uncached pictures"
+        )
+        quality_curves(
+            rows,
+            out / "quality.png",
+            f"{title}; {where['cpu']}, {where['threads']} thread(s), {where['date']}",
+        )
     print(table_text(rows, again))
     print(f"\nWrote {out} in {time.perf_counter() - start:.0f} seconds.")
 

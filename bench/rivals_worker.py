@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from cache_core.metrics import psnr, ssim
+from cache_core.report.metrics import psnr, ssim
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN, EXACT = REFERENCES = ("plain", "exact")
@@ -34,7 +34,9 @@ MARGIN = 300
 
 def start(job: dict):
     """ComfyUI in this process, on the CPU, its folders temporary; its module `nodes`."""
-    sys.path.insert(0, job["comfyui"])  # before the repository, whose folder `nodes` would hide ComfyUI's module of that name
+    sys.path.insert(
+        0, job["comfyui"]
+    )  # before the repository, whose folder `nodes` would hide ComfyUI's module of that name
     from comfy.cli_args import args
 
     args.cpu = True
@@ -60,14 +62,19 @@ def load(nodes, job: dict) -> dict[str, str]:
         def emit(self, record):
             text = record.getMessage()
             if text.startswith("Cannot import"):
-                failed[name] = text.split("custom nodes: ", 1)[-1].replace(f"{Path(job['comfyui'])}/", "")[:MARGIN]
+                failed[name] = text.split("custom nodes: ", 1)[-1].replace(f"{Path(job['comfyui'])}/", "")[
+                    :MARGIN
+                ]
 
     root, notes = logging.getLogger(), Notes(logging.WARNING)
     root.addHandler(notes)
     root.setLevel(logging.WARNING)
     extras = Path(job["comfyui"]) / "comfy_extras" / "nodes_easycache.py"
-    for name, path, parent in [("dual-cache", ROOT, "custom_nodes"), ("comfy_extras", extras, "comfy_extras"),
-                               *((p.name, p, "custom_nodes") for p in map(Path, job["packs"]))]:
+    for name, path, parent in [
+        ("dual-cache", ROOT, "custom_nodes"),
+        ("comfy_extras", extras, "comfy_extras"),
+        *((p.name, p, "custom_nodes") for p in map(Path, job["packs"])),
+    ]:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             loaded = asyncio.run(nodes.load_custom_node(str(path), module_parent=parent))
         if not loaded:
@@ -82,7 +89,9 @@ def run_node(nodes, name: str, inputs: dict) -> tuple:
     node = nodes.NODE_CLASS_MAPPINGS.get(name)
     if node is None:
         raise RuntimeError(f"the node {name} is not there")
-    target = node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}) if hasattr(node, "PREPARE_CLASS_CLONE") else node()
+    target = (
+        node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}) if hasattr(node, "PREPARE_CLASS_CLONE") else node()
+    )
     out = getattr(target, target.FUNCTION)(**inputs)
     return out.result if hasattr(out, "result") else out
 
@@ -99,8 +108,11 @@ def protected(model):
     from comfy.patcher_extension import WrappersMP
 
     model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "protect", lambda executor, x, *args, **kwargs:
-                               executor(x.clone(), *args, **kwargs))
+    model.add_wrapper_with_key(
+        WrappersMP.DIFFUSION_MODEL,
+        "protect",
+        lambda executor, x, *args, **kwargs: executor(x.clone(), *args, **kwargs),
+    )
     return model
 
 
@@ -109,7 +121,9 @@ class Calls:
 
     def __init__(self, net):
         self.seen: list[int] = []
-        net.single_blocks[-1].linear2.register_forward_pre_hook(lambda _, args: self.seen.append(args[0].shape[1]))
+        net.single_blocks[-1].linear2.register_forward_pre_hook(
+            lambda _, args: self.seen.append(args[0].shape[1])
+        )
 
     def count(self, tokens: int | None = None) -> int:
         """Full evaluations since the last time; `tokens` is what a full one has."""
@@ -131,17 +145,24 @@ class Bench:
         self.calls = Calls(self.model.model.diffusion_model)
         self.rows: list[dict] = job["rows"]
         self.models: dict[int, object] = {}
-        self.texts = [run_node(self.nodes, "DualCacheDemoCaption", {"caption": c})[0] for c in job["captions"]]
+        self.texts = [
+            run_node(self.nodes, "DualCacheDemoCaption", {"caption": c})[0] for c in job["captions"]
+        ]
         self.empty = run_node(self.nodes, "DualCacheDemoCaption", {"caption": ""})[0]
         self.tokens = job["size"] ** 2 // 256 + self.empty[0][0].shape[1]
 
     def versions(self) -> dict:
         import comfyui_version
 
-        return {"comfyui": comfyui_version.__version__, "torch": torch.__version__, "python": sys.version.split()[0],
-                "dtype": str(self.model.model.get_dtype()).removeprefix("torch."),
-                "cast": str(self.model.model.manual_cast_dtype or "").removeprefix("torch."),
-                "threads": torch.get_num_threads(), "not_loaded": self.failed}
+        return {
+            "comfyui": comfyui_version.__version__,
+            "torch": torch.__version__,
+            "python": sys.version.split()[0],
+            "dtype": str(self.model.model.get_dtype()).removeprefix("torch."),
+            "cast": str(self.model.model.manual_cast_dtype or "").removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "not_loaded": self.failed,
+        }
 
     def prepare(self) -> None:
         """Builds every row's model and runs it once, discarded; a row that cannot run is told with its error and left out."""
@@ -165,8 +186,19 @@ class Bench:
         self.calls.count()
         with contextlib.redirect_stdout(io.StringIO()):
             wall, cpu = time.perf_counter(), time.process_time()
-            out = self.sampler.sample(self.models[i], noise, steps, job["guidance"], row["sampler"], "simple", self.texts[caption],
-                                      self.empty, latent, disable_pbar=True, seed=caption)
+            out = self.sampler.sample(
+                self.models[i],
+                noise,
+                steps,
+                job["guidance"],
+                row["sampler"],
+                "simple",
+                self.texts[caption],
+                self.empty,
+                latent,
+                disable_pbar=True,
+                seed=caption,
+            )
             took = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
         return out, {**took, "full_calls": self.calls.count(self.tokens)}
 
@@ -201,6 +233,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
     with open(sys.argv[2], "w", encoding="utf-8") as out:
+
         def tell(value: dict) -> None:
             out.write(json.dumps(value) + "\n")
             out.flush()

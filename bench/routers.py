@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from cache_core.cost import CostModel
-from cache_core.families import blocks_of, find_family
-from cache_core.mask_files import THRESHOLD, columns, router_mask
-from cache_core.masks import Mask
-from cache_core.sites import shim
+from cache_core.hooks.shims import shim
+from cache_core.models.families import blocks_of, find_family
+from cache_core.schedule.cost import CostModel
+from cache_core.schedule.mask_files import THRESHOLD, columns, router_mask
+from cache_core.schedule.masks import Mask
 from demo.sampler import noise_for, schedule_sigmas
 from demo.scenes import encode_caption
 
@@ -60,14 +60,23 @@ class Mixing:
             name = ".".join(map(str, block.name))
             for site, path in block.adapter.outputs.items():
                 whole = name in self.names
-                self._columns[block.module.get_submodule(path)] = self.names.index(name if whole else f"{name}.{site[4:]}")
+                self._columns[block.module.get_submodule(path)] = self.names.index(
+                    name if whole else f"{name}.{site[4:]}"
+                )
 
     @contextmanager
     def shims(self) -> Iterator[Mixing]:
         self._kept.clear()
         with ExitStack() as stack:
             for module, column in self._columns.items():
-                stack.enter_context(shim(module, lambda original, m=module, c=column: lambda *a, **k: self._mix(m, c, original(*a, **k))))
+                stack.enter_context(
+                    shim(
+                        module,
+                        lambda original, m=module, c=column: (
+                            lambda *a, **k: self._mix(m, c, original(*a, **k))
+                        ),
+                    )
+                )
             yield self
         self.weights = None
 
@@ -91,9 +100,13 @@ class Paths:
     def velocity(self, x: torch.Tensor, step: int) -> torch.Tensor:
         """Of latents [k * captions, ...] at a step."""
         branches, copies = 1 if self.guidance == 1 else 2, len(x) // self.count
-        tokens, pooled = (part.unflatten(0, (branches, self.count)).repeat(1, copies, *[1] * (part.ndim - 1)).flatten(0, 1)
-                          for part in self.text)
-        v = self.model(x.repeat(branches, 1, 1, 1), torch.full((len(tokens),), self.sigmas[step]), tokens, pooled)
+        tokens, pooled = (
+            part.unflatten(0, (branches, self.count)).repeat(1, copies, *[1] * (part.ndim - 1)).flatten(0, 1)
+            for part in self.text
+        )
+        v = self.model(
+            x.repeat(branches, 1, 1, 1), torch.full((len(tokens),), self.sigmas[step]), tokens, pooled
+        )
         if self.guidance == 1:
             return v
         plain, told = v.chunk(2)
@@ -135,7 +148,9 @@ def work_of(names: Sequence[str], cost: CostModel) -> torch.Tensor:
     return torch.tensor([cost.flops_computed([name]) / cost.flops_full() for name in names])
 
 
-def path_error(paths: Paths, mixing: Mixing, scores: torch.Tensor, truth: Sequence[torch.Tensor], weights: torch.Tensor) -> float:
+def path_error(
+    paths: Paths, mixing: Mixing, scores: torch.Tensor, truth: Sequence[torch.Tensor], weights: torch.Tensor
+) -> float:
     """One cached run: over its steps the sum of weight times relative squared error of the velocity; scores [T, columns] get gradients."""
     x, total = paths.noise, 0.0
     with mixing.shims():
@@ -150,7 +165,9 @@ def path_error(paths: Paths, mixing: Mixing, scores: torch.Tensor, truth: Sequen
     return total
 
 
-def held_mask(scores: torch.Tensor, names: Sequence[str], share: float, cost: CostModel) -> tuple[Mask, float]:
+def held_mask(
+    scores: torch.Tensor, names: Sequence[str], share: float, cost: CostModel
+) -> tuple[Mask, float]:
     """The mask of most work within the share, and its threshold: the published one, or the nearest that keeps to the budget."""
     scores = torch.cat([torch.ones(1, scores.shape[1]), scores[1:]])  # the first step is full
 
@@ -166,17 +183,32 @@ def held_mask(scores: torch.Tensor, names: Sequence[str], share: float, cost: Co
     return router_mask(scores, names, threshold), threshold
 
 
-def train(model: nn.Module, captions: Sequence[str], steps: int, share: float, cost: CostModel, seconds: float, guidance: float = 1.0,
-          size: int = SIZE, iterations: int | None = None, quiet: bool = False) -> dict:
+def train(
+    model: nn.Module,
+    captions: Sequence[str],
+    steps: int,
+    share: float,
+    cost: CostModel,
+    seconds: float,
+    guidance: float = 1.0,
+    size: int = SIZE,
+    iterations: int | None = None,
+    quiet: bool = False,
+) -> dict:
     """A mask that does with a share of an uncached run's work, learned for at most so many seconds (and `iterations`) from the captions.
 
     cost: of the size at which the mask is to be used; the paths are run at `size` pixels. Gives the mask's JSON, the threshold that keeps
     it to the budget, and how the training went: errors and shares of work by path.
     """
     start, mixing, model = time.perf_counter(), Mixing(model), model.requires_grad_(False)
-    chunks = [Paths(model, captions[i:i + BATCH], steps, guidance, size) for i in range(0, len(captions), BATCH)]
+    chunks = [
+        Paths(model, captions[i : i + BATCH], steps, guidance, size) for i in range(0, len(captions), BATCH)
+    ]
     truths: dict[int, list[torch.Tensor]] = {}
-    weights, work = step_weights(Paths(model, captions[:1], steps, guidance, size), mixing), work_of(mixing.names, cost)
+    weights, work = (
+        step_weights(Paths(model, captions[:1], steps, guidance, size), mixing),
+        work_of(mixing.names, cost),
+    )
     part = (share * steps - 1) / max(steps - 1, 1)  # of the steps behind the first, which is full
     first = SPREAD * torch.randn(steps, len(mixing.names), generator=torch.Generator().manual_seed(SEED))
     logits = nn.Parameter(first - _above(first, part) + torch.tensor(THRESHOLD).logit())
@@ -199,8 +231,16 @@ def train(model: nn.Module, captions: Sequence[str], steps: int, share: float, c
             bar.set_description(f"error {errors[-1]:.2e}, work {shares[-1]:.2f} of {share:.2f}")
             bar.update()
     mask, threshold = held_mask(logits.detach().sigmoid(), mixing.names, share, cost)
-    return {"mask": mask.to_dict(), "threshold": threshold, "share": share, "paths": len(errors), "size": size,
-            "seconds": round(time.perf_counter() - start, 1), "errors": errors, "shares": shares}
+    return {
+        "mask": mask.to_dict(),
+        "threshold": threshold,
+        "share": share,
+        "paths": len(errors),
+        "size": size,
+        "seconds": round(time.perf_counter() - start, 1),
+        "errors": errors,
+        "shares": shares,
+    }
 
 
 def _above(values: torch.Tensor, part: float) -> torch.Tensor:

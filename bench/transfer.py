@@ -17,13 +17,13 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from cache_core.metrics import psnr
-from cache_core.planner import Plan, plan_for_speedup
-from cache_core.predictors import predictor
-from cache_core.profile import Profile
+from cache_core.calibration.planner import Plan, plan_for_speedup
+from cache_core.calibration.profile import Profile
+from cache_core.config import Settings
+from cache_core.predictors.extrapolation import predictor
 from cache_core.recipes import from_preset
-from cache_core.schedule import explicit
-from cache_core.settings import Settings
+from cache_core.report.metrics import psnr
+from cache_core.schedule.plan import explicit
 from demo.run import decode, finite, machine
 from demo.sampler import noise_for, sample, schedule_sigmas
 from demo.scenes import SIZE
@@ -54,14 +54,22 @@ class Place:
         return f"{self.steps} steps, guidance {self.guidance:g}, {self.size} px"
 
 
-PLACES = (Place(speedups=(1.5, 2.0, 3.0, 4.0, 6.0)), Place(guidance=1.0), Place(guidance=4.0), Place(steps=20), Place(steps=40),
-          Place(size=320))
+PLACES = (
+    Place(speedups=(1.5, 2.0, 3.0, 4.0, 6.0)),
+    Place(guidance=1.0),
+    Place(guidance=4.0),
+    Place(steps=20),
+    Place(steps=40),
+    Place(size=320),
+)
 
 
 def even(steps: int, full: int) -> str:
     """Kinds with `full` full steps: the warm-up, then evenly spaced."""
     first = min(WARMUP, full)
-    places = set(range(first)) | {first + (steps - first) * (i + 1) // (full - first + 1) for i in range(full - first)}
+    places = set(range(first)) | {
+        first + (steps - first) * (i + 1) // (full - first + 1) for i in range(full - first)
+    }
     return "".join("F" if i in places else "A" for i in range(steps))
 
 
@@ -70,11 +78,16 @@ def ways(place: Place, made: Plan) -> dict[str, tuple[int, Settings | None]]:
     calls = len(made.schedule.full_steps)
     kinds = explicit(even(place.steps, calls))
     forecasts = {LINEAR: predictor("linear", gain=0.9), TOKENS: from_preset("balanced").predictor}
-    return {FEWER: (calls, None), **{name: (place.steps, Settings(schedule=kinds, predictor=p)) for name, p in forecasts.items()},
-            PLANNED: (place.steps, settings_for(made))}
+    return {
+        FEWER: (calls, None),
+        **{name: (place.steps, Settings(schedule=kinds, predictor=p)) for name, p in forecasts.items()},
+        PLANNED: (place.steps, settings_for(made)),
+    }
 
 
-def judge(model, autoencoder, profile: Profile, place: Place, captions: Sequence[str], batch: int, bar=None) -> list[dict]:
+def judge(
+    model, autoencoder, profile: Profile, place: Place, captions: Sequence[str], batch: int, bar=None
+) -> list[dict]:
     """One row per speed-up: quality of each way, and the plan's expected and measured error at the end.
 
     The measured error is the distance of the latents to the uncached ones over the length of the path from the noise, as the expected one
@@ -84,10 +97,16 @@ def judge(model, autoencoder, profile: Profile, place: Place, captions: Sequence
     found = {s: {name: [] for name in ways(place, made)} for s, made in plans.items()}
     measured = {s: [] for s in plans}
     for first in range(0, len(captions), batch):
-        some, seeds = list(captions[first:first + batch]), range(first, first + len(captions[first:first + batch]))
+        some, seeds = (
+            list(captions[first : first + batch]),
+            range(first, first + len(captions[first : first + batch])),
+        )
         common = {"seeds": seeds, "guidance": place.guidance, "size": place.size}
         truth = sample(model, some, steps=place.steps, **common).latents
-        pictures, path = decode(autoencoder, truth), (truth - noise_for(seeds, place.size)).flatten(1).norm(dim=1)
+        pictures, path = (
+            decode(autoencoder, truth),
+            (truth - noise_for(seeds, place.size)).flatten(1).norm(dim=1),
+        )
         for s, made in plans.items():
             for name, (steps, settings) in ways(place, made).items():
                 out = sample(model, some, steps=steps, settings=settings, **common).latents
@@ -96,10 +115,19 @@ def judge(model, autoencoder, profile: Profile, place: Place, captions: Sequence
                     measured[s] += ((out - truth).flatten(1).norm(dim=1) / path).tolist()
                 if bar is not None:
                     bar.update()
-    return [{"speedup": s, "full_calls": len(made.schedule.full_steps), "kinds": made.schedule.kinds, "expected": made.final,
-             "measured": sum(measured[s]) / len(measured[s]),
-             "psnr": {name: [finite(values, median), finite(values, min)] for name, values in found[s].items()}}
-            for s, made in plans.items()]
+    return [
+        {
+            "speedup": s,
+            "full_calls": len(made.schedule.full_steps),
+            "kinds": made.schedule.kinds,
+            "expected": made.final,
+            "measured": sum(measured[s]) / len(measured[s]),
+            "psnr": {
+                name: [finite(values, median), finite(values, min)] for name, values in found[s].items()
+            },
+        }
+        for s, made in plans.items()
+    ]
 
 
 def lead(row: dict) -> tuple[float, float]:
@@ -110,38 +138,67 @@ def lead(row: dict) -> tuple[float, float]:
 def page(data: dict) -> str:
     """The results as a page."""
     said = data["machine"]
-    lines = ["# What a profile is worth", "", "Written by `python -m bench.transfer` from `bench/results/transfer.json`; do not edit.", "",
-             f"One profile of the embedded model ({data['profile']}), {len(data['prompts'])} other captions, "
-             f"{said['cpu']}, {said['threads']} thread(s), torch {said['torch']}, {said['date']}.", "",
-             "PSNR in dB to the uncached picture of the same caption and seed, median / worst; all of a row spend the same full calls.",
-             "*Lead*: the plan's distance from the better of fewer steps and the even linear forecast. *Error*: what the plan expected",
-             "at the end of the path beside what was measured, both relative to its length.", "",
-             "Plans have full and aggressive steps only. The planner places no conservative steps: on this model they cost more than",
-             "aggressive ones and come less close (README), and a profile of final hidden states cannot tell what they would gain.", ""]
+    lines = [
+        "# What a profile is worth",
+        "",
+        "Written by `python -m bench.transfer` from `bench/results/transfer.json`; do not edit.",
+        "",
+        f"One profile of the embedded model ({data['profile']}), {len(data['prompts'])} other captions, "
+        f"{said['cpu']}, {said['threads']} thread(s), torch {said['torch']}, {said['date']}.",
+        "",
+        "PSNR in dB to the uncached picture of the same caption and seed, median / worst; all of a row spend the same full calls.",
+        "*Lead*: the plan's distance from the better of fewer steps and the even linear forecast. *Error*: what the plan expected",
+        "at the end of the path beside what was measured, both relative to its length.",
+        "",
+        "Plans have full and aggressive steps only. The planner places no conservative steps: on this model they cost more than",
+        "aggressive ones and come less close (README), and a profile of final hidden states cannot tell what they would gain.",
+        "",
+    ]
     for place in data["places"]:
         names = list(place["rows"][0]["psnr"])
-        lines += [f"## {place['name']}", "", "| calls | " + " | ".join(names) + " | lead | error, expected / measured |",
-                  "|---" * (len(names) + 3) + "|"]
+        lines += [
+            f"## {place['name']}",
+            "",
+            "| calls | " + " | ".join(names) + " | lead | error, expected / measured |",
+            "|---" * (len(names) + 3) + "|",
+        ]
         for row in place["rows"]:
             cells = " | ".join("{:.1f} / {:.1f}".format(*row["psnr"][name]) for name in names)
             ahead = "{:+.1f} / {:+.1f}".format(*lead(row))
-            lines.append(f"| {row['full_calls']} | {cells} | {ahead} | {row['expected']:.4f} / {row['measured']:.4f} |")
+            lines.append(
+                f"| {row['full_calls']} | {cells} | {ahead} | {row['expected']:.4f} / {row['measured']:.4f} |"
+            )
         lines.append("")
     rows = [(place["name"], row) for place in data["places"] for row in place["rows"]]
     short = [f"{name}, {row['full_calls']} calls" for name, row in rows if lead(row)[0] < LEAD]
     behind = [f"{name}, {row['full_calls']} calls" for name, row in rows if lead(row)[1] < 0]
-    lines += ["## Where it falls short", "", f"Of {len(rows)} rows the median leads by less than {LEAD:g} dB in {len(short)}"
-              + (f": {'; '.join(short)}." if short else "."), "", f"The worst picture is behind a rival's worst in {len(behind)}"
-              + (f": {'; '.join(behind)}." if behind else "."), ""]
+    lines += [
+        "## Where it falls short",
+        "",
+        f"Of {len(rows)} rows the median leads by less than {LEAD:g} dB in {len(short)}"
+        + (f": {'; '.join(short)}." if short else "."),
+        "",
+        f"The worst picture is behind a rival's worst in {len(behind)}"
+        + (f": {'; '.join(behind)}." if behind else "."),
+        "",
+    ]
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--places", type=int, nargs="+", default=list(range(len(PLACES))), help="numbers of the places to judge")
+    parser.add_argument(
+        "--places",
+        type=int,
+        nargs="+",
+        default=list(range(len(PLACES))),
+        help="numbers of the places to judge",
+    )
     parser.add_argument("--profile", type=Path, default=WEIGHTS / PROFILE)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", action="store_true", help="only write the page again")
@@ -152,12 +209,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         captions, places = prompts(args.prompts), [PLACES[i] for i in args.places]
         total = sum(len(p.speedups) for p in places) * 4 * -(-len(captions) // args.batch)
         with tqdm(total=total, unit="run") as bar:
-            judged = [{"name": p.name, "steps": p.steps, "guidance": p.guidance, "size": p.size,
-                       "rows": judge(model, autoencoder, profile, p, captions, args.batch, bar)} for p in places]
+            judged = [
+                {
+                    "name": p.name,
+                    "steps": p.steps,
+                    "guidance": p.guidance,
+                    "size": p.size,
+                    "rows": judge(model, autoencoder, profile, p, captions, args.batch, bar),
+                }
+                for p in places
+            ]
         old = json.loads(args.out.read_text(encoding="utf-8"))["places"] if args.out.exists() else []
         by_name = {place["name"]: place for place in [*old, *judged]}
-        data = {"format": 1, "kind": "transfer_bench", "machine": machine(), "profile": args.profile.name, "prompts": captions,
-                "places": [by_name[p.name] for p in PLACES if p.name in by_name]}
+        data = {
+            "format": 1,
+            "kind": "transfer_bench",
+            "machine": machine(),
+            "profile": args.profile.name,
+            "prompts": captions,
+            "places": [by_name[p.name] for p in PLACES if p.name in by_name],
+        }
         args.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if args.out == RESULTS:
         PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")

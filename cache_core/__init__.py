@@ -3,26 +3,37 @@
 A host makes a `Controller` for every sampling run, tells it when an evaluation begins, and wraps every model call in
 `Controller.call`. `Settings` says what to do; `recipes.from_preset` builds them by name.
 
-The loop       controller (decides and keeps), clock (which step), history (snapshots, the mixed-age rule), models (met in a run), settings
-Schedule       schedule (full, conservative, aggressive), masks (which modules), mask_files (masks of others), cost (FLOPs of a plan)
-Indicator      adaptive (gains that follow the data, probes)
-Site           levels (where features are put back), sites (shims), flux_blocks (FLUX by hand), layout_wiring and layout_modules
-               (all others, by their row), runs (blocks that a mask holds back together), compiled (under torch.compile)
-Models         block_table (the rows), layouts (what a row says), families (finding it), fitting (what a model can have),
-               detection (no row), self_check (is the row right?)
-Selector       selectors (tokens of a conservative step)
-Predictor      forecasts (from JSON), predictors (weights over snapshots), groups (per cluster, band or token), table (solved), residual
-Profile        profile (the file), recorder (makes it), planner (plans from it), block_plans (BAC), erta (ERTACache)
-Memory         footprint (the estimate), memory (the budget), offload (snapshots in main memory)
-What happened  logbook, report, reasons (why not as planned), keepsake (for a picture's metadata), comparison, metrics, words
-Methods        recipes (by name, from recipes.json)
+Imports point one way, from a package to those above it in this list:
+
+base         errors, names, coordinates on the sampling path, limits, sentences: what every other file may use
+schedule     which kind of step runs when: plans, masks of modules, FLOPs, counting of evaluations
+cache        snapshots of features, corrections of conservative steps, offloading to main memory
+predictors   how a skipped feature is rebuilt from its snapshots
+indicators   evidence that decides online whether a planned skip may happen
+selectors    which tokens a conservative step refreshes
+config       what the user asked for, as one immutable value
+recipes      methods by name, from recipes.json
+models       the registry of model families, and what each of them can have
+hooks        shims on a running model: where features are taken and put back
+calibration  profiles of a model, recorded once, and plans made from them
+memory       how many bytes a run's caches need, and what gives way
+report       what happened, as data, text and metadata of a picture
+controller   the loop: decides for every evaluation how it runs
 """
 
+from .base.errors import CacheMismatch
+from .config import Settings
 from .controller import Controller
 from .recipes import from_preset, preset_names
-from .report import Report
-from .schedule import CacheSchedule
-from .settings import Settings
-from .sites import CacheMismatch
+from .report.run_report import Report
+from .schedule.plan import CacheSchedule
 
-__all__ = ["CacheMismatch", "CacheSchedule", "Controller", "Report", "Settings", "from_preset", "preset_names"]
+__all__ = [
+    "CacheMismatch",
+    "CacheSchedule",
+    "Controller",
+    "Report",
+    "Settings",
+    "from_preset",
+    "preset_names",
+]

@@ -16,24 +16,25 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from . import selectors
-from .clock import Clock, Evaluation
-from .compiled import Compilation
-from .detection import DETECTED
-from .flux_blocks import Call
-from .footprint import Footprint, expected_shapes
-from .forecasts import watches
-from .history import Batch, Branch, Node
-from .levels import FINAL, OUTPUT, STACK
-from .logbook import Logbook
-from .memory import Budget, CacheTooLarge, Memory, Wanted, is_out_of_memory, raised_here, steps_down
-from .models import Model, meet
-from .offload import Shelf
-from .report import Report, StepRecord
-from .self_check import SelfCheck, verdict
-from .settings import Settings
-from .sites import CacheMismatch, shim
-from .table import same_levels
+from .base.coordinates import Node, same_levels
+from .base.errors import CacheMismatch, CacheTooLarge, is_out_of_memory, raised_here
+from .base.names import FINAL, OUTPUT, STACK
+from .cache.feature_cache import Batch, Branch
+from .cache.offload import Shelf
+from .config import Settings
+from .hooks.call_context import Call
+from .hooks.compilation import Compilation
+from .hooks.model_binding import Model, meet
+from .hooks.self_check import SelfCheck, verdict
+from .hooks.shims import shim
+from .memory.budget import Budget, Memory, Wanted, steps_down
+from .memory.estimate import Footprint, expected_shapes
+from .models.detection import DETECTED
+from .predictors.build import watches
+from .report.run_recorder import Logbook
+from .report.run_report import Report, StepRecord
+from .schedule.evaluation_counter import Clock, Evaluation
+from .selectors import token_selection as selectors
 
 __all__ = ["FINAL", "OUTPUT", "STACK", "CacheMismatch", "Controller"]
 
@@ -47,8 +48,17 @@ class Controller:
     ValueError for fewer than two sigmas. The host sets `compilation` where the model of a call is compiled.
     """
 
-    def __init__(self, settings: Settings, sigmas: Sequence[float], stages: int | Sequence[int] = 1, refusal: str | None = None,
-                 seconds=time.perf_counter, flow: bool = True, host: str = "", budget: Budget | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        sigmas: Sequence[float],
+        stages: int | Sequence[int] = 1,
+        refusal: str | None = None,
+        seconds=time.perf_counter,
+        flow: bool = True,
+        host: str = "",
+        budget: Budget | None = None,
+    ):
         if len(sigmas) < 2:
             raise ValueError("sigmas must hold at least two noise levels.")
         self.steps, self._flow, self._host = len(sigmas) - 1, flow, host
@@ -58,9 +68,15 @@ class Controller:
         self.schedule = settings.schedule_for(self.steps)
         self._mask = settings.mask and settings.mask.scaled(self.steps)
         if settings.mask is not None and settings.mask.steps != self.steps:
-            self.say(f"The mask was made for {settings.mask.steps} steps; its refreshes stand at the same places of the {self.steps}.")
-        elif settings.mask is None and settings.schedule is not None and settings.schedule.steps != self.steps:
-            self.say(f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {self.steps}.")
+            self.say(
+                f"The mask was made for {settings.mask.steps} steps; its refreshes stand at the same places of the {self.steps}."
+            )
+        elif (
+            settings.mask is None and settings.schedule is not None and settings.schedule.steps != self.steps
+        ):
+            self.say(
+                f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {self.steps}."
+            )
         self._clock = Clock(self.steps, stages)
         self._branches: dict[Hashable, Branch] = {}
         self._used: dict[Hashable, int] = {}
@@ -86,18 +102,26 @@ class Controller:
 
     def _spanned(self, settings: Settings, sigmas: Sequence[float]) -> Settings:
         """Predictors that fit a curve to a whole run are told where it begins and ends; those solved for another run are replaced."""
+
         def over(part):
             solved = getattr(part, "solved", False)
             if solved and part.steps != self.steps:
-                self.say(f"The forecast was solved for {part.steps} steps; at {self.steps} a {part.fallback.name} one stands in for it.")
+                self.say(
+                    f"The forecast was solved for {part.steps} steps; at {self.steps} a {part.fallback.name} one stands in for it."
+                )
                 part = part.fallback
             elif solved and part.sigmas and not same_levels(part.sigmas, sigmas):
-                self.say(f"The forecast was solved for other noise levels; a {part.fallback.name} one stands in for it. Make the "
-                         "plan for the run's noise levels, or sample at the plan's: connect sigmas.")
+                self.say(
+                    f"The forecast was solved for other noise levels; a {part.fallback.name} one stands in for it. Make the "
+                    "plan for the run's noise levels, or sample at the plan's: connect sigmas."
+                )
                 part = part.fallback
             return part.over_run(*self._ends)
+
         modules = settings.module_predictor
-        return replace(settings, predictor=over(settings.predictor), module_predictor=modules and over(modules))
+        return replace(
+            settings, predictor=over(settings.predictor), module_predictor=modules and over(modules)
+        )
 
     def say(self, message: str) -> None:
         """Adds a sentence to the report, once."""
@@ -131,7 +155,9 @@ class Controller:
         elif self._shelf is not None:
             self._shelf.start()
         ratio = 0.0 if now.beyond else 1.0 if self._mask else self.schedule.ratios[now.step]
-        self.book.records.append(StepRecord(now.step, now.phase, now.sigma, planned, kind, reason, calls=0, ratio=ratio))
+        self.book.records.append(
+            StepRecord(now.step, now.phase, now.sigma, planned, kind, reason, calls=0, ratio=ratio)
+        )
 
     def _forget_unused(self, step: int) -> None:
         """Frees branches that no step has used since the full step before the last: context windows that move do not come back."""
@@ -142,8 +168,13 @@ class Controller:
             self.memory.forget([key])
 
     @contextmanager
-    def call(self, model: nn.Module, chunks: Sequence[Hashable], grid: tuple[int, int] | None = None,
-             refusal: str | None = None) -> Iterator[str]:
+    def call(
+        self,
+        model: nn.Module,
+        chunks: Sequence[Hashable],
+        grid: tuple[int, int] | None = None,
+        refusal: str | None = None,
+    ) -> Iterator[str]:
         """Wraps one model call; yields the kind it runs as.
 
         model: the diffusion model that really runs. chunks: one key per branch in the batch, in batch order, naming all that tells
@@ -184,12 +215,25 @@ class Controller:
             for branch in branches:
                 branch.forget_choices()
         self._called = branches
-        batch, since = Batch(branches, Node(float(now.step), now.sigma, self._flow)), now.step - self._last_full.get(now.phase, now.step)
+        batch, since = (
+            Batch(branches, Node(float(now.step), now.sigma, self._flow)),
+            now.step - self._last_full.get(now.phase, now.step),
+        )
         watched = watches(settings.modules)
         conservative = self._rows and known.conserves(self._mask is not None)
-        call = Call(kind, batch, settings, now.step, since + 1, record.ratio, grid, note=self._note_error,
-                    rows=conservative and self._mask is None, modules=conservative or settings.level == "module" or watched,
-                    computed=self._mask.at(now.step) if self._mask and kind == "C" else None)
+        call = Call(
+            kind,
+            batch,
+            settings,
+            now.step,
+            since + 1,
+            record.ratio,
+            grid,
+            note=self._note_error,
+            rows=conservative and self._mask is None,
+            modules=conservative or settings.level == "module" or watched,
+            computed=self._mask.at(now.step) if self._mask and kind == "C" else None,
+        )
         call.door = self._door(known, call)
         blocks = known.blocks
         self._witness = blocks[-1].name if blocks else ()
@@ -200,11 +244,21 @@ class Controller:
             if self.compilation is not None:
                 self.say(self.compilation.said)
                 stack.enter_context(self.compilation.around())
-                whole = settings.level != "module" if kind == "A" else kind == "F" and not (call.modules or planned)
+                whole = (
+                    settings.level != "module"
+                    if kind == "A"
+                    else kind == "F" and not (call.modules or planned)
+                )
                 shims = self.compilation.shims(known.module, shims, blocks, whole)
             if kind == "F" and planned:
-                check = SelfCheck(call, blocks, known.wiring, planned, None if self._mask else max(self.schedule.ratios),
-                                  known.family.module == DETECTED)
+                check = SelfCheck(
+                    call,
+                    blocks,
+                    known.wiring,
+                    planned,
+                    None if self._mask else max(self.schedule.ratios),
+                    known.family.module == DETECTED,
+                )
                 stack.enter_context(check.around(known.module, shims))
             else:
                 for part, maker in shims:
@@ -212,21 +266,30 @@ class Controller:
             yield kind
         if check is not None:
             self._judged(known, check.passed)
-        self.book.ran(call, blocks, None if kind == "A" else sum(b.bytes for b in self._branches.values()))  # A steps keep nothing
+        self.book.ran(
+            call, blocks, None if kind == "A" else sum(b.bytes for b in self._branches.values())
+        )  # A steps keep nothing
 
     def _plainly(self, known: Model) -> Iterator[str]:
         """A call that is left alone."""
-        with nullcontext() if self.compilation is None else self.compilation.left_alone(known.module, known.blocks):
+        with (
+            nullcontext()
+            if self.compilation is None
+            else self.compilation.left_alone(known.module, known.blocks)
+        ):
             yield "F"
 
     def _judged(self, known: Model, passed: dict[str, bool]) -> None:
         """Goes on without what a self-check found wrong."""
         settings, sentence = verdict(known.settings, passed, known.name, self._host)
-        unchecked = {k for k in known.unchecked if not passed.get(k) and (k == "C" or settings.level != "output")} - {
-            k for k in passed if k == "C"}
+        unchecked = {
+            k for k in known.unchecked if not passed.get(k) and (k == "C" or settings.level != "output")
+        } - {k for k in passed if k == "C"}
         if sentence is not None:
             self.say(sentence)
-            self._branches.update((key, Branch(self._shelf)) for key in self._branches if key[0][0] == id(known.module))
+            self._branches.update(
+                (key, Branch(self._shelf)) for key in self._branches if key[0][0] == id(known.module)
+            )
         rows = known.rows and passed.get("C", True)
         self._keep(replace(known, settings=settings, rows=rows, unchecked=frozenset(unchecked)))
 
@@ -246,8 +309,14 @@ class Controller:
         self._branches.update(zip(self._keys, branches))
         yield from self._run("F", "mismatch", record, self._model(model), branches, grid)
 
-    def guarded(self, run: Callable, model: nn.Module, chunks: Sequence[Hashable], grid: tuple[int, int] | None = None,
-                refusal: str | None = None):
+    def guarded(
+        self,
+        run: Callable,
+        model: nn.Module,
+        chunks: Sequence[Hashable],
+        grid: tuple[int, int] | None = None,
+        refusal: str | None = None,
+    ):
         """One model call, `run()`, inside `call`; repeated in full where the caches do not fit the call or the memory.
 
         Gives what it returned. When memory runs out while something is cached, that is freed and the rest of the run is sampled plainly.
@@ -277,10 +346,14 @@ class Controller:
         self._stop()
         if watches(self.settings.predictor):
             self.settings.predictor.abandon("memory ran out during the run")
-            self.say("Memory ran out while the run was recorded, so the recording has ended, and the rest was sampled plainly.")
+            self.say(
+                "Memory ran out while the run was recorded, so the recording has ended, and the rest was sampled plainly."
+            )
             return True
-        self.say("Memory ran out while features were cached: the caches have been freed, and the rest of the run was sampled plainly. "
-                 "Set memory to fewer GB, or choose a preset that keeps less.")
+        self.say(
+            "Memory ran out while features were cached: the caches have been freed, and the rest of the run was sampled plainly. "
+            "Set memory to fewer GB, or choose a preset that keeps less."
+        )
         return True
 
     def _stop(self) -> None:
@@ -297,10 +370,24 @@ class Controller:
         selectors.forget()
 
     def _wanted(self, known: Model, kinds: str | None = None) -> Wanted:
-        return Wanted(known.settings, kinds or self._kinds, self.schedule.ratios, self._mask, known.blocks, known.first,
-                      known.conserves(self._mask is not None))
+        return Wanted(
+            known.settings,
+            kinds or self._kinds,
+            self.schedule.ratios,
+            self._mask,
+            known.blocks,
+            known.first,
+            known.conserves(self._mask is not None),
+        )
 
-    def expect(self, model: nn.Module, latents: Sequence[Sequence[int]], text: int, dtype: torch.dtype, samples: int = 1) -> int | None:
+    def expect(
+        self,
+        model: nn.Module,
+        latents: Sequence[Sequence[int]],
+        text: int,
+        dtype: torch.dtype,
+        samples: int = 1,
+    ) -> int | None:
         """Bytes that caches will hold, before the first call, or None where the model does not tell; see `expected_shapes`."""
         known = self._model(model)
         if not self._skips or known.refusal:
@@ -318,10 +405,15 @@ class Controller:
             seen.add(name[0])
             if self.memory.note(id(known.module), keys, name[0], sizes, item, call.batch_size // len(keys)):
                 self._weigh()
+
         return door
 
     def _need(self) -> Footprint:
-        return self.memory.needs({i: self._wanted(m) for i, m in self._blocks.items()}) if self._skips else Footprint()
+        return (
+            self.memory.needs({i: self._wanted(m) for i, m in self._blocks.items()})
+            if self._skips
+            else Footprint()
+        )
 
     def _weigh(self) -> None:
         memory, models, need = self.memory, self._blocks, self._need()
@@ -389,8 +481,11 @@ class Controller:
             return "F", "no_snapshot"
         if kind == "C" and not known.conserves(self._mask is not None):
             if known.rows:
-                self.say(f"Conservative steps ran in full: the modules of {known.name} cannot be chosen one by one." if self._mask else
-                         f"Conservative steps ran in full: this pack cannot refresh single tokens of {known.name}.")
+                self.say(
+                    f"Conservative steps ran in full: the modules of {known.name} cannot be chosen one by one."
+                    if self._mask
+                    else f"Conservative steps ran in full: this pack cannot refresh single tokens of {known.name}."
+                )
             return "F", "refused"
         if kind == "C" or known.settings.level == "module":
             for branch in branches:

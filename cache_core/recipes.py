@@ -21,12 +21,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from .forecasts import forecast
-from .masks import Mask
-from .schedule import CacheSchedule, explicit, from_generator
-from .selectors import Selector
-from .settings import Settings
-from .words import named
+from .base.wording import named
+from .config import Settings
+from .predictors.build import forecast
+from .schedule.masks import Mask
+from .schedule.plan import CacheSchedule, explicit, from_generator
+from .selectors.token_selection import Selector
 
 FORMAT, KIND = 1, "cache_recipe"
 _PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "seed", "speedup", "detect")
@@ -140,7 +140,9 @@ def _check_plan(recipe: Mapping, whose: str = "a recipe") -> None:
 def _check_numbers(part: Mapping, where: str = "") -> None:
     for key, least, most in (("speedup", 1, 100), ("ratio", 0, 1), ("text_ratio", 0, 1)):
         value = part.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most
+        ):
             raise ValueError(f"{where}{key} must be a number from {least} to {most}.")
     seed = part.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
@@ -156,19 +158,32 @@ def _known(data: Mapping, known, what: str) -> None:
 def recipe_of(settings: Settings) -> dict:
     """The recipe that gives these settings, without what it says for other families."""
     whole = Settings()
-    plan = {"mask": settings.mask.to_dict()} if settings.mask is not None else (
-        {"kinds": settings.schedule.kinds} if settings.schedule is not None else {"generator": dict(settings.generator)})
+    plan = (
+        {"mask": settings.mask.to_dict()}
+        if settings.mask is not None
+        else (
+            {"kinds": settings.schedule.kinds}
+            if settings.schedule is not None
+            else {"generator": dict(settings.generator)}
+        )
+    )
     ratios = list(settings.schedule.ratios) if "kinds" in plan and settings.ratio is None else []
     parts = {"ratio": ratios[0]} if len(set(ratios)) == 1 else {"ratios": ratios} if ratios else {}
     parts |= {key: getattr(settings, key) for key in _PLAIN if getattr(settings, key) != getattr(whole, key)}
-    parts |= {key: part.to_dict() for key in ("predictor", "module_predictor") if (part := getattr(settings, key)) is not None}
+    parts |= {
+        key: part.to_dict()
+        for key in ("predictor", "module_predictor")
+        if (part := getattr(settings, key)) is not None
+    }
     return {"name": settings.method, **plan, **parts, "selector": asdict(settings.selector)}
 
 
 def to_json(recipe: Mapping) -> str:
     """A recipe as text to save and share; ValueError where it is none."""
     settings_of(recipe)
-    return json.dumps({"format": FORMAT, "kind": KIND, **recipe}, indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        {"format": FORMAT, "kind": KIND, **recipe}, indent=1, ensure_ascii=False, allow_nan=False
+    )
 
 
 def from_json(text: str) -> dict:

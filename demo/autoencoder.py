@@ -117,7 +117,7 @@ def write_encoder(net: nn.Sequential, weight: torch.Tensor, bias: torch.Tensor) 
             for x3 in range(2):
                 part = w[:, :, y3, :, :, x3, :, :].permute(0, 1, 3, 5, 2, 4).reshape(CHANNELS, 48)
                 convs[3].weight[:CHANNELS, :48, 1 + y3, 1 + x3] = part
-                convs[3].weight[CHANNELS:2 * CHANNELS, :48, 1 + y3, 1 + x3] = -part
+                convs[3].weight[CHANNELS : 2 * CHANNELS, :48, 1 + y3, 1 + x3] = -part
         for k in range(CHANNELS):
             convs[4].weight[k, k, 1, 1] = 1
             convs[4].weight[k, CHANNELS + k, 1, 1] = -1

@@ -81,7 +81,9 @@ def attention(q, k, v, pe=None, transformer_options=None):
     override = (transformer_options or {}).get("optimized_attention_override")
     if override is None:
         return run(q, k, v)
-    return override(run, q, k, v, q.shape[1], mask=None, skip_reshape=True, transformer_options=transformer_options)
+    return override(
+        run, q, k, v, q.shape[1], mask=None, skip_reshape=True, transformer_options=transformer_options
+    )
 
 
 class MLPEmbedder(nn.Module):
@@ -159,8 +161,12 @@ class DoubleStreamBlock(nn.Module):
     def forward(self, img, txt, vec, pe, attn_mask=None, transformer_options=None):
         i1, i2 = self.img_mod(vec)
         t1, t2 = self.txt_mod(vec)
-        qi, ki, vi = _heads(self.img_attn.qkv(torch.addcmul(i1.shift, self.img_norm1(img), 1 + i1.scale)), self.num_heads)
-        qt, kt, vt = _heads(self.txt_attn.qkv(torch.addcmul(t1.shift, self.txt_norm1(txt), 1 + t1.scale)), self.num_heads)
+        qi, ki, vi = _heads(
+            self.img_attn.qkv(torch.addcmul(i1.shift, self.img_norm1(img), 1 + i1.scale)), self.num_heads
+        )
+        qt, kt, vt = _heads(
+            self.txt_attn.qkv(torch.addcmul(t1.shift, self.txt_norm1(txt), 1 + t1.scale)), self.num_heads
+        )
         qi, ki = self.img_attn.norm(qi, ki, vi)
         qt, kt = self.txt_attn.norm(qt, kt, vt)
         both = [torch.cat(p, 2) for p in ((qt, qi), (kt, ki), (vt, vi))]
@@ -188,7 +194,8 @@ class SingleStreamBlock(nn.Module):
     def forward(self, x, vec, pe, attn_mask=None, transformer_options=None):
         mod, _ = self.modulation(vec)
         qkv, mlp = self.linear1(torch.addcmul(mod.shift, self.pre_norm(x), 1 + mod.scale)).split(
-            [3 * self.hidden_size, self.mlp_hidden_dim], -1)
+            [3 * self.hidden_size, self.mlp_hidden_dim], -1
+        )
         q, k, v = _heads(qkv, self.num_heads)
         q, k = self.norm(q, k, v)
         attn = attention(q, k, v, pe=pe, transformer_options=transformer_options)

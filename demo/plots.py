@@ -12,10 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from cache_core.report import KINDS, Report
+from cache_core.report.run_report import KINDS, Report
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
-BLUE, ORANGE, GREEN, SKY, RED, PURPLE, BLACK = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#000000"
+BLUE, ORANGE, GREEN, SKY, RED, PURPLE, BLACK = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#56B4E9",
+    "#D55E00",
+    "#CC79A7",
+    "#000000",
+)
 KIND_COLOURS = {"F": BLUE, "C": ORANGE, "A": SKY}
 CURVE_COLOURS = (BLACK, "#999999", RED, GREEN, ORANGE, PURPLE, BLUE, SKY)
 
@@ -41,16 +49,35 @@ def schedule_plot(reports: Mapping[str, Report], path: Path, note: str = "") -> 
         axes.bar(range(len(records)), times, color=[KIND_COLOURS[r.actual] for r in records], width=0.85)
         for i, r in enumerate(records):
             letter = r.actual if r.actual == r.planned else f"{r.actual} ({r.planned})"
-            axes.annotate(letter, (i, times[i]), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
+            axes.annotate(
+                letter, (i, times[i]), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7
+            )
         counts = ", ".join(f"{totals[long]} {long}" for long in KINDS.values())
-        axes.set(title=f"{name}: {counts}", xlabel="evaluation", ylabel="milliseconds", xlim=(-0.7, len(records) - 0.3),
-                 ylim=(0, 1.15 * max([*times, 1e-3])))
+        axes.set(
+            title=f"{name}: {counts}",
+            xlabel="evaluation",
+            ylabel="milliseconds",
+            xlim=(-0.7, len(records) - 0.3),
+            ylim=(0, 1.15 * max([*times, 1e-3])),
+        )
         axes.xaxis.get_major_locator().set_params(integer=True)
         sigma = axes.twinx()
-        sigma.plot(range(len(records)), [r.sigma for r in records], color=BLACK, linewidth=1.2, marker=".", markersize=3)
+        sigma.plot(
+            range(len(records)),
+            [r.sigma for r in records],
+            color=BLACK,
+            linewidth=1.2,
+            marker=".",
+            markersize=3,
+        )
         sigma.set(ylabel="sigma", ylim=(0, 1.05 * max([r.sigma for r in records] or [1.0])))
     keys = [Patch(color=KIND_COLOURS[k], label=f"{k} {long}") for k, long in KINDS.items()]
-    figure.legend(handles=[*keys, Line2D([], [], color=BLACK, marker=".", label="sigma")], loc="outside upper right", ncols=4, fontsize=8)
+    figure.legend(
+        handles=[*keys, Line2D([], [], color=BLACK, marker=".", label="sigma")],
+        loc="outside upper right",
+        ncols=4,
+        fontsize=8,
+    )
     if note:
         figure.supxlabel(note, fontsize=8)
     return _save(figure, path)
@@ -71,11 +98,22 @@ def quality_curves(rows: Sequence[Mapping], path: Path, title: str = "") -> Path
         known = curves.setdefault(r["method"], [])
         if r["curve"] not in known:
             known.append(r["curve"])
-    looks = {curve: {"color": colour, "linestyle": ("-", "--", ":")[i % 3], "marker": "os^v"[i % 4], "markersize": 3.5, "linewidth": 1.2}
-             for colour, names in zip(cycle(CURVE_COLOURS), curves.values()) for i, curve in enumerate(names)}
-    panels = (("full_calls", "psnr_median", "model calls computed in full", "PSNR, median (dB)"),
-              ("full_calls", "psnr_worst", "model calls computed in full", "PSNR, worst picture (dB)"),
-              ("seconds", "psnr_median", "measured seconds", "PSNR, median (dB)"))
+    looks = {
+        curve: {
+            "color": colour,
+            "linestyle": ("-", "--", ":")[i % 3],
+            "marker": "os^v"[i % 4],
+            "markersize": 3.5,
+            "linewidth": 1.2,
+        }
+        for colour, names in zip(cycle(CURVE_COLOURS), curves.values())
+        for i, curve in enumerate(names)
+    }
+    panels = (
+        ("full_calls", "psnr_median", "model calls computed in full", "PSNR, median (dB)"),
+        ("full_calls", "psnr_worst", "model calls computed in full", "PSNR, worst picture (dB)"),
+        ("seconds", "psnr_median", "measured seconds", "PSNR, median (dB)"),
+    )
     figure = Figure(figsize=(6.2 * len(columns) + 2.2, 12), layout="constrained")
     grid = figure.subplots(len(panels), len(columns), squeeze=False)
     for i, (x, y, x_name, y_name) in enumerate(panels):
@@ -88,20 +126,28 @@ def quality_curves(rows: Sequence[Mapping], path: Path, title: str = "") -> Path
             axes.grid(alpha=0.3)
             if x == "full_calls":
                 axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(handles=[Line2D([], [], label=c, **look) for c, look in looks.items()], loc="outside right center", fontsize=8)
+    figure.legend(
+        handles=[Line2D([], [], label=c, **look) for c, look in looks.items()],
+        loc="outside right center",
+        fontsize=8,
+    )
     if title:
         figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
 
-def picture_grid(rows: Mapping[str, torch.Tensor], captions: Sequence[str], path: Path, title: str = "") -> Path:
+def picture_grid(
+    rows: Mapping[str, torch.Tensor], captions: Sequence[str], path: Path, title: str = ""
+) -> Path:
     """A grid of samples: a row per label of `rows` (pictures [B,3,H,W] in 0..1), a column per caption. Returns `path`.
 
     ValueError when a row does not hold one picture per caption.
     """
     for label, pictures in rows.items():
         if pictures.ndim != 4 or len(pictures) != len(captions):
-            raise ValueError(f"rows[{label!r}] must hold one picture per caption: {len(captions)}, not {list(pictures.shape)}.")
+            raise ValueError(
+                f"rows[{label!r}] must hold one picture per caption: {len(captions)}, not {list(pictures.shape)}."
+            )
     if not rows or not captions:
         raise ValueError("rows and captions must not be empty.")
     figure = Figure(figsize=(1.5 + 1.5 * len(captions), 0.7 + 1.55 * len(rows)), layout="constrained")

@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
+from cache_core.config import Settings
 from cache_core.controller import Controller
-from cache_core.memory import Budget
-from cache_core.report import Report
-from cache_core.settings import Settings
+from cache_core.memory.budget import Budget
+from cache_core.report.run_report import Report
 
 from .scenes import SIZE, encode_caption
 
@@ -40,8 +40,21 @@ def noise_for(seeds, size: int = SIZE) -> torch.Tensor:
 
 
 @torch.no_grad()
-def sample(model, captions, *, steps: int = 30, seeds=None, guidance: float = 2.0, sampler: str = "euler", settings: Settings | None = None,
-           split: bool = False, size: int = SIZE, sigmas=None, progress=None, budget: Budget | None = None) -> Sampled:
+def sample(
+    model,
+    captions,
+    *,
+    steps: int = 30,
+    seeds=None,
+    guidance: float = 2.0,
+    sampler: str = "euler",
+    settings: Settings | None = None,
+    split: bool = False,
+    size: int = SIZE,
+    sigmas=None,
+    progress=None,
+    budget: Budget | None = None,
+) -> Sampled:
     """Samples one latent per caption.
 
     guidance 1 runs the captions alone; above it the empty caption runs beside them, in the same call or, with `split`, in a second
@@ -53,7 +66,9 @@ def sample(model, captions, *, steps: int = 30, seeds=None, guidance: float = 2.
     x = noise_for(range(len(captions)) if seeds is None else seeds, size)
     branches = ["cond"] if guidance == 1 else ["uncond", "cond"]
     texts = {"cond": captions, "uncond": [""] * len(captions)}
-    encoded = {b: tuple(torch.stack(v) for v in zip(*(encode_caption(c) for c in texts[b]))) for b in branches}
+    encoded = {
+        b: tuple(torch.stack(v) for v in zip(*(encode_caption(c) for c in texts[b]))) for b in branches
+    }
     groups = [[b] for b in branches] if split else [branches]
     cache = Controller(settings, sigmas, STAGES[sampler], budget=budget) if settings else None
     if cache:

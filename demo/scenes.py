@@ -18,23 +18,46 @@ SIZE = 256
 """Edge of a picture in pixels: 32 x 32 latent pixels, 16 x 16 packed tokens."""
 
 COLOURS = {
-    "red": (0.86, 0.12, 0.14), "orange": (0.98, 0.52, 0.08), "yellow": (0.98, 0.86, 0.16), "green": (0.14, 0.62, 0.22),
-    "cyan": (0.15, 0.78, 0.84), "blue": (0.14, 0.28, 0.86), "purple": (0.50, 0.18, 0.68), "pink": (0.98, 0.48, 0.70),
+    "red": (0.86, 0.12, 0.14),
+    "orange": (0.98, 0.52, 0.08),
+    "yellow": (0.98, 0.86, 0.16),
+    "green": (0.14, 0.62, 0.22),
+    "cyan": (0.15, 0.78, 0.84),
+    "blue": (0.14, 0.28, 0.86),
+    "purple": (0.50, 0.18, 0.68),
+    "pink": (0.98, 0.48, 0.70),
 }
 BACKGROUNDS = {
-    "white": (0.96, 0.96, 0.96), "gray": (0.56, 0.56, 0.56), "black": (0.08, 0.08, 0.08),
-    "beige": (0.88, 0.80, 0.66), "navy": (0.10, 0.13, 0.30), "mint": (0.72, 0.90, 0.80),
+    "white": (0.96, 0.96, 0.96),
+    "gray": (0.56, 0.56, 0.56),
+    "black": (0.08, 0.08, 0.08),
+    "beige": (0.88, 0.80, 0.66),
+    "navy": (0.10, 0.13, 0.30),
+    "mint": (0.72, 0.90, 0.80),
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")
 SIZES = {"small": 32.0, "medium": 46.0, "large": 62.0}
 TEXTURES = ("plain", "striped", "dotted", "checkered", "gradient")
 PLACES = {
-    "center": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1),
-    "top left": (-1, -1), "top right": (1, -1), "bottom left": (-1, 1), "bottom right": (1, 1),
+    "center": (0, 0),
+    "left": (-1, 0),
+    "right": (1, 0),
+    "top": (0, -1),
+    "bottom": (0, 1),
+    "top left": (-1, -1),
+    "top right": (1, -1),
+    "bottom left": (-1, 1),
+    "bottom right": (1, 1),
 }
 OPPOSITE = {
-    "left": "right", "right": "left", "top": "bottom", "bottom": "top", "top left": "bottom right",
-    "bottom right": "top left", "top right": "bottom left", "bottom left": "top right",
+    "left": "right",
+    "right": "left",
+    "top": "bottom",
+    "bottom": "top",
+    "top left": "bottom right",
+    "bottom right": "top left",
+    "top right": "bottom left",
+    "bottom left": "top right",
 }
 WORDS = (*COLOURS, *BACKGROUNDS, *SHAPES, *SIZES, *TEXTURES, "center", "left", "right", "top", "bottom")
 STOP_WORDS = frozenset("a an the at in of with to background side".split())
@@ -111,13 +134,19 @@ def read_caption(caption: str) -> list[tuple[str, int]]:
             if out and phrase < 2:
                 phrase += 1
             if phrase == 2:
-                raise ValueError("The embedded model draws at most two objects; start the background with 'on'.")
+                raise ValueError(
+                    "The embedded model draws at most two objects; start the background with 'on'."
+                )
         elif word not in STOP_WORDS:
             if word not in WORDS:
-                raise ValueError(f"The embedded model does not know the word '{word}'. It knows: {', '.join(WORDS)}.")
+                raise ValueError(
+                    f"The embedded model does not know the word '{word}'. It knows: {', '.join(WORDS)}."
+                )
             out.append((word, phrase))
     if len(out) > TOKENS:
-        raise ValueError(f"The caption has {len(out)} words of content; the embedded model reads at most {TOKENS}.")
+        raise ValueError(
+            f"The caption has {len(out)} words of content; the embedded model reads at most {TOKENS}."
+        )
     return out
 
 
@@ -162,7 +191,9 @@ def _background(texture: str, colour: str, size: int) -> np.ndarray:
     return base + m[..., None] * (other - base)
 
 
-_STAR = np.array([(np.sin(i * np.pi / 5) * r, -np.cos(i * np.pi / 5) * r) for i, r in zip(range(10), (1.0, 0.42) * 5)])
+_STAR = np.array(
+    [(np.sin(i * np.pi / 5) * r, -np.cos(i * np.pi / 5) * r) for i, r in zip(range(10), (1.0, 0.42) * 5)]
+)
 _TRIANGLE = np.array([(0.0, -0.95), (0.98, 0.8), (-0.98, 0.8)])
 _ANGLE = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 _HEART_Y = 13 * np.cos(_ANGLE) - 5 * np.cos(2 * _ANGLE) - 2 * np.cos(3 * _ANGLE) - np.cos(4 * _ANGLE)
@@ -219,7 +250,7 @@ def draw_scene(scene: Scene, size: int = SIZE) -> np.ndarray:
         m = _mask(t.shape, radius, round((cx - ix) * 4) / 4, round((cy - iy) * 4) / 4, size)
         h = m.shape[0] // 2
         x0, y0, x1, y1 = max(ix - h, 0), max(iy - h, 0), min(ix + h, size), min(iy + h, size)
-        m = m[y0 - iy + h:y1 - iy + h, x0 - ix + h:x1 - ix + h, None]
+        m = m[y0 - iy + h : y1 - iy + h, x0 - ix + h : x1 - ix + h, None]
         box = out[y0:y1, x0:x1]
         box += m * (np.array(COLOURS[t.colour], np.float32) - box)
     return out

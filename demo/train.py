@@ -79,11 +79,15 @@ def optimizers(model, rate: float):
     for name, p in model.named_parameters():
         inner = p.ndim == 2 and "_blocks." in name and "mod" not in name
         (matrices if inner else rest).append(p)
-    return [torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
 
 
-def train_transformer(folder: Path, basis, seed: int, stages, rate: float, device: str, compiled: bool, every: int = 50):
+def train_transformer(
+    folder: Path, basis, seed: int, stages, rate: float, device: str, compiled: bool, every: int = 50
+):
     """Rectified-flow training (Liu et al. 2022; logit-normal times, Esser et al. 2024) of an exponential moving average.
 
     stages: (edge in pixels, steps, batch) in order; the learning rate warms up once and falls to zero over the last 40 %.
@@ -138,7 +142,14 @@ def train_transformer(folder: Path, basis, seed: int, stages, rate: float, devic
         bar.update()
         bar.set_postfix(loss=f"{smooth:.4f}", edge=edge)
         if (step + 1) % every == 0 or step + 1 == total:
-            done.save({"model": model.state_dict(), "ema": ema, "opts": [o.state_dict() for o in opts], "step": step + 1})
+            done.save(
+                {
+                    "model": model.state_dict(),
+                    "ema": ema,
+                    "opts": [o.state_dict() for o in opts],
+                    "step": step + 1,
+                }
+            )
             with open(folder / "loss.jsonl", "a") as f:
                 f.write(json.dumps({"step": step + 1, "edge": edge, "loss": smooth}) + "\n")
     bar.close()
@@ -156,7 +167,9 @@ def train_decoder(folder: Path, basis, seed: int, steps: int, device: str, batch
         net.load_state_dict(state["net"])
         opt.load_state_dict(state["opt"])
         step0 = state["step"]
-    rate = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: min(1, (s + step0 + 1) / 50) * max(0.02, 1 - (s + step0) / steps))
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        opt, lambda s: min(1, (s + step0 + 1) / 50) * max(0.02, 1 - (s + step0) / steps)
+    )
     bar = tqdm(range(step0, steps), initial=step0, total=steps, desc="decoder")
     for step in bar:
         rng = np.random.default_rng([seed, 77, step])
@@ -165,8 +178,8 @@ def train_decoder(folder: Path, basis, seed: int, steps: int, device: str, batch
         parts, codes = [], []
         for i in range(batch):
             y, x = (int(v) for v in rng.integers(0, (SIZE - crop) // 8 + 1, 2))
-            parts.append(whole[i % len(whole), :, y * 8:y * 8 + crop, x * 8:x * 8 + crop])
-            codes.append(z[i % len(whole), :, y:y + crop // 8, x:x + crop // 8])
+            parts.append(whole[i % len(whole), :, y * 8 : y * 8 + crop, x * 8 : x * 8 + crop])
+            codes.append(z[i % len(whole), :, y : y + crop // 8, x : x + crop // 8])
         target, code = torch.stack(parts).to(device), torch.stack(codes).to(device)
         # A little noise teaches the decoder to forgive a sampler's last errors.
         code = code + torch.randn_like(code) * 0.03 * torch.rand(batch, 1, 1, 1, device=device)
@@ -188,16 +201,26 @@ def train_decoder(folder: Path, basis, seed: int, steps: int, device: str, batch
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/embedded"), help="folder for checkpoints")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the safetensors files")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--coarse", type=int, nargs=2, default=(1300, 64), metavar=("STEPS", "BATCH"), help="64-token stage")
-    parser.add_argument("--fine", type=int, nargs=2, default=(1000, 32), metavar=("STEPS", "BATCH"), help="256-token stage")
+    parser.add_argument(
+        "--coarse", type=int, nargs=2, default=(1300, 64), metavar=("STEPS", "BATCH"), help="64-token stage"
+    )
+    parser.add_argument(
+        "--fine", type=int, nargs=2, default=(1000, 32), metavar=("STEPS", "BATCH"), help="256-token stage"
+    )
     parser.add_argument("--decoder", type=int, default=700, help="steps of the decoder")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer (a C++ compiler is needed)")
-    parser.add_argument("--only", choices=("transformer", "decoder", "judge"), help="run one stage and export nothing")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the transformer (a C++ compiler is needed)"
+    )
+    parser.add_argument(
+        "--only", choices=("transformer", "decoder", "judge"), help="run one stage and export nothing"
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = "cuda" if torch.cuda.is_available() else "cpu"

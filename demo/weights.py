@@ -41,8 +41,14 @@ def save_weights(folder: Path, transformer: dict, vae: dict, judge: dict) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     vae = {**vae, "vae_scale": torch.tensor(FLUX_SCALE), "vae_shift": torch.tensor(FLUX_SHIFT)}
     for name, tensors in ((MODEL, transformer), (VAE, vae)):
-        save_file({k: _small(k, v).contiguous() for k, v in tensors.items()}, folder / name, metadata={"format": "pt"})
-    save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in judge.items()}, folder / JUDGE)
+        save_file(
+            {k: _small(k, v).contiguous() for k, v in tensors.items()},
+            folder / name,
+            metadata={"format": "pt"},
+        )
+    save_file(
+        {k: v.half().contiguous() if v.is_floating_point() else v for k, v in judge.items()}, folder / JUDGE
+    )
 
 
 def _load(net: torch.nn.Module, path: Path, skip=()) -> torch.nn.Module:

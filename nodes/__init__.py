@@ -19,10 +19,26 @@ from .schedule_builder import CacheScheduleBuilder
 from .types import findable
 from .vcache_patch import VCacheAttentionPatch
 
-NODES = [findable(node) for node in (
-    CacheScheduleBuilder, DualCache, FeatureForecast, VCacheAttentionPatch, DualCacheSampler, CacheReport, CacheCompare, ProfileModel,
-    ProfilePrompts, LoadCacheProfile, PlanCache, ERTACachePlan, DemoModel, DemoCaption, DemoClip,
-)]
+NODES = [
+    findable(node)
+    for node in (
+        CacheScheduleBuilder,
+        DualCache,
+        FeatureForecast,
+        VCacheAttentionPatch,
+        DualCacheSampler,
+        CacheReport,
+        CacheCompare,
+        ProfileModel,
+        ProfilePrompts,
+        LoadCacheProfile,
+        PlanCache,
+        ERTACachePlan,
+        DemoModel,
+        DemoCaption,
+        DemoClip,
+    )
+]
 
 
 class DualCacheExtension(ComfyExtension):

@@ -8,10 +8,12 @@ import time
 import torch
 from comfy_api.latest import io
 
-from ..cache_core.comparison import Comparison, Way, closeness, difference_maps, far_apart, steps_in
+from ..cache_core.base.wording import counted
 from ..cache_core.recipes import from_preset
-from ..cache_core.words import counted
-from . import host, output_files, sheets
+from ..cache_core.report.comparison import Comparison, Way, closeness, difference_maps, far_apart, steps_in
+from ..nodes import sheets
+from .comfy import output_files
+from .comfy import patching as host
 from .types import CATEGORY, Report, advanced, sampler_inputs
 
 SECONDS, CALLS, NONE = "equal seconds", "equal calls", "none"
@@ -20,9 +22,11 @@ AUTO, VIDEO, PICTURES = "from the latent", "video", "pictures"
 UNCACHED, CACHED, FEWER = "uncached", "cached", "fewer steps"
 SHOWN = 8
 """Pictures or frames at most that the node shows."""
-TIMED = ("Seconds are those of the whole sampler: noise, conditioning and all steps, until the device has finished. An uncounted call of "
-         "one step ran before, of a compiled model an uncounted run too, so neither loading nor compiling is in them; encoding the prompt "
-         "and decoding are not either.")
+TIMED = (
+    "Seconds are those of the whole sampler: noise, conditioning and all steps, until the device has finished. An uncounted call of "
+    "one step ran before, of a compiled model an uncounted run too, so neither loading nor compiling is in them; encoding the prompt "
+    "and decoding are not either."
+)
 
 
 class CacheCompare(io.ComfyNode):
@@ -31,14 +35,19 @@ class CacheCompare(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def finished(name, what):
-            return io.MultiType.Input(name, types=[io.Image, io.Latent], optional=True,
-                                      tooltip=f"Finished {what}, as images or latents. With uncached and cached, nothing is sampled.")
+            return io.MultiType.Input(
+                name,
+                types=[io.Image, io.Latent],
+                optional=True,
+                tooltip=f"Finished {what}, as images or latents. With uncached and cached, nothing is sampled.",
+            )
+
         return io.Schema(
             node_id="CacheCompare",
             display_name="Cache Compare",
             category=CATEGORY,
             description="Samples one picture uncached, cached, and with fewer steps in the time of the cached run; shows them side by side "
-                        "and says how close they are and what each took.",
+            "and says how close they are and what each took.",
             inputs=[
                 io.Model.Input("model", optional=True, tooltip="A model patched by Dual Cache."),
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the latents."),
@@ -46,42 +55,106 @@ class CacheCompare(io.ComfyNode):
                 io.Conditioning.Input("negative", optional=True, tooltip="What it should not show."),
                 io.Latent.Input("latent_image", optional=True, tooltip="The latent to start from."),
                 *sampler_inputs("Steps of the uncached and of the cached run."),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1 keeps part of the given latent."),
-                io.Combo.Input("fewer_from", options=[SECONDS, CALLS, NONE], default=SECONDS,
-                               tooltip="How many steps the rival gets: as many as fit into the cached run's measured seconds, or into its "
-                                       "counted full model calls; or no rival."),
-                io.Int.Input("repeats", default=1, min=1, max=9,
-                             tooltip="Runs of each kind, one after the other in turn; seconds are their median."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Below 1 keeps part of the given latent.",
+                ),
+                io.Combo.Input(
+                    "fewer_from",
+                    options=[SECONDS, CALLS, NONE],
+                    default=SECONDS,
+                    tooltip="How many steps the rival gets: as many as fit into the cached run's measured seconds, or into its "
+                    "counted full model calls; or no rival.",
+                ),
+                io.Int.Input(
+                    "repeats",
+                    default=1,
+                    min=1,
+                    max=9,
+                    tooltip="Runs of each kind, one after the other in turn; seconds are their median.",
+                ),
                 finished("uncached", "uncached pictures"),
                 finished("cached", "cached pictures"),
                 finished("fewer_steps", "pictures of fewer steps"),
-                advanced(io.Combo.Input("batch", options=[AUTO, PICTURES, VIDEO], default=AUTO,
-                                        tooltip="Whether several pictures are frames of a video; latents with a time axis say so "
-                                                "themselves.")),
+                advanced(
+                    io.Combo.Input(
+                        "batch",
+                        options=[AUTO, PICTURES, VIDEO],
+                        default=AUTO,
+                        tooltip="Whether several pictures are frames of a video; latents with a time axis say so "
+                        "themselves.",
+                    )
+                ),
             ],
-            outputs=[io.Image.Output(display_name="sheet", tooltip="Pictures, differences and the table as one picture."),
-                     io.String.Output(display_name="json", tooltip="All numbers, with the cached run's report."),
-                     Report.Output(display_name="report", tooltip="The cached run's report, for Cache Report.")],
+            outputs=[
+                io.Image.Output(
+                    display_name="sheet", tooltip="Pictures, differences and the table as one picture."
+                ),
+                io.String.Output(display_name="json", tooltip="All numbers, with the cached run's report."),
+                Report.Output(display_name="report", tooltip="The cached run's report, for Cache Report."),
+            ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, model=None, vae=None, positive=None, negative=None, latent_image=None, seed=0, steps=30, cfg=1.0,
-                sampler_name="euler", scheduler="simple", denoise=1.0, fewer_from=SECONDS, repeats=1, uncached=None, cached=None,
-                fewer_steps=None, batch=AUTO) -> io.NodeOutput:
+    def execute(
+        cls,
+        model=None,
+        vae=None,
+        positive=None,
+        negative=None,
+        latent_image=None,
+        seed=0,
+        steps=30,
+        cfg=1.0,
+        sampler_name="euler",
+        scheduler="simple",
+        denoise=1.0,
+        fewer_from=SECONDS,
+        repeats=1,
+        uncached=None,
+        cached=None,
+        fewer_steps=None,
+        batch=AUTO,
+    ) -> io.NodeOutput:
         if uncached is not None and cached is not None:
             given = {UNCACHED: uncached, CACHED: cached, FEWER: fewer_steps}
-            results, made = {name: value for name, value in given.items() if value is not None}, Comparison([])
+            results, made = (
+                {name: value for name, value in given.items() if value is not None},
+                Comparison([]),
+            )
             made.ways = [Way(name) for name in results]
         elif uncached is not None or cached is not None or fewer_steps is not None:
-            raise ValueError("Cache Compare needs both uncached and cached to compare finished pictures; leave all three empty to sample.")
+            raise ValueError(
+                "Cache Compare needs both uncached and cached to compare finished pictures; leave all three empty to sample."
+            )
         else:
-            needed = {"model": model, "vae": vae, "positive": positive, "negative": negative, "latent_image": latent_image}
+            needed = {
+                "model": model,
+                "vae": vae,
+                "positive": positive,
+                "negative": negative,
+                "latent_image": latent_image,
+            }
             missing = [name for name, value in needed.items() if value is None]
             if missing:
-                raise ValueError(f"Cache Compare needs {', '.join(missing)} to sample, or finished pictures at uncached and cached.")
-            options = dict(seed=seed, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, positive=positive, negative=negative,
-                           latent=latent_image, denoise=denoise)
+                raise ValueError(
+                    f"Cache Compare needs {', '.join(missing)} to sample, or finished pictures at uncached and cached."
+                )
+            options = dict(
+                seed=seed,
+                cfg=cfg,
+                sampler_name=sampler_name,
+                scheduler=scheduler,
+                positive=positive,
+                negative=negative,
+                latent=latent_image,
+                denoise=denoise,
+            )
             made, results = sampled(model, steps, repeats, fewer_from, options)
         pixels = {}
         for way in made.ways:
@@ -93,9 +166,15 @@ class CacheCompare(io.ComfyNode):
 def _clips(result) -> int:
     """How many videos a LATENT holds; 0 without a time axis, and for an IMAGE."""
     samples = result.get("samples") if isinstance(result, dict) else None
-    if getattr(samples, "is_nested", False):  # video with its sound, as LTX-2 has it: the video stands first, and the VAE decodes that one
+    if getattr(
+        samples, "is_nested", False
+    ):  # video with its sound, as LTX-2 has it: the video stands first, and the VAE decodes that one
         samples = samples.unbind()[0]
-    return samples.shape[0] if isinstance(samples, torch.Tensor) and samples.ndim == 5 and samples.shape[2] > 1 else 0
+    return (
+        samples.shape[0]
+        if isinstance(samples, torch.Tensor) and samples.ndim == 5 and samples.shape[2] > 1
+        else 0
+    )
 
 
 def _pixels(result, vae) -> tuple[torch.Tensor, list[int]]:
@@ -141,7 +220,9 @@ def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> 
     notes = [TIMED] + ([f"Each is the median of {repeats} runs."] if repeats > 1 else [])
     rival = _rival(steps, fewer_from, *ways)
     if rival is not None and rival.steps == steps:
-        notes.append(f"By the {MEASURES[fewer_from]} the cached run took as long as all {steps} steps: there is no rival of fewer steps.")
+        notes.append(
+            f"By the {MEASURES[fewer_from]} the cached run took as long as all {steps} steps: there is no rival of fewer steps."
+        )
     elif rival is not None:
         for _ in range(repeats):
             results[FEWER], _ = run(rival, uncached, plain)
@@ -150,14 +231,23 @@ def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> 
             for _ in range(repeats):
                 results[FEWER], _ = run(rival, uncached, plain)
         ways.append(rival)
-        notes.append(f"The rival has {counted(rival.steps, 'step')} because of the cached run's {MEASURES[fewer_from]}; sampler and "
-                     "scheduler are the same.")
+        notes.append(
+            f"The rival has {counted(rival.steps, 'step')} because of the cached run's {MEASURES[fewer_from]}; sampler and "
+            "scheduler are the same."
+        )
         if fewer_from == SECONDS and _far(rival, ways[1]):
-            notes.append("Its seconds are far from those of the cached run: times scatter on this machine, or few steps leave no choice. "
-                         "More repeats help, or equal calls.")
+            notes.append(
+                "Its seconds are far from those of the cached run: times scatter on this machine, or few steps leave no choice. "
+                "More repeats help, or equal calls."
+            )
     notes += [m for m in (report.why_nothing(), *report.messages) if m]
     named = ("seed", "cfg", "sampler_name", "scheduler", "denoise")
-    settings = {"steps": steps, **{key: options[key] for key in named}, "fewer_from": fewer_from, "repeats": repeats}
+    settings = {
+        "steps": steps,
+        **{key: options[key] for key in named},
+        "fewer_from": fewer_from,
+        "repeats": repeats,
+    }
     return Comparison(ways, notes=notes, settings=settings, report=report), results
 
 
@@ -166,7 +256,10 @@ def _rival(steps: int, fewer_from: str, uncached: Way, cached: Way) -> Way | Non
     if fewer_from == NONE:
         return None
     by_time = cached.usual_seconds / max(uncached.usual_seconds, 1e-9)
-    return Way(FEWER, steps_in(by_time if fewer_from == SECONDS else cached.full_calls / max(uncached.calls, 1), steps))
+    return Way(
+        FEWER,
+        steps_in(by_time if fewer_from == SECONDS else cached.full_calls / max(uncached.calls, 1), steps),
+    )
 
 
 def _far(rival: Way, cached: Way) -> bool:
@@ -175,7 +268,10 @@ def _far(rival: Way, cached: Way) -> bool:
 
 def _corrected(rival: Way, cached: Way, steps: int) -> Way | None:
     """The rival with another number of steps where its own seconds say that the first number was wrong."""
-    wanted = min(steps - 1, steps_in(cached.usual_seconds / max(rival.usual_seconds, 1e-9) * rival.steps / steps, steps))
+    wanted = min(
+        steps - 1,
+        steps_in(cached.usual_seconds / max(rival.usual_seconds, 1e-9) * rival.steps / steps, steps),
+    )
     return Way(FEWER, wanted) if _far(rival, cached) and wanted != rival.steps else None
 
 
@@ -188,25 +284,45 @@ def shown(made: Comparison, pixels: dict[str, torch.Tensor], clips: int) -> io.N
     reference, others = pixels[UNCACHED], [pixels[way.name] for way in made.ways[1:]]
     for way, other in zip(made.ways[1:], others):
         if other.shape != reference.shape:
-            raise ValueError(f"The pictures of {way.name} are {_size(other)}, those of {UNCACHED} {_size(reference)}; only equal sizes can "
-                             "be compared.")
+            raise ValueError(
+                f"The pictures of {way.name} are {_size(other)}, those of {UNCACHED} {_size(reference)}; only equal sizes can "
+                "be compared."
+            )
         if not made.unmeasured(way):
             way.closeness = closeness(reference, other, clips)
     made.notes += [_broken(way, len(reference)) for way in made.ways if way.not_finite]
     if any(way.closeness and way.closeness["lpips"] is None for way in made.ways):
-        made.notes.append("LPIPS is left out: the package lpips or its AlexNet weights are not on this machine, and nothing is downloaded.")
+        made.notes.append(
+            "LPIPS is left out: the package lpips or its AlexNet weights are not on this machine, and nothing is downloaded."
+        )
     maps, scale = difference_maps(reference, others)
-    worst = made.ways[1].closeness["worst"] if made.ways[1].closeness else [*made.ways[1].not_finite, *made.ways[0].not_finite][0]
+    worst = (
+        made.ways[1].closeness["worst"]
+        if made.ways[1].closeness
+        else [*made.ways[1].not_finite, *made.ways[0].not_finite][0]
+    )
     frames = _frames(len(reference), worst)
     pictures = [[output_files.as_picture(p[i].movedim(0, -1)) for i in frames] for p in (reference, *others)]
     heat = [[output_files.as_picture(sheets.heat(m[i])) for i in frames] for m in maps]
     at = frames.index(worst)
-    which = f"{'frame' if made.video else 'picture'} {worst + 1} of {len(reference)}" if len(reference) > 1 else ""
+    which = (
+        f"{'frame' if made.video else 'picture'} {worst + 1} of {len(reference)}"
+        if len(reference) > 1
+        else ""
+    )
     sheet = sheets.comparison_sheet(made, [p[at] for p in pictures], [m[at] for m in heat], scale, which)
-    files = {"frames": frames, "count": len(reference), "first": at, "scale": scale,
-             "pictures": [output_files.show(p, "compare") for p in pictures], "maps": [output_files.show(m, "difference") for m in heat]}
+    files = {
+        "frames": frames,
+        "count": len(reference),
+        "first": at,
+        "scale": scale,
+        "pictures": [output_files.show(p, "compare") for p in pictures],
+        "maps": [output_files.show(m, "difference") for m in heat],
+    }
     data = made.to_json()
-    view = {key: value for key, value in made.to_dict().items() if key != "report"}  # the browser has it from the run
+    view = {
+        key: value for key, value in made.to_dict().items() if key != "report"
+    }  # the browser has it from the run
     drawn = json.dumps({**view, "table": made.table(), "shown": files}, allow_nan=False)
     report = made.report or host.nothing_sampled(from_preset("off"))
     return io.NodeOutput(output_files.as_image(sheet), data, report, ui={"dual_cache_compare": [drawn]})
@@ -214,14 +330,24 @@ def shown(made: Comparison, pixels: dict[str, torch.Tensor], clips: int) -> io.N
 
 def _frames(count: int, worst: int) -> list[int]:
     """Which of `count` pictures are shown: evenly spaced ones and the worst."""
-    spaced = {round(i * (count - 1) / max(1, SHOWN - 2)) for i in range(min(count, SHOWN - 1))} if count > SHOWN else set(range(count))
+    spaced = (
+        {round(i * (count - 1) / max(1, SHOWN - 2)) for i in range(min(count, SHOWN - 1))}
+        if count > SHOWN
+        else set(range(count))
+    )
     return sorted({*spaced, worst})
 
 
 def _broken(way: Way, count: int) -> str:
     """What is said of a way whose pictures cannot be measured."""
-    which = f"{len(way.not_finite)} of {count} pictures of {way.name} hold" if count > 1 else f"The picture of {way.name} holds"
-    measured = "nothing can be measured against them" if way.name == UNCACHED else "its closeness is not available"
+    which = (
+        f"{len(way.not_finite)} of {count} pictures of {way.name} hold"
+        if count > 1
+        else f"The picture of {way.name} holds"
+    )
+    measured = (
+        "nothing can be measured against them" if way.name == UNCACHED else "its closeness is not available"
+    )
     return f"{which} values that are not finite, NaN for one; they are drawn black, and {measured}."
 
 

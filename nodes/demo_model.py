@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..demo.scenes import encode_caption
 from ..demo.weights import MODEL, VAE, WEIGHTS
-from . import host
+from .comfy import patching as host
 from .types import CATEGORY
 
 
@@ -21,7 +21,7 @@ class DemoModel(io.ComfyNode):
             display_name="Dual Cache Demo Model",
             category=CATEGORY + "/demo",
             description="A 13 million parameter model in FLUX's layout that comes with this pack and draws coloured "
-                        "shapes (256 x 256 pixels).",
+            "shapes (256 x 256 pixels).",
             inputs=[],
             outputs=[io.Model.Output(), io.Vae.Output()],
         )
@@ -42,9 +42,13 @@ class DemoCaption(io.ComfyNode):
             category=CATEGORY + "/demo",
             description="Turns a caption into conditioning for the Dual Cache Demo Model. An empty caption serves as the negative.",
             inputs=[
-                io.String.Input("caption", multiline=True, default="a large red heart center on a checkered white background",
-                                tooltip="Size, colour, shape and place of one object, or of two joined by 'and'; then "
-                                        "'on' and the background's texture and colour."),
+                io.String.Input(
+                    "caption",
+                    multiline=True,
+                    default="a large red heart center on a checkered white background",
+                    tooltip="Size, colour, shape and place of one object, or of two joined by 'and'; then "
+                    "'on' and the background's texture and colour.",
+                ),
             ],
             outputs=[io.Conditioning.Output()],
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..cache_core.predictors import predictor
+from ..cache_core.predictors.extrapolation import predictor
 from ..cache_core.recipes import from_preset, preset_names
-from . import host
+from .comfy import patching as host
 from .types import CATEGORY, advanced, schedule_input
 
 FROM_PRESET = "from preset"
@@ -23,20 +23,43 @@ def settings_from(preset, schedule=None, forecast=FROM_PRESET, gain=0.9):
 def forecast_inputs():
     """The advanced inputs that Dual Cache and Dual Cache Sampler share."""
     return [
-        advanced(io.Combo.Input("forecast", options=[FROM_PRESET, "reuse", "linear"], default=FROM_PRESET,
-                       tooltip="How the final hidden state is rebuilt on a skipped step: kept as it was, or drawn on "
-                               "along the last two full steps.")),
-        advanced(io.Float.Input("gain", default=0.9, min=0.0, max=1.5, step=0.05,
-                       tooltip="Strength of a linear forecast; a little below 1 helps the worst pictures. Used when "
-                               "forecast is set above.")),
+        advanced(
+            io.Combo.Input(
+                "forecast",
+                options=[FROM_PRESET, "reuse", "linear"],
+                default=FROM_PRESET,
+                tooltip="How the final hidden state is rebuilt on a skipped step: kept as it was, or drawn on "
+                "along the last two full steps.",
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "gain",
+                default=0.9,
+                min=0.0,
+                max=1.5,
+                step=0.05,
+                tooltip="Strength of a linear forecast; a little below 1 helps the worst pictures. Used when "
+                "forecast is set above.",
+            )
+        ),
     ]
 
 
 def memory_input():
     """The advanced input, shared too, that limits what caches hold; it stands last, since saved graphs name widgets by their place."""
-    return advanced(io.Float.Input("memory", default=0.0, min=0.0, max=1024.0, step=0.25, optional=True,
-                    tooltip="Most memory for caches in GB; 0 chooses by itself from what is free. What does not fit is kept in main "
-                            "memory or made smaller, and the report says how."))
+    return advanced(
+        io.Float.Input(
+            "memory",
+            default=0.0,
+            min=0.0,
+            max=1024.0,
+            step=0.25,
+            optional=True,
+            tooltip="Most memory for caches in GB; 0 chooses by itself from what is free. What does not fit is kept in main "
+            "memory or made smaller, and the report says how.",
+        )
+    )
 
 
 class DualCache(io.ComfyNode):
@@ -51,9 +74,13 @@ class DualCache(io.ComfyNode):
             description="Makes sampling faster by not computing what barely changes between steps. Works with any sampler node.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to speed up."),
-                io.Combo.Input("preset", options=preset_names(), default="balanced",
-                               tooltip="The method and its plan: quality skips least, fast skips most, the others are "
-                                       "named after their papers."),
+                io.Combo.Input(
+                    "preset",
+                    options=preset_names(),
+                    default="balanced",
+                    tooltip="The method and its plan: quality skips least, fast skips most, the others are "
+                    "named after their papers.",
+                ),
                 schedule_input("preset"),
                 *forecast_inputs(),
                 memory_input(),
@@ -63,6 +90,10 @@ class DualCache(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, preset, schedule=None, forecast=FROM_PRESET, gain=0.9, memory=0.0) -> io.NodeOutput:
-        request = host.CacheRequest(settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id, memory=memory)
+    def execute(
+        cls, model, preset, schedule=None, forecast=FROM_PRESET, gain=0.9, memory=0.0
+    ) -> io.NodeOutput:
+        request = host.CacheRequest(
+            settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id, memory=memory
+        )
         return io.NodeOutput(host.patch(model, host.KEY, request))

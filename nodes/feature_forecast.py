@@ -6,18 +6,28 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..cache_core.forecasts import NAMES, forecast
-from ..cache_core.predictors import COORDINATES, MEMBERS
+from ..cache_core.base.coordinates import COORDINATES
+from ..cache_core.base.names import LEVELS
+from ..cache_core.predictors.build import NAMES, forecast
+from ..cache_core.predictors.extrapolation import MEMBERS
 from ..cache_core.recipes import from_json, preset, preset_names, settings_of, to_json
-from ..cache_core.settings import LEVELS
-from . import host
+from .comfy import patching as host
 from .types import CATEGORY, advanced, schedule_input
 
 FROM_RECIPE, OWN = "from recipe", 0
 ADAPT = {"fixed": None, "least squares": "least_squares", "back-off": "back_off"}
 
 
-def recipe_from(name, rule=FROM_RECIPE, order=OWN, gain=1.0, coordinate=FROM_RECIPE, adapt="fixed", level=FROM_RECIPE, text="") -> dict:
+def recipe_from(
+    name,
+    rule=FROM_RECIPE,
+    order=OWN,
+    gain=1.0,
+    coordinate=FROM_RECIPE,
+    adapt="fixed",
+    level=FROM_RECIPE,
+    text="",
+) -> dict:
     """The recipe that the node's widgets describe; ValueError in one sentence when they describe none."""
     recipe = from_json(text) if text.strip() else {"name": name, **preset(name)}
     changed = {}
@@ -37,8 +47,11 @@ def recipe_from(name, rule=FROM_RECIPE, order=OWN, gain=1.0, coordinate=FROM_REC
     if not changed:
         return recipe
     # What families change of the base would undo the user's choice.
-    families = {family: rest for family, parts in recipe.get("families", {}).items()
-                if (rest := {k: v for k, v in parts.items() if k not in changed})}
+    families = {
+        family: rest
+        for family, parts in recipe.get("families", {}).items()
+        if (rest := {k: v for k, v in parts.items() if k not in changed})
+    }
     if families:
         changed["families"] = families
     kept = {k: v for k, v in recipe.items() if k not in ("families", "source", "measured")}
@@ -55,39 +68,95 @@ class FeatureForecast(io.ComfyNode):
             display_name="Feature Forecast",
             category=CATEGORY,
             description="Dual Cache with every part at hand: how skipped features are rebuilt, and where they are taken and put back. "
-                        "Gives the recipe as text too.",
+            "Gives the recipe as text too.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to speed up."),
-                io.Combo.Input("preset", options=preset_names(), default="balanced",
-                               tooltip="The recipe to start from: the method and its plan."),
-                io.Combo.Input("forecast", options=[FROM_RECIPE, *NAMES], default=FROM_RECIPE,
-                               tooltip="How a skipped feature is rebuilt from those of the last full steps. The help page says what "
-                                       "each does."),
-                io.Float.Input("gain", default=1.0, min=0.0, max=2.0, step=0.05,
-                               tooltip="Strength of the forecast: 0 keeps the last feature, below 1 damps. Used when forecast is set "
-                                       "above."),
-                io.Combo.Input("level", options=[FROM_RECIPE, *LEVELS], default=FROM_RECIPE,
-                               tooltip="Where features are put back: the final hidden state, the model's output, a run of blocks, every "
-                                       "block or every module."),
+                io.Combo.Input(
+                    "preset",
+                    options=preset_names(),
+                    default="balanced",
+                    tooltip="The recipe to start from: the method and its plan.",
+                ),
+                io.Combo.Input(
+                    "forecast",
+                    options=[FROM_RECIPE, *NAMES],
+                    default=FROM_RECIPE,
+                    tooltip="How a skipped feature is rebuilt from those of the last full steps. The help page says what "
+                    "each does.",
+                ),
+                io.Float.Input(
+                    "gain",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Strength of the forecast: 0 keeps the last feature, below 1 damps. Used when forecast is set "
+                    "above.",
+                ),
+                io.Combo.Input(
+                    "level",
+                    options=[FROM_RECIPE, *LEVELS],
+                    default=FROM_RECIPE,
+                    tooltip="Where features are put back: the final hidden state, the model's output, a run of blocks, every "
+                    "block or every module.",
+                ),
                 schedule_input("recipe"),
-                advanced(io.Int.Input("order", default=OWN, min=0, max=5,
-                               tooltip="Order of the forecast, 0 for its usual one. Used when forecast is set above.")),
-                advanced(io.Combo.Input("coordinate", options=[FROM_RECIPE, *COORDINATES], default=FROM_RECIPE,
-                               tooltip="What the forecast moves along: noise level, step or log-SNR. Used when forecast is set above.")),
-                advanced(io.Combo.Input("adapt", options=list(ADAPT), default="fixed",
-                               tooltip="Whether the gain follows how well the last forecast did: solved for by least squares, or lower "
-                                       "orders when it failed. Used when forecast is set above.")),
-                advanced(io.String.Input("recipe", multiline=True, default="",
-                               tooltip="A recipe as text, as this node gives it. When given, it stands in for the preset.")),
+                advanced(
+                    io.Int.Input(
+                        "order",
+                        default=OWN,
+                        min=0,
+                        max=5,
+                        tooltip="Order of the forecast, 0 for its usual one. Used when forecast is set above.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "coordinate",
+                        options=[FROM_RECIPE, *COORDINATES],
+                        default=FROM_RECIPE,
+                        tooltip="What the forecast moves along: noise level, step or log-SNR. Used when forecast is set above.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "adapt",
+                        options=list(ADAPT),
+                        default="fixed",
+                        tooltip="Whether the gain follows how well the last forecast did: solved for by least squares, or lower "
+                        "orders when it failed. Used when forecast is set above.",
+                    )
+                ),
+                advanced(
+                    io.String.Input(
+                        "recipe",
+                        multiline=True,
+                        default="",
+                        tooltip="A recipe as text, as this node gives it. When given, it stands in for the preset.",
+                    )
+                ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, patched."),
-                     io.String.Output(display_name="recipe", tooltip="The recipe as text, to save and share.")],
+            outputs=[
+                io.Model.Output(tooltip="The model, patched."),
+                io.String.Output(display_name="recipe", tooltip="The recipe as text, to save and share."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, preset, forecast=FROM_RECIPE, gain=1.0, level=FROM_RECIPE, schedule=None, order=OWN, coordinate=FROM_RECIPE,
-                adapt="fixed", recipe="") -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        preset,
+        forecast=FROM_RECIPE,
+        gain=1.0,
+        level=FROM_RECIPE,
+        schedule=None,
+        order=OWN,
+        coordinate=FROM_RECIPE,
+        adapt="fixed",
+        recipe="",
+    ) -> io.NodeOutput:
         made = recipe_from(preset, forecast, order, gain, coordinate, adapt, level, recipe)
         if schedule is not None and (forecast, level) != (FROM_RECIPE, FROM_RECIPE):
             schedule = replace(schedule, forecast=None)  # what is chosen here wins, as in Dual Cache

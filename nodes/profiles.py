@@ -6,9 +6,10 @@ import json
 
 from comfy_api.latest import io
 
-from ..cache_core.planner import OBJECTIVES, Plan, plan, segment_costs
-from ..cache_core.profile import MOST_CLUSTERS, Profile
-from . import host, profile_files
+from ..cache_core.calibration.planner import OBJECTIVES, Plan, plan, segment_costs
+from ..cache_core.calibration.profile import MOST_CLUSTERS, Profile
+from .comfy import patching as host
+from .comfy import profile_files
 from .types import CATEGORY, CacheProfile, Schedule, advanced
 
 SPEEDUP, ERROR = "speed-up", "error"
@@ -19,11 +20,25 @@ TRUSTED = 0.008
 def recording_inputs() -> list[io.Input]:
     """What is recorded beside the final hidden state."""
     return [
-        advanced(io.Int.Input("module_tokens", default=0, min=0, max=4096,
-                              tooltip="Also records every module of every block, from so many tokens; 0 records none. For masks; the file "
-                                      "grows by a matrix per module and picture.")),
-        advanced(io.Int.Input("clusters", default=0, min=0, max=MOST_CLUSTERS,
-                              tooltip="Also tells channels apart by how they move, into so many clusters; 0 does not.")),
+        advanced(
+            io.Int.Input(
+                "module_tokens",
+                default=0,
+                min=0,
+                max=4096,
+                tooltip="Also records every module of every block, from so many tokens; 0 records none. For masks; the file "
+                "grows by a matrix per module and picture.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "clusters",
+                default=0,
+                min=0,
+                max=MOST_CLUSTERS,
+                tooltip="Also tells channels apart by how they move, into so many clusters; 0 does not.",
+            )
+        ),
     ]
 
 
@@ -37,21 +52,29 @@ class ProfileModel(io.ComfyNode):
             display_name="Profile Model",
             category=CATEGORY,
             description="Records the runs of a model, uncached, into a small file that Plan Cache makes plans from. Sample about a dozen "
-                        "pictures with it, then take it out.",
+            "pictures with it, then take it out.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to learn about."),
-                io.String.Input("name", default="my model", tooltip="Name of the profile. Every run is added to it; a run of another kind "
-                                                                    "is refused and nothing is overwritten."),
+                io.String.Input(
+                    "name",
+                    default="my model",
+                    tooltip="Name of the profile. Every run is added to it; a run of another kind "
+                    "is refused and nothing is overwritten.",
+                ),
                 *recording_inputs(),
             ],
-            outputs=[io.Model.Output(tooltip="The model, patched. Its pictures are those of plain sampling.")],
+            outputs=[
+                io.Model.Output(tooltip="The model, patched. Its pictures are those of plain sampling.")
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, name, module_tokens=0, clusters=0) -> io.NodeOutput:
         recording = profile_files.Recording(profile_files.path_of(name, new=True), module_tokens, clusters)
-        return io.NodeOutput(host.patch(model, host.KEY, host.ProfileRequest(recording, cls.hidden.unique_id)))
+        return io.NodeOutput(
+            host.patch(model, host.KEY, host.ProfileRequest(recording, cls.hidden.unique_id))
+        )
 
 
 class LoadCacheProfile(io.ComfyNode):
@@ -64,8 +87,14 @@ class LoadCacheProfile(io.ComfyNode):
             display_name="Load Cache Profile",
             category=CATEGORY,
             description="Reads what Profile Model has recorded.",
-            inputs=[io.Combo.Input("name", options=profile_files.names(), default="embedded-30-steps.profile.safetensors",
-                                   tooltip="A file of the folder models/cache_profiles, or the pack's own.")],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=profile_files.names(),
+                    default="embedded-30-steps.profile.safetensors",
+                    tooltip="A file of the folder models/cache_profiles, or the pack's own.",
+                )
+            ],
             outputs=[CacheProfile.Output(display_name="profile")],
         )
 
@@ -89,39 +118,101 @@ class PlanCache(io.ComfyNode):
             display_name="Plan Cache",
             category=CATEGORY,
             description="Finds full steps and the best forecast weights for a speed-up or an error, from what a profile knows of the "
-                        "model.",
+            "model.",
             inputs=[
                 CacheProfile.Input("profile", tooltip="What is known of the model."),
-                io.Combo.Input("target", options=[SPEEDUP, ERROR], default=SPEEDUP,
-                               tooltip="What to reach: a speed-up with the least error, or an error with the least steps."),
-                io.Float.Input("speedup", default=3.0, min=1.0, max=10.0, step=0.1,
-                               tooltip="Steps over full steps. For the target speed-up."),
-                io.Float.Input("error", default=0.002, min=0.0001, max=1.0, step=0.0001, round=0.0001,
-                               tooltip="Expected error at the end, relative to the features. For the target error."),
-                io.Sigmas.Input("sigmas", optional=True, tooltip="Noise levels of the run, where they are not the profile's: the "
-                                                                 "profile is then adapted to them."),
-                advanced(io.Int.Input("warmup", default=1, min=1, max=100, tooltip="Full steps at the beginning.")),
-                advanced(io.Int.Input("window", default=3, min=1, max=8, tooltip="Full steps that a forecast leans on at most.")),
-                advanced(io.Combo.Input("objective", options=list(OBJECTIVES), default="power",
-                               tooltip="What is kept small: the sum of the errors, the sum of their 4th powers, which avoids peaks, or the "
-                                       "largest.")),
-                advanced(io.Boolean.Input("by_cluster", default=False,
-                                          tooltip="Solves weights for each cluster of channels, where the profile was recorded with "
-                                                  "clusters.")),
+                io.Combo.Input(
+                    "target",
+                    options=[SPEEDUP, ERROR],
+                    default=SPEEDUP,
+                    tooltip="What to reach: a speed-up with the least error, or an error with the least steps.",
+                ),
+                io.Float.Input(
+                    "speedup",
+                    default=3.0,
+                    min=1.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Steps over full steps. For the target speed-up.",
+                ),
+                io.Float.Input(
+                    "error",
+                    default=0.002,
+                    min=0.0001,
+                    max=1.0,
+                    step=0.0001,
+                    round=0.0001,
+                    tooltip="Expected error at the end, relative to the features. For the target error.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="Noise levels of the run, where they are not the profile's: the "
+                    "profile is then adapted to them.",
+                ),
+                advanced(
+                    io.Int.Input("warmup", default=1, min=1, max=100, tooltip="Full steps at the beginning.")
+                ),
+                advanced(
+                    io.Int.Input(
+                        "window",
+                        default=3,
+                        min=1,
+                        max=8,
+                        tooltip="Full steps that a forecast leans on at most.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "objective",
+                        options=list(OBJECTIVES),
+                        default="power",
+                        tooltip="What is kept small: the sum of the errors, the sum of their 4th powers, which avoids peaks, or the "
+                        "largest.",
+                    )
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "by_cluster",
+                        default=False,
+                        tooltip="Solves weights for each cluster of channels, where the profile was recorded with "
+                        "clusters.",
+                    )
+                ),
             ],
-            outputs=[Schedule.Output(display_name="schedule", tooltip="The plan with its forecast, for Dual Cache or Dual Cache Sampler."),
-                     io.String.Output(display_name="text", tooltip="What to expect, in words.")],
+            outputs=[
+                Schedule.Output(
+                    display_name="schedule",
+                    tooltip="The plan with its forecast, for Dual Cache or Dual Cache Sampler.",
+                ),
+                io.String.Output(display_name="text", tooltip="What to expect, in words."),
+            ],
             is_output_node=True,  # so that it can be tried alone, and shows its plan again when nothing has changed
         )
 
     @classmethod
-    def execute(cls, profile, target=SPEEDUP, speedup=3.0, error=0.002, sigmas=None, warmup=1, window=3,
-                objective="power", by_cluster=False) -> io.NodeOutput:
+    def execute(
+        cls,
+        profile,
+        target=SPEEDUP,
+        speedup=3.0,
+        error=0.002,
+        sigmas=None,
+        warmup=1,
+        window=3,
+        objective="power",
+        by_cluster=False,
+    ) -> io.NodeOutput:
         known = adapted(profile, sigmas)
         made, reached = choose(known, target, speedup, error, warmup, window, objective, by_cluster)
         headline, *more = describe(known, made)
         text = "\n".join([*reached, headline, *more])
-        drawn = {"kinds": made.schedule.kinds, "expected": made.expected, "sigmas": known.sigmas, "text": [*reached, *more]}
+        drawn = {
+            "kinds": made.schedule.kinds,
+            "expected": made.expected,
+            "sigmas": known.sigmas,
+            "text": [*reached, *more],
+        }
         return io.NodeOutput(made.schedule, text, ui={"text": [text], "dual_cache_plan": [json.dumps(drawn)]})
 
 
@@ -134,11 +225,23 @@ def adapted(profile: Profile, sigmas) -> Profile:
 
 def told_adapted(profile: Profile) -> list[str]:
     """A sentence where `adapted` changed the step count."""
-    return [f"The profile was recorded at {profile.resampled} steps and adapted to {profile.steps}."] if profile.resampled else []
+    return (
+        [f"The profile was recorded at {profile.resampled} steps and adapted to {profile.steps}."]
+        if profile.resampled
+        else []
+    )
 
 
-def choose(profile: Profile, target: str, speedup: float, error: float, warmup: int, window: int, objective: str,
-           by_cluster: bool = False) -> tuple[Plan, list[str]]:
+def choose(
+    profile: Profile,
+    target: str,
+    speedup: float,
+    error: float,
+    warmup: int,
+    window: int,
+    objective: str,
+    by_cluster: bool = False,
+) -> tuple[Plan, list[str]]:
     """The plan for a target, and sentences on what could not be reached."""
     steps, warmup = profile.steps, min(warmup, profile.steps)
     costs = segment_costs(profile, window=window, clusters=by_cluster)
@@ -150,8 +253,10 @@ def choose(profile: Profile, target: str, speedup: float, error: float, warmup: 
         budget = round(steps / speedup)
         if budget >= warmup:
             return at(min(budget, steps)), []
-        return at(warmup), [f"A speed-up of {speedup:g} is not reachable with {warmup} full steps at the beginning; nearest is "
-                            f"{steps / warmup:.2g}."]
+        return at(warmup), [
+            f"A speed-up of {speedup:g} is not reachable with {warmup} full steps at the beginning; nearest is "
+            f"{steps / warmup:.2g}."
+        ]
     for budget in range(warmup, steps):  # from the cheapest
         made = at(budget)
         if made.final <= error:
@@ -162,10 +267,14 @@ def choose(profile: Profile, target: str, speedup: float, error: float, warmup: 
 def describe(profile: Profile, made: Plan) -> list[str]:
     """The plan in words."""
     full, steps = len(made.schedule.full_steps), profile.steps
-    lines = [f"{full} full of {steps} steps, {steps / full:.2g} times fewer calls: {made.schedule.kinds}",
-             f"Expected error at the end {made.final:.2g}, of the worst single forecast {max(made.expected):.2g} (step "
-             f"{made.expected.index(max(made.expected)) + 1}); learned from {len(profile.grams)} recorded runs."]
+    lines = [
+        f"{full} full of {steps} steps, {steps / full:.2g} times fewer calls: {made.schedule.kinds}",
+        f"Expected error at the end {made.final:.2g}, of the worst single forecast {max(made.expected):.2g} (step "
+        f"{made.expected.index(max(made.expected)) + 1}); learned from {len(profile.grams)} recorded runs.",
+    ]
     if made.final > TRUSTED:
-        lines.append("Expect more than that: with so few full steps, what forecasts change on the way outweighs their own errors, with "
-                     "guidance above all. Compare with fewer steps.")
+        lines.append(
+            "Expect more than that: with so few full steps, what forecasts change on the way outweighs their own errors, with "
+            "guidance above all. Compare with fewer steps."
+        )
     return [*lines, *told_adapted(profile)]

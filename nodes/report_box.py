@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..cache_core.report import Report
+from ..cache_core.report.run_report import Report
 
 
 class ReportBox:
@@ -28,7 +28,9 @@ class ReportBox:
     def report_of(self, samples) -> tuple[Report | None, bool]:
         """The report of the run that gave `samples` and True, or that of the last run and False when none gave them as they are."""
         mark = _fingerprint(samples)
-        found = next((report for own, report in reversed(self._reports) if own is not None and own == mark), None)
+        found = next(
+            (report for own, report in reversed(self._reports) if own is not None and own == mark), None
+        )
         return (self.report, mark is None) if found is None else (found, True)
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..cache_core.comparison import Comparison
-from ..cache_core.report import KINDS, Report
-from ..cache_core.words import counted
+from ..cache_core.base.wording import counted
+from ..cache_core.report.comparison import Comparison
+from ..cache_core.report.run_report import KINDS, Report
 
 PAPER, INK, FAINT, LINE = "#16181d", "#f2f3f5", "#9aa0ab", "#3a3f4a"
 KIND_COLOURS, KIND_HEIGHTS = {"F": "#4c8dff", "C": "#f0a52b", "A": "#8b93a1"}, {"F": 1.0, "C": 0.6, "A": 0.3}
@@ -44,8 +44,13 @@ def _wrapped(draw: ImageDraw.ImageDraw, text: str, font, width: float) -> list[s
     return lines
 
 
-def comparison_sheet(comparison: Comparison, pictures: Sequence[Image.Image], maps: Sequence[Image.Image], scale: float, which: str
-                     ) -> Image.Image:
+def comparison_sheet(
+    comparison: Comparison,
+    pictures: Sequence[Image.Image],
+    maps: Sequence[Image.Image],
+    scale: float,
+    which: str,
+) -> Image.Image:
     """Pictures of all ways in a row, below them where each differs from the first, and the table.
 
     pictures: one per way. maps: one per way but the first. scale: the difference at the brightest colour. which: what is shown, such as
@@ -62,7 +67,9 @@ def comparison_sheet(comparison: Comparison, pictures: Sequence[Image.Image], ma
     width = max(width, round(sum(widths)) + 2 * MARGIN)
     notes = [line for note in comparison.notes for line in _wrapped(ruler, note, small, width - 2 * MARGIN)]
     high, line = LARGE + 16, SMALL + 10
-    image = Image.new("RGB", (width, 3 * MARGIN + 2 * (high + tall) + line * (len(rows) + len(notes) + 1) + MARGIN), PAPER)
+    image = Image.new(
+        "RGB", (width, 3 * MARGIN + 2 * (high + tall) + line * (len(rows) + len(notes) + 1) + MARGIN), PAPER
+    )
     draw = ImageDraw.Draw(image)
     for i, (way, picture) in enumerate(zip(comparison.ways, pictures)):
         x = left + i * (wide + MARGIN)
@@ -99,20 +106,32 @@ def report_plot(report: Report) -> Image.Image:
     records, totals = report.records, report.totals()
     small, large = ImageFont.load_default(16), ImageFont.load_default(22)
     counts = ", ".join(f"{totals[name]} {name}" for name in KINDS.values())
-    facts = (f"{counted(totals['evaluations'], 'evaluation')}: {counts}; "
-             f"{counted(totals['calls'], 'model call')}, {totals['full_calls']} in full; "
-             f"{totals['wall_seconds']:.2f} s measured")
+    facts = (
+        f"{counted(totals['evaluations'], 'evaluation')}: {counts}; "
+        f"{counted(totals['calls'], 'model call')}, {totals['full_calls']} in full; "
+        f"{totals['wall_seconds']:.2f} s measured"
+    )
     parts = [("kind", [KIND_HEIGHTS[r.actual] for r in records]), ("ms", [r.milliseconds for r in records])]
-    parts += [(name, values) for name, values in (("forecast error", [r.forecast_error for r in records]),
-                                                  ("indicator", [r.indicator for r in records]))
-              if any(v is not None and math.isfinite(v) for v in values)]
+    parts += [
+        (name, values)
+        for name, values in (
+            ("forecast error", [r.forecast_error for r in records]),
+            ("indicator", [r.indicator for r in records]),
+        )
+        if any(v is not None and math.isfinite(v) for v in values)
+    ]
     top, pitch = 96, STRIP + 34
     ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     said = report.why_nothing()
     lines = _wrapped(ruler, said, small, PLOT_WIDTH - 2 * MARGIN) if said else []
     image = Image.new("RGB", (PLOT_WIDTH, top + pitch * len(parts) + 36 + 22 * len(lines)), PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((MARGIN, 18), f"{report.method} on {report.family or 'an unknown model'}, {counted(report.steps, 'step')}", INK, large)
+    draw.text(
+        (MARGIN, 18),
+        f"{report.method} on {report.family or 'an unknown model'}, {counted(report.steps, 'step')}",
+        INK,
+        large,
+    )
     draw.text((MARGIN, 52), facts, FAINT, small)
     width = (PLOT_WIDTH - AXIS - MARGIN) / max(1, len(records))
     for i, (name, values) in enumerate(parts):
@@ -123,14 +142,18 @@ def report_plot(report: Report) -> Image.Image:
     for i, r in enumerate(records):
         if (i + 1) % every == 0 or i == 0:
             text = str(r.step + 1)
-            draw.text((AXIS + (i + 0.5) * width - draw.textlength(text, small) / 2, bottom), text, FAINT, small)
+            draw.text(
+                (AXIS + (i + 0.5) * width - draw.textlength(text, small) / 2, bottom), text, FAINT, small
+            )
     draw.text((MARGIN, bottom), "step", FAINT, small)
     for i, line in enumerate(lines):
         draw.text((MARGIN, bottom + 34 + 22 * i), line, INK, small)
     return image
 
 
-def _part(draw: ImageDraw.ImageDraw, name: str, values: Sequence, records: Sequence, top: int, width: float, font) -> None:
+def _part(
+    draw: ImageDraw.ImageDraw, name: str, values: Sequence, records: Sequence, top: int, width: float, font
+) -> None:
     """One of the plots that stand below each other."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     low = min(known) if name == "indicator" else 0.0
@@ -151,7 +174,9 @@ def _part(draw: ImageDraw.ImageDraw, name: str, values: Sequence, records: Seque
         x, y = AXIS + i * width, bottom - tall * (value - low) / span
         middle = x + width / 2
         if name in ("kind", "ms"):
-            draw.rectangle((x, y, max(x, x + width - (2 if width > 5 else 0)), bottom), KIND_COLOURS[r.actual])
+            draw.rectangle(
+                (x, y, max(x, x + width - (2 if width > 5 else 0)), bottom), KIND_COLOURS[r.actual]
+            )
             if name == "kind" and width >= 14:
                 draw.text((middle - draw.textlength(r.actual, font) / 2, bottom - 20), r.actual, PAPER, font)
             if name == "kind" and r.actual != r.planned:

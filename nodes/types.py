@@ -6,14 +6,24 @@ from dataclasses import fields, replace
 
 from comfy_api.latest import io
 
-from . import host
+from .comfy import patching as host
 
 Schedule = io.Custom("CACHE_SCHEDULE")
 CacheProfile = io.Custom("CACHE_PROFILE")
 Report = io.Custom("CACHE_REPORT")
 
 CATEGORY = "model/dual cache"
-ALIASES = ["dual cache", "cache", "feature caching", "speed up", "faster", "teacache", "first block cache", "easycache", "taylorseer"]
+ALIASES = [
+    "dual cache",
+    "cache",
+    "feature caching",
+    "speed up",
+    "faster",
+    "teacache",
+    "first block cache",
+    "easycache",
+    "taylorseer",
+]
 
 
 def advanced(entry: io.Input) -> io.Input:
@@ -24,20 +34,43 @@ def advanced(entry: io.Input) -> io.Input:
 
 def schedule_input(part: str) -> io.Input:
     """The optional plan of a node whose `part` (its preset, its recipe) brings one of its own."""
-    tooltip = (f"A plan from Cache Schedule Builder or Plan Cache; it replaces the {part}'s own. "
-               "Plan Cache brings its forecast along, unless one is chosen here.")
+    tooltip = (
+        f"A plan from Cache Schedule Builder or Plan Cache; it replaces the {part}'s own. "
+        "Plan Cache brings its forecast along, unless one is chosen here."
+    )
     return Schedule.Input("schedule", optional=True, tooltip=tooltip)
 
 
 def sampler_inputs(steps: str) -> list[io.Input]:
     """What a node that samples by itself takes after the model, as KSampler has it; `steps` is the tooltip of its steps."""
     return [
-        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Seed of the noise."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="Seed of the noise.",
+        ),
         io.Int.Input("steps", default=30, min=1, max=10000, tooltip=steps),
-        io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                       tooltip="Classifier-free guidance; 1 runs the positive prompt alone."),
-        io.Combo.Input("sampler_name", options=host.SAMPLERS, default="euler", tooltip="The algorithm that follows the noise levels."),
-        io.Combo.Input("scheduler", options=host.SCHEDULERS, default="simple", tooltip="How the noise levels are spaced."),
+        io.Float.Input(
+            "cfg",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="Classifier-free guidance; 1 runs the positive prompt alone.",
+        ),
+        io.Combo.Input(
+            "sampler_name",
+            options=host.SAMPLERS,
+            default="euler",
+            tooltip="The algorithm that follows the noise levels.",
+        ),
+        io.Combo.Input(
+            "scheduler", options=host.SCHEDULERS, default="simple", tooltip="How the noise levels are spaced."
+        ),
     ]
 
 

@@ -20,13 +20,27 @@ from .ask import IN_CORE, QUESTIONS
 from .page import PAGE, RESULTS, page, tally
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARES = {"samplers": 8, "branches": 2, "lifecycle": 4, "others": 4, "hostile": 3, "paths": 1, "soak": 8, "determinism": 1}
+SHARES = {
+    "samplers": 8,
+    "branches": 2,
+    "lifecycle": 4,
+    "others": 4,
+    "hostile": 3,
+    "paths": 1,
+    "soak": 8,
+    "determinism": 1,
+}
 """Of the time, by question."""
 
 
 def ask(question: str, seconds: float, comfyui: Path, comfyui_python: str, packs: Path | None) -> dict:
     """Asks a question in a process of its own; what it had found when it ended badly is kept, with a row that says so."""
-    environment = {**os.environ, "COMFYUI_UNDER_TEST": str(comfyui), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "COMFYUI_UNDER_TEST": str(comfyui),
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1",
+    }
     if packs is not None:
         environment["DUAL_CACHE_STRESS_PACKS"] = str(packs.resolve())
     python = sys.executable if question in IN_CORE else comfyui_python
@@ -34,7 +48,11 @@ def ask(question: str, seconds: float, comfyui: Path, comfyui_python: str, packs
         out = Path(folder) / "rows.json"
         command = [python, "-m", "stress.ask", question, "--seconds", str(seconds), "--out", str(out)]
         code = subprocess.run(command, cwd=ROOT, env=environment, timeout=2 * seconds + 900).returncode
-        data = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"about": QUESTIONS[question], "rows": []}
+        data = (
+            json.loads(out.read_text(encoding="utf-8"))
+            if out.exists()
+            else {"about": QUESTIONS[question], "rows": []}
+        )
     if code:
         data["rows"].append({"name": "the process", "ok": False, "said": f"ended with status {code}"})
         data["complete"] = False
@@ -47,9 +65,15 @@ def main() -> int:
     parser.add_argument("--comfyui-python", required=True)
     parser.add_argument("--minutes", type=float, default=30, help="time for all of it")
     parser.add_argument("--only", default=",".join(QUESTIONS), help="questions, with commas between")
-    parser.add_argument("--packs", type=Path, help="a folder with other cache packs, to be tried on the same model")
-    parser.add_argument("--out", type=Path, help="JSON; when left out, the committed one and docs/stress.md where all questions are "
-                                                 "asked, else out/stress.json")
+    parser.add_argument(
+        "--packs", type=Path, help="a folder with other cache packs, to be tried on the same model"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="JSON; when left out, the committed one and docs/stress.md where all questions are "
+        "asked, else out/stress.json",
+    )
     asked = parser.parse_args()
     questions = [q.strip() for q in asked.only.split(",")]
     unknown = [q for q in questions if q not in QUESTIONS]
@@ -57,12 +81,25 @@ def main() -> int:
         parser.error(f"--only knows {', '.join(QUESTIONS)}, not {unknown[0]}.")
     if asked.out is None:  # the committed table is replaced as a whole or not at all
         asked.out = RESULTS if set(questions) == set(QUESTIONS) else ROOT / "out" / "stress.json"
-    data = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"format": 1, "kind": "stress", "questions": {}}
+    data = (
+        json.loads(asked.out.read_text(encoding="utf-8"))
+        if asked.out.exists()
+        else {"format": 1, "kind": "stress", "questions": {}}
+    )
     shares = sum(SHARES[q] for q in questions)
     for question in questions:
         print(f"\n== {QUESTIONS[question]} ==", flush=True)
-        found = ask(question, 60 * asked.minutes * SHARES[question] / shares, asked.comfyui, asked.comfyui_python, asked.packs)
-        data["questions"][question] = {**found, "machine": {k: machine()[k] for k in ("cpu", "cores", "date")}}
+        found = ask(
+            question,
+            60 * asked.minutes * SHARES[question] / shares,
+            asked.comfyui,
+            asked.comfyui_python,
+            asked.packs,
+        )
+        data["questions"][question] = {
+            **found,
+            "machine": {k: machine()[k] for k in ("cpu", "cores", "date")},
+        }
         data["questions"] = {q: data["questions"][q] for q in QUESTIONS if q in data["questions"]}
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

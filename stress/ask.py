@@ -32,10 +32,13 @@ def versions() -> dict:
     """Of what took part in this process."""
     found = {"python": platform.python_version(), "torch": importlib.metadata.version("torch")}
     for name in ("hypothesis", "atheris"):
-        if name in sys.modules or (name == "atheris" and importlib.util.find_spec(name) and "hypothesis" in sys.modules):
+        if name in sys.modules or (
+            name == "atheris" and importlib.util.find_spec(name) and "hypothesis" in sys.modules
+        ):
             found[name] = importlib.metadata.version(name)
     if "comfyui_version" in sys.modules or "comfy" in sys.modules:
         import comfyui_version
+
         found["ComfyUI"] = comfyui_version.__version__
     return found
 
@@ -48,13 +51,24 @@ def main() -> None:
     asked = parser.parse_args()
     start, rows = time.monotonic(), []
     module = importlib.import_module(f"stress.{asked.question}")
-    data = {"about": QUESTIONS[asked.question], "allowed_seconds": asked.seconds, "complete": False, "rows": rows}
+    data = {
+        "about": QUESTIONS[asked.question],
+        "allowed_seconds": asked.seconds,
+        "complete": False,
+        "rows": rows,
+    }
     for row in module.rows(Deadline(asked.seconds)):
         rows.append(row.to_dict())
         print(f"{'ok  ' if row.ok else 'FAIL'} {row.name}: {row.said}", flush=True)
         if row.name != "left out":
-            asked.out.write_text(json.dumps(data), encoding="utf-8")  # what there is, should this process be ended
-    data.update(complete=not any(r["name"] == "left out" for r in rows), seconds=round(time.monotonic() - start), versions=versions())
+            asked.out.write_text(
+                json.dumps(data), encoding="utf-8"
+            )  # what there is, should this process be ended
+    data.update(
+        complete=not any(r["name"] == "left out" for r in rows),
+        seconds=round(time.monotonic() - start),
+        versions=versions(),
+    )
     asked.out.write_text(json.dumps(data), encoding="utf-8")
 
 

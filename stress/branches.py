@@ -25,7 +25,10 @@ from .rows import Deadline, Row, tried  # isort: skip
 
 STILL = torch.tensor([1.0, 1.0, 0.7, 0.7, 0.4, 0.4, 0.0])
 """Euler leaves x as it is between equal neighbours."""
-STILL_HALVES = torch.tensor([1.0, 1.0, 0.7, 0.7, 0.6, 0.6, 0.5]), torch.tensor([0.5, 0.5, 0.4, 0.4, 0.2, 0.2, 0.0])
+STILL_HALVES = (
+    torch.tensor([1.0, 1.0, 0.7, 0.7, 0.6, 0.6, 0.5]),
+    torch.tensor([0.5, 0.5, 0.4, 0.4, 0.2, 0.2, 0.0]),
+)
 
 
 @dataclass
@@ -49,10 +52,17 @@ def lora_hooks(*strengths, keyframes=()) -> comfy.hooks.HookGroup:
     group = comfy.hooks.HookGroup()
     for i, strength in enumerate(strengths):
         g = torch.Generator().manual_seed(i)
-        name, weight = next((n, p) for n, p in embedded.model().model.diffusion_model.named_parameters()
-                            if n.startswith(f"double_blocks.{i}.") and n.endswith("img_mlp.0.weight"))
-        lora = {f"diffusion_model.{name.removesuffix('.weight')}.lora_up.weight": 0.2 * torch.randn(weight.shape[0], 4, generator=g),
-                f"diffusion_model.{name.removesuffix('.weight')}.lora_down.weight": 0.2 * torch.randn(4, weight.shape[1], generator=g)}
+        name, weight = next(
+            (n, p)
+            for n, p in embedded.model().model.diffusion_model.named_parameters()
+            if n.startswith(f"double_blocks.{i}.") and n.endswith("img_mlp.0.weight")
+        )
+        lora = {
+            f"diffusion_model.{name.removesuffix('.weight')}.lora_up.weight": 0.2
+            * torch.randn(weight.shape[0], 4, generator=g),
+            f"diffusion_model.{name.removesuffix('.weight')}.lora_down.weight": 0.2
+            * torch.randn(4, weight.shape[1], generator=g),
+        }
         group = group.clone_and_combine(comfy.hooks.create_hook_lora(lora, strength, 0.0))
     if keyframes:
         frames = comfy.hooks.HookKeyframeGroup()
@@ -84,25 +94,43 @@ def apart(base, *conds, **options):
 
 def node(module: str, name: str, method: str, **inputs):
     """A change of the model by one of ComfyUI's own nodes."""
+
     def change(model):
         import importlib
+
         cls = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
-        out = cls.execute(model, **inputs) if hasattr(cls, "execute") else getattr(cls(), method)(model, **inputs)
+        out = (
+            cls.execute(model, **inputs)
+            if hasattr(cls, "execute")
+            else getattr(cls(), method)(model, **inputs)
+        )
         return out[0]
+
     return change
 
 
 def guided(guider, base, steps=12, size=embedded.SIZE, cfg=3.0, sigmas=None, **conds):
     """Samples with another guider than CFG's."""
     latent = torch.zeros(1, 16, size // 8, size // 8)
-    sigmas = comfy.samplers.calculate_sigmas(base.get_model_object("model_sampling"), "simple", steps) if sigmas is None else sigmas
+    sigmas = (
+        comfy.samplers.calculate_sigmas(base.get_model_object("model_sampling"), "simple", steps)
+        if sigmas is None
+        else sigmas
+    )
     with torch.no_grad():
-        return guider.sample(comfy.sample.prepare_noise(latent, 0), latent, comfy.samplers.sampler_object("euler"), sigmas, seed=0,
-                             disable_pbar=True)
+        return guider.sample(
+            comfy.sample.prepare_noise(latent, 0),
+            latent,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            seed=0,
+            disable_pbar=True,
+        )
 
 
 def perp_neg(base, positive, negative, **options):
     from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
     guider = Guider_PerpNeg(base)
     guider.set_conds(positive, caption(CAPTIONS[1]), negative)
     guider.set_cfg(3.0, 0.8)
@@ -114,14 +142,18 @@ def windows(model):
     name = comfy.context_windows.ContextSchedules.STATIC_STANDARD
     model.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
         comfy.context_windows.get_matching_context_schedule(name),
-        comfy.context_windows.get_matching_fuse_method(comfy.context_windows.ContextFuseMethods.PYRAMID), context_length=2,
-        context_overlap=1, dim=0)
+        comfy.context_windows.get_matching_fuse_method(comfy.context_windows.ContextFuseMethods.PYRAMID),
+        context_length=2,
+        context_overlap=1,
+        dim=0,
+    )
     comfy.context_windows.create_prepare_sampling_wrapper(model)
     return model
 
 
 def tiled(base, positive, negative, size=embedded.SIZE, **options):
     """A wrapper that evaluates the picture in two halves, as packs for tiled diffusion do."""
+
     def halves(apply, kwargs):
         x, t, c = kwargs["input"], kwargs["timestep"], kwargs["c"]
         return torch.cat([apply(part, t, **c) for part in x.split(x.shape[-2] // 2, -2)], -2)
@@ -143,22 +175,44 @@ def two_passes(base, positive, negative, **options):
 @cache
 def second_expert() -> dict:
     """Differences that make another model of the embedded one; read once, as ComfyUI changes the weights in place."""
-    return {k: (0.05 * w.clone(),) for k, w in embedded.load().model_state_dict().items() if k.endswith("linear2.weight")}
+    return {
+        k: (0.05 * w.clone(),)
+        for k, w in embedded.load().model_state_dict().items()
+        if k.endswith("linear2.weight")
+    }
 
 
 def two_experts(base, positive, negative, sigmas=None, **options):
     """Two models share a run: the one for high noise begins, the one for low noise ends (the second is the first, changed a little)."""
-    host = embedded.comfy_start.part("nodes.host")
+    host = embedded.comfy_start.part("nodes.comfy.patching")
     other = base.clone()
     other.add_patches(second_expert())
     if host.request_of(base) is not None:
         other = host.patch(other, host.KEY, host.CacheRequest(host.request_of(base).settings))
     if sigmas is not None:
         middle = embedded.sample(base, positive, negative, sigmas=STILL_HALVES[0], **options)
-        return embedded.sample(other, positive, negative, sigmas=STILL_HALVES[1], latent=middle, noise=torch.zeros_like(middle), **options)
+        return embedded.sample(
+            other,
+            positive,
+            negative,
+            sigmas=STILL_HALVES[1],
+            latent=middle,
+            noise=torch.zeros_like(middle),
+            **options,
+        )
     middle = embedded.sample(base, positive, negative, start_step=0, last_step=6, **options)
-    return embedded.sample(other, positive, negative, start_step=6, last_step=12, latent=middle, noise=torch.zeros_like(middle),
-                           disable_noise=True, force_full_denoise=True, **options)
+    return embedded.sample(
+        other,
+        positive,
+        negative,
+        start_step=6,
+        last_step=12,
+        latent=middle,
+        noise=torch.zeros_like(middle),
+        disable_noise=True,
+        force_full_denoise=True,
+        **options,
+    )
 
 
 def picture(seed=1, size=embedded.SIZE):
@@ -168,7 +222,12 @@ def picture(seed=1, size=embedded.SIZE):
 def several(*texts):
     """One conditioning with a prompt per picture of the batch."""
     conds = [caption(t)[0] for t in texts]
-    return [[torch.cat([c[0] for c in conds]), {"pooled_output": torch.cat([c[1]["pooled_output"] for c in conds])}]]
+    return [
+        [
+            torch.cat([c[0] for c in conds]),
+            {"pooled_output": torch.cat([c[1]["pooled_output"] for c in conds])},
+        ]
+    ]
 
 
 def half_mask():
@@ -180,17 +239,41 @@ CASES = {
     "guidance 3 in one call": Case(),
     "guidance 3 in two calls": Case(run=apart),
     "perturbed attention guidance": Case(node("nodes_pag", "PerturbedAttentionGuidance", "patch", scale=2.0)),
-    "skip layer guidance": Case(node("nodes_slg", "SkipLayerGuidanceDiT", "skip_guidance", scale=2.0, start_percent=0.0, end_percent=1.0,
-                                     double_layers="1", single_layers="0")),
+    "skip layer guidance": Case(
+        node(
+            "nodes_slg",
+            "SkipLayerGuidanceDiT",
+            "skip_guidance",
+            scale=2.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            double_layers="1",
+            single_layers="0",
+        )
+    ),
     "Perp-Neg": Case(run=perp_neg, options={}),
-    "area conditioning": Case(positive=lambda: caption() + caption(CAPTIONS[1], area=(4, 4, 2, 2), strength=0.8)),
-    "mask conditioning": Case(positive=lambda: caption() + caption(CAPTIONS[1], mask=torch.ones(1, 64, 64).tril(), mask_strength=0.9)),
-    "timestep ranges": Case(positive=lambda: caption(start_percent=0.0, end_percent=0.4) + caption(CAPTIONS[1], start_percent=0.4,
-                                                                                                 end_percent=1.0)),
+    "area conditioning": Case(
+        positive=lambda: caption() + caption(CAPTIONS[1], area=(4, 4, 2, 2), strength=0.8)
+    ),
+    "mask conditioning": Case(
+        positive=lambda: (
+            caption() + caption(CAPTIONS[1], mask=torch.ones(1, 64, 64).tril(), mask_strength=0.9)
+        )
+    ),
+    "timestep ranges": Case(
+        positive=lambda: (
+            caption(start_percent=0.0, end_percent=0.4)
+            + caption(CAPTIONS[1], start_percent=0.4, end_percent=1.0)
+        )
+    ),
     "LoRA hooks on the positive": Case(positive=lambda: hooked(1.0, 0.5)),
-    "LoRA hooks, another on each": Case(positive=lambda: hooked(1.0), negative=lambda: hooked(0.4, 0.7, text="")),
+    "LoRA hooks, another on each": Case(
+        positive=lambda: hooked(1.0), negative=lambda: hooked(0.4, 0.7, text="")
+    ),
     "LoRA hooks with keyframes": Case(positive=lambda: hooked(1.0, 0.5, keyframes=((0.0, 1.0), (0.3, 0.2)))),
-    "batch with different prompts": Case(positive=lambda: several(*CAPTIONS[:2]), options={"cfg": 3.0, "batch": 2}),
+    "batch with different prompts": Case(
+        positive=lambda: several(*CAPTIONS[:2]), options={"cfg": 3.0, "batch": 2}
+    ),
     "context windows": Case(windows, options={"cfg": 3.0, "batch": 4}),
     "inpainting mask": Case(options={"cfg": 3.0, "latent": picture(), "noise_mask": half_mask()}),
     "image to image, denoise 0.6": Case(options={"cfg": 3.0, "latent": picture(), "denoise": 0.6}),
@@ -207,7 +290,9 @@ def try_case(name: str, case: Case) -> Row:
         model = case.model(embedded.model())
         plain_still = case(model, **still)
     except Exception as error:  # whatever it is, it is not ours
-        return Row(name, True, f"fails in this ComfyUI without the pack too: {type(error).__name__}: {error}"[:160])
+        return Row(
+            name, True, f"fails in this ComfyUI without the pack too: {type(error).__name__}: {error}"[:160]
+        )
     patched = case.cached(model, "fora", "FAFAFA")
     out = case(patched, **still)
     wrong = [] if close(out, plain_still, case.tolerance) else ["another result where nothing changes"]
@@ -222,8 +307,16 @@ def try_case(name: str, case: Case) -> Row:
     if run.wrong:
         wrong.append(run.wrong)
     totals = run.report.totals()
-    return Row(name, not wrong, "; ".join(wrong) or f"{kinds}, then {kinds_of(patched)}",
-               {"calls": totals["calls"], "skipped": totals["skipped"], "psnr": run.psnr if math.isfinite(run.psnr) else str(run.psnr)})
+    return Row(
+        name,
+        not wrong,
+        "; ".join(wrong) or f"{kinds}, then {kinds_of(patched)}",
+        {
+            "calls": totals["calls"],
+            "skipped": totals["skipped"],
+            "psnr": run.psnr if math.isfinite(run.psnr) else str(run.psnr),
+        },
+    )
 
 
 def kinds_of(patched) -> str:
@@ -240,7 +333,11 @@ def batch_of_four() -> Row:
         alone = [embedded.sample(patched, cfg=3.0, noise=n[None]) for n in noise]
         if not all(close(a[0], b) for a, b in zip(alone, batch)):
             far.append(preset)
-    return Row("batch of 4 equals 4 singles", not far, f"differs with {', '.join(far)}" if far else "balanced, duca and off")
+    return Row(
+        "batch of 4 equals 4 singles",
+        not far,
+        f"differs with {', '.join(far)}" if far else "balanced, duca and off",
+    )
 
 
 def one_or_two_calls() -> Row:
@@ -250,12 +347,16 @@ def one_or_two_calls() -> Row:
         patched = embedded.cached(embedded.model(), preset)
         if not close(apart(patched, cfg=3.0), embedded.sample(patched, cfg=3.0)):
             far.append(preset)
-    return Row("one call equals two", not far, f"differs with {', '.join(far)}" if far else "balanced and duca")
+    return Row(
+        "one call equals two", not far, f"differs with {', '.join(far)}" if far else "balanced and duca"
+    )
 
 
 def cases(names=None) -> list:
     found = [(name, partial(try_case, name, case)) for name, case in CASES.items()] + [
-        ("batch of 4 equals 4 singles", batch_of_four), ("one call equals two", one_or_two_calls)]
+        ("batch of 4 equals 4 singles", batch_of_four),
+        ("one call equals two", one_or_two_calls),
+    ]
     return [case for case in found if names is None or case[0] in names]
 
 

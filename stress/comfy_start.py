@@ -24,7 +24,9 @@ def is_comfyui(folder: Path) -> bool:
 
 
 if not is_comfyui(COMFYUI):
-    raise ImportError("this needs COMFYUI_UNDER_TEST, the folder of a ComfyUI, and that ComfyUI's Python; the scripts find both.")
+    raise ImportError(
+        "this needs COMFYUI_UNDER_TEST, the folder of a ComfyUI, and that ComfyUI's Python; the scripts find both."
+    )
 sys.path.insert(0, str(COMFYUI))
 from comfy.cli_args import args  # noqa: E402
 
@@ -38,19 +40,23 @@ torch.set_num_threads(1)  # models this small gain nothing from more
 def pack():
     """The pack's module, imported from its folder as ComfyUI's nodes.load_custom_node does."""
     name = str(ROOT).replace(".", "_x_")
-    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     import comfy.sample  # noqa: F401  (the pack's entry point asks whether ComfyUI is there)
+
     spec.loader.exec_module(module)
     return module
 
 
 def part(name: str):
-    """`part("cache_core.schedule")`: a module of the imported pack, the very one its nodes use."""
+    """`part("cache_core.schedule.plan")`: a module of the imported pack, the very one its nodes use."""
     return importlib.import_module(f"{pack().__name__}.{name}")
 
 
 def comfyui_version() -> str:
     import comfyui_version
+
     return comfyui_version.__version__

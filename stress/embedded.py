@@ -11,15 +11,20 @@ from . import comfy_start  # before all of ComfyUI
 import comfy.sample  # isort: skip
 import torch  # isort: skip
 
-CAPTIONS = ("a large red heart center on a checkered white background", "a small blue star left on a plain black background",
-            "a large green circle right on a plain white background", "a small yellow square center on a checkered black background")
+CAPTIONS = (
+    "a large red heart center on a checkered white background",
+    "a small blue star left on a plain black background",
+    "a large green circle right on a plain white background",
+    "a small yellow square center on a checkered black background",
+)
 SIZE = 64
 
 
 def load():
     """A fresh MODEL of the embedded transformer."""
     from demo.weights import MODEL, WEIGHTS
-    return comfy_start.part("nodes.host").load_flux(WEIGHTS / MODEL)
+
+    return comfy_start.part("nodes.comfy.patching").load_flux(WEIGHTS / MODEL)
 
 
 @cache
@@ -36,31 +41,67 @@ def caption(text: str = CAPTIONS[0], **extra) -> list:
 
 def cached(base, preset: str = "balanced", kinds: str | None = None, **changes):
     """The model as the Dual Cache node patches it; letters are a plan in place of the preset's."""
-    host, recipes, schedule = (comfy_start.part(f"{name}") for name in ("nodes.host", "cache_core.recipes", "cache_core.schedule"))
-    settings = recipes.from_preset(preset, None if kinds is None else schedule.explicit(kinds, 0.3), **changes)
+    host, recipes, schedule = (
+        comfy_start.part(f"{name}")
+        for name in ("nodes.comfy.patching", "cache_core.recipes", "cache_core.schedule.plan")
+    )
+    settings = recipes.from_preset(
+        preset, None if kinds is None else schedule.explicit(kinds, 0.3), **changes
+    )
     return host.patch(base, host.KEY, host.CacheRequest(settings))
 
 
 def report_of(patched):
-    return comfy_start.part("nodes.host").request_of(patched).box.report
+    return comfy_start.part("nodes.comfy.patching").request_of(patched).box.report
 
 
-def sample(base, positive=None, negative=None, *, steps=12, cfg=1.0, sampler="euler", scheduler="simple", seed=0, batch=1, size=SIZE,
-           latent=None, **options) -> torch.Tensor:
+def sample(
+    base,
+    positive=None,
+    negative=None,
+    *,
+    steps=12,
+    cfg=1.0,
+    sampler="euler",
+    scheduler="simple",
+    seed=0,
+    batch=1,
+    size=SIZE,
+    latent=None,
+    **options,
+) -> torch.Tensor:
     """Latents [B,16,size/8,size/8] from the function behind KSampler; noise comes from `seed` alone. size: pixels."""
     latent = torch.zeros(batch, 16, size // 8, size // 8) if latent is None else latent
     noise = options.pop("noise", None)
     noise = comfy.sample.prepare_noise(latent, seed) if noise is None else noise
     positive, negative = positive or caption(), negative or caption("")
     with torch.no_grad():
-        return comfy.sample.sample(base, noise, steps, cfg, sampler, scheduler, positive, negative, latent, disable_pbar=True, seed=seed,
-                                   **options)
+        return comfy.sample.sample(
+            base,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            negative,
+            latent,
+            disable_pbar=True,
+            seed=seed,
+            **options,
+        )
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     """PSNR in dB of latents, the peak being the range of the second; inf where they are equal."""
     error = float((a.double() - b.double()).square().mean())
-    return math.inf if error == 0 else 10 * math.log10(float(b.max() - b.min()) ** 2 / error) if math.isfinite(error) else -math.inf
+    return (
+        math.inf
+        if error == 0
+        else 10 * math.log10(float(b.max() - b.min()) ** 2 / error)
+        if math.isfinite(error)
+        else -math.inf
+    )
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> bool:

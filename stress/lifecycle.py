@@ -22,8 +22,12 @@ from .rows import Deadline, Row, tried  # isort: skip
 
 POINTS = 20
 OPTIONS = {"cfg": 2.0, "seed": 5, "steps": 6}
-RUNS = {"plain": {**OPTIONS}, "balanced": {"preset": "balanced", **OPTIONS}, "duca": {"preset": "duca", **OPTIONS},
-        "another prompt": {"preset": "balanced", "caption": CAPTIONS[1], **OPTIONS}}
+RUNS = {
+    "plain": {**OPTIONS},
+    "balanced": {"preset": "balanced", **OPTIONS},
+    "duca": {"preset": "duca", **OPTIONS},
+    "another prompt": {"preset": "balanced", "caption": CAPTIONS[1], **OPTIONS},
+}
 GROWTH = 0.01
 """Share by which resident memory may differ afterwards."""
 
@@ -89,8 +93,10 @@ def bypassed(_):
 
 def two_clones(_):
     one, two = cached(model(), "balanced"), cached(model(), "duca")
-    same = all(torch.equal(sample(m, **OPTIONS), references()[name])
-               for m, name in ((one, "balanced"), (two, "duca"), (one, "balanced"), (two, "duca")))
+    same = all(
+        torch.equal(sample(m, **OPTIONS), references()[name])
+        for m, name in ((one, "balanced"), (two, "duca"), (one, "balanced"), (two, "duca"))
+    )
     return same, "each by its own settings"
 
 
@@ -121,7 +127,9 @@ def unloaded_in_the_middle(_):
             management.free_memory(1e30, torch.device("cpu"))
             management.soft_empty_cache()
 
-    return torch.equal(sample(cached(model()), callback=unload, **OPTIONS), references()["balanced"]), "the run ends as it would have"
+    return torch.equal(
+        sample(cached(model()), callback=unload, **OPTIONS), references()["balanced"]
+    ), "the run ends as it would have"
 
 
 def interrupted(rng):
@@ -132,7 +140,9 @@ def interrupted(rng):
             raise management.InterruptProcessingException
 
     patched = cached(model(), rng.choice(["balanced", "duca"]))
-    ended = _expect(management.InterruptProcessingException, lambda: sample(patched, callback=stop, **OPTIONS))
+    ended = _expect(
+        management.InterruptProcessingException, lambda: sample(patched, callback=stop, **OPTIONS)
+    )
     return ended, f"at step {step}"
 
 
@@ -173,11 +183,18 @@ def out_of_memory(rng):
     return True, f"at operation {at} of {operations()}{survived}"
 
 
-SCENES = {"queued twice": (queued_twice, 1), "only the prompt changed": (prompt_changed, 1), "node bypassed": (bypassed, 1),
-          "two clones, two settings": (two_clones, 1), "node deleted while sampling": (deleted, 1),
-          "models unloaded between": (unloaded, 1), "memory freed in the middle": (unloaded_in_the_middle, 1),
-          "interrupted at random": (interrupted, POINTS),
-          "error in a random block": (raised_in_a_block, POINTS), "out of memory at a random operation": (out_of_memory, POINTS)}
+SCENES = {
+    "queued twice": (queued_twice, 1),
+    "only the prompt changed": (prompt_changed, 1),
+    "node bypassed": (bypassed, 1),
+    "two clones, two settings": (two_clones, 1),
+    "node deleted while sampling": (deleted, 1),
+    "models unloaded between": (unloaded, 1),
+    "memory freed in the middle": (unloaded_in_the_middle, 1),
+    "interrupted at random": (interrupted, POINTS),
+    "error in a random block": (raised_in_a_block, POINTS),
+    "out of memory at a random operation": (out_of_memory, POINTS),
+}
 
 
 def leftovers() -> str:

@@ -35,6 +35,7 @@ BACKEND = "inductor" if shutil.which("c++") or shutil.which("g++") else "eager"
 def compiled(model):
     """torch.compile as ComfyUI's node sets it."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
+
     model = model.clone()
     set_torch_compile_wrapper(model, backend=BACKEND)
     return model
@@ -47,7 +48,9 @@ def compiled_last(model, preset="balanced", kinds=None):
 def compiled_in_place(model):
     """The whole model compiled and put in its place when it is loaded, as older nodes do it."""
     model = model.clone()
-    model.add_object_patch("diffusion_model", torch.compile(model.get_model_object("diffusion_model"), backend=BACKEND))
+    model.add_object_patch(
+        "diffusion_model", torch.compile(model.get_model_object("diffusion_model"), backend=BACKEND)
+    )
     return model
 
 
@@ -63,6 +66,7 @@ def compiled_blocks(model):
 @cache
 def in_float8():
     from demo.weights import MODEL, WEIGHTS
+
     state = comfy.utils.load_torch_file(str(WEIGHTS / MODEL))
     return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float8_e4m3fn})
 
@@ -82,12 +86,15 @@ def packed():
         for layer in [m for m in block.modules() if isinstance(m, torch.nn.Linear)]:
             scale = layer.weight.detach().abs().amax(1, keepdim=True) / 127
             layer.__class__, layer.scale = Packed, scale
-            layer.weight = torch.nn.Parameter((layer.weight / scale).round().to(torch.int8), requires_grad=False)
+            layer.weight = torch.nn.Parameter(
+                (layer.weight / scale).round().to(torch.int8), requires_grad=False
+            )
     return model
 
 
 def with_attention(model):
     """An attention override that computes in bfloat16, as SageAttention's nodes set theirs."""
+
     def theirs(func, q, k, v, *args, **kwargs):
         return func(q.bfloat16(), k.bfloat16(), v.bfloat16(), *args, **kwargs).to(q.dtype)
 
@@ -100,6 +107,7 @@ def merged(model):
     from comfy_extras.nodes_model_merging import ModelMergeSimple
 
     from nodes import NODE_CLASS_MAPPINGS  # noqa: F401  (merging nodes import it)
+
     other = embedded.load()
     with torch.no_grad():
         other.model.diffusion_model.double_blocks[0].img_mlp[0].weight.mul_(1.05)
@@ -114,6 +122,7 @@ def with_lora(model):
 
 def with_block_patch(model):
     """A block wrapped through `patches_replace`, which adds to its output, as PuLID's nodes do."""
+
     def theirs(args, extra):
         out = extra["original_block"](args)
         return {**out, "img": out["img"] + 0.02 * out["img"].mean(1, keepdim=True)}
@@ -125,6 +134,7 @@ def with_block_patch(model):
 
 def with_forward_replaced(model):
     """A wrapper that puts another `forward_orig` in place while the model runs, as packs with copied forwards do."""
+
     def theirs(*args, **kwargs):
         return type(net).forward_orig(net, *args, **kwargs) * 1.01
 
@@ -144,7 +154,10 @@ class Control(comfy.controlnet.ControlBase):
     """Residuals for some blocks, as a FLUX ControlNet gives them; they depend on what the control sees."""
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        tokens, width = x_noisy.shape[-1] * x_noisy.shape[-2] // 4, embedded.model().model.diffusion_model.hidden_size
+        tokens, width = (
+            x_noisy.shape[-1] * x_noisy.shape[-2] // 4,
+            embedded.model().model.diffusion_model.hidden_size,
+        )
         add = 0.05 * torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(8))
         add = add * (1 + x_noisy.mean((1, 2, 3)).view(-1, 1, 1))
         return {"input": [add, 0.5 * add], "output": [-0.3 * add]}
@@ -180,8 +193,13 @@ CASES = {
     f"torch.compile ({BACKEND}) in place": Case(compiled_in_place, tolerance=1e-4),
     f"torch.compile ({BACKEND}) of every block": Case(compiled_blocks, tolerance=1e-4),
 }
-SAID = {"forward replaced by another pack": "forward_orig",
-        **{f"torch.compile ({BACKEND}) {order}": "compiled one by one" for order in ("before", "after", "in place")}}
+SAID = {
+    "forward replaced by another pack": "forward_orig",
+    **{
+        f"torch.compile ({BACKEND}) {order}": "compiled one by one"
+        for order in ("before", "after", "in place")
+    },
+}
 """What the report must tell of a case."""
 
 
@@ -200,21 +218,33 @@ def compose(name: str) -> Row:
 
 
 def core_cache(name: str):
-    return node("nodes_easycache", name, "apply", reuse_threshold=0.5, start_percent=0.1, end_percent=0.9, verbose=False)
+    return node(
+        "nodes_easycache",
+        name,
+        "apply",
+        reuse_threshold=0.5,
+        start_percent=0.1,
+        end_percent=0.9,
+        verbose=False,
+    )
 
 
 def of_pack(folder: str, cls: str, method: str, **inputs):
     """A change of the model by a node of another pack, which lies in the folder that PACKS names."""
+
     def change(model):
         pack = load_pack(folder)
         return getattr(pack.NODE_CLASS_MAPPINGS[cls](), method)(model, **inputs)[0]
+
     return change
 
 
 @cache
 def load_pack(folder: str):
     path, name = Path(os.environ[PACKS]) / folder, f"other_pack_{folder.replace('-', '_')}"
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
+    spec = importlib.util.spec_from_file_location(
+        name, path / "__init__.py", submodule_search_locations=[str(path)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -224,16 +254,53 @@ def load_pack(folder: str):
 CACHES = {
     "EasyCache": core_cache("EasyCacheNode"),
     "LazyCache": core_cache("LazyCacheNode"),
-    "TeaCache": of_pack("ComfyUI-TeaCache", "TeaCache", "apply_teacache", model_type="flux", rel_l1_thresh=0.4, start_percent=0.0,
-                        end_percent=1.0, cache_device="cpu"),
-    "WaveSpeed": of_pack("Comfy-WaveSpeed", "ApplyFBCacheOnModel", "patch", object_to_patch="diffusion_model",
-                         residual_diff_threshold=0.5, start=0.0, end=1.0, max_consecutive_cache_hits=-1),
-    "MagCache": of_pack("ComfyUI-MagCache", "MagCache", "apply_magcache", model_type="flux", magcache_thresh=0.24, retention_ratio=0.1,
-                        magcache_K=5, start_step=0, end_step=-1),
-    "TaylorSeer": of_pack("ComfyUI-TaylorSeer", "TaylorSeerLite", "apply_taylorseer_lite", model_type="flux", fresh_threshold=3,
-                          max_order=1, first_enhance=3, last_enhance=50, block_swap_args={}),
+    "TeaCache": of_pack(
+        "ComfyUI-TeaCache",
+        "TeaCache",
+        "apply_teacache",
+        model_type="flux",
+        rel_l1_thresh=0.4,
+        start_percent=0.0,
+        end_percent=1.0,
+        cache_device="cpu",
+    ),
+    "WaveSpeed": of_pack(
+        "Comfy-WaveSpeed",
+        "ApplyFBCacheOnModel",
+        "patch",
+        object_to_patch="diffusion_model",
+        residual_diff_threshold=0.5,
+        start=0.0,
+        end=1.0,
+        max_consecutive_cache_hits=-1,
+    ),
+    "MagCache": of_pack(
+        "ComfyUI-MagCache",
+        "MagCache",
+        "apply_magcache",
+        model_type="flux",
+        magcache_thresh=0.24,
+        retention_ratio=0.1,
+        magcache_K=5,
+        start_step=0,
+        end_step=-1,
+    ),
+    "TaylorSeer": of_pack(
+        "ComfyUI-TaylorSeer",
+        "TaylorSeerLite",
+        "apply_taylorseer_lite",
+        model_type="flux",
+        fresh_threshold=3,
+        max_order=1,
+        first_enhance=3,
+        last_enhance=50,
+        block_swap_args={},
+    ),
 }
-FOLDERS = {"WaveSpeed": "Comfy-WaveSpeed", **{name: f"ComfyUI-{name}" for name in ("TeaCache", "MagCache", "TaylorSeer")}}
+FOLDERS = {
+    "WaveSpeed": "Comfy-WaveSpeed",
+    **{name: f"ComfyUI-{name}" for name in ("TeaCache", "MagCache", "TaylorSeer")},
+}
 """Where `--packs` must have them; the others come with ComfyUI."""
 
 
@@ -248,7 +315,10 @@ def refuse(name: str) -> Row:
         alone = sample(theirs(embedded.load()), steps=12)
     except Exception as error:  # whatever it is, it is not ours
         alone, told = None, f"it fails alone with this ComfyUI ({type(error).__name__}: {str(error)[:60]}); "
-    for order, patched in (("before", cached(theirs(embedded.load()))), ("after", theirs(cached(embedded.load())))):
+    for order, patched in (
+        ("before", cached(theirs(embedded.load()))),
+        ("after", theirs(cached(embedded.load()))),
+    ):
         try:
             out = sample(patched, steps=12)
             if alone is not None and not torch.equal(out, alone):
@@ -270,7 +340,11 @@ def refuse(name: str) -> Row:
 def cases(names=None) -> list:
     packs = Path(os.environ.get(PACKS, "/nonexistent"))
     found = [(name, partial(compose, name)) for name in CASES]
-    found += [(f"with {name}", partial(refuse, name)) for name in CACHES if name not in FOLDERS or (packs / FOLDERS[name]).is_dir()]
+    found += [
+        (f"with {name}", partial(refuse, name))
+        for name in CACHES
+        if name not in FOLDERS or (packs / FOLDERS[name]).is_dir()
+    ]
     return [case for case in found if names is None or case[0] in names]
 
 

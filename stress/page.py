@@ -40,13 +40,17 @@ def tally(data: dict) -> str:
 def _counts(found: dict) -> str:
     ran = [row for row in found["rows"] if row["name"] != LEFT_OUT]
     left = sum(row.get("left_out", 0) for row in found["rows"])
-    return f"{sum(row['ok'] for row in ran)} of {len(ran)} cases ok" + (f", {left} left out for lack of time" if left else "")
+    return f"{sum(row['ok'] for row in ran)} of {len(ran)} cases ok" + (
+        f", {left} left out for lack of time" if left else ""
+    )
 
 
 def _versions(found: dict) -> str:
     where = found["machine"]
     parts = [f"{name} {number}" for name, number in found.get("versions", {}).items()]
-    return ", ".join([*parts, f"{where['cpu']} ({where['cores']} cores)", where["date"], f"{found.get('seconds', 0)} s"])
+    return ", ".join(
+        [*parts, f"{where['cpu']} ({where['cores']} cores)", where["date"], f"{found.get('seconds', 0)} s"]
+    )
 
 
 def _cell(text: str) -> str:
@@ -58,7 +62,10 @@ def _samplers(rows: list[dict]) -> list[str]:
     for row in rows:
         if " / " in row["name"]:
             by_sampler.setdefault(row["name"].split(" / ")[0], []).append(row)
-    lines = ["| sampler | schedulers | failed | evaluations | skipped | PSNR, median | worst |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| sampler | schedulers | failed | evaluations | skipped | PSNR, median | worst |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, own in by_sampler.items():
         ran = [row for row in own if "psnr" in row]
         numbers = ["", "", "", ""]
@@ -67,16 +74,29 @@ def _samplers(rows: list[dict]) -> list[str]:
             numbers = [f"{median(row[key] for row in ran):g}" for key in ("evaluations", "skipped")]
             numbers += [f"{value:.1f}" for value in (median(values), min(values))]
         lines.append(f"| {name} | {len(own)} | {sum(not row['ok'] for row in own)} | {' | '.join(numbers)} |")
-    lines += [f"\n- {row['name']}: {_cell(row['said'])}" for row in rows if not row["ok"] or row["name"] == LEFT_OUT]
+    lines += [
+        f"\n- {row['name']}: {_cell(row['said'])}" for row in rows if not row["ok"] or row["name"] == LEFT_OUT
+    ]
     return lines
 
 
 def _table(rows: list[dict]) -> list[str]:
-    numbers = list(dict.fromkeys(k for row in rows for k in row if k not in ("name", "ok", "said", "left_out")))
-    lines = [f"| case | ok | what happened | {' | '.join(numbers)} |" if numbers else "| case | ok | what happened |",
-             "|" + "---|" * (3 + len(numbers))]
+    numbers = list(
+        dict.fromkeys(k for row in rows for k in row if k not in ("name", "ok", "said", "left_out"))
+    )
+    lines = [
+        f"| case | ok | what happened | {' | '.join(numbers)} |"
+        if numbers
+        else "| case | ok | what happened |",
+        "|" + "---|" * (3 + len(numbers)),
+    ]
     for row in rows:
-        cells = [row["name"], "ok" if row["ok"] else "**broken**", row["said"], *(row.get(k, "") for k in numbers)]
+        cells = [
+            row["name"],
+            "ok" if row["ok"] else "**broken**",
+            row["said"],
+            *(row.get(k, "") for k in numbers),
+        ]
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return lines
 

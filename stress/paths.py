@@ -12,18 +12,38 @@ from . import comfy_start  # before all of ComfyUI
 from .rows import Deadline, Row, tried  # isort: skip
 
 TRICKS = {
-    "one folder up": "../secret", "many folders up": "../" * 12 + "etc/passwd", "up and down again": "a/../../secret",
-    "absolute": "/etc/passwd", "Windows drive": "C:\\secret", "Windows folders": "..\\..\\secret", "network share": "\\\\host\\share\\x",
-    "device": "CON", "device with an ending": "nul.safetensors", "device with a number": "COM1.profile", "home": "~/secret",
-    "variable": "$HOME/secret", "percent": "%2e%2e%2fsecret", "zero byte": "a\x00b", "line break": "a\nb", "nothing": "", "dot": ".",
-    "two dots": "..", "hidden": ".ssh", "very long": "x" * 5000, "stream": "a.safetensors:hidden", "url": "file:///etc/passwd",
-    "glob": "*.safetensors", "option": "-rf", "full-width dots": "\uff0e\uff0e/secret", "overlong": "..%c0%af..%c0%afsecret",
+    "one folder up": "../secret",
+    "many folders up": "../" * 12 + "etc/passwd",
+    "up and down again": "a/../../secret",
+    "absolute": "/etc/passwd",
+    "Windows drive": "C:\\secret",
+    "Windows folders": "..\\..\\secret",
+    "network share": "\\\\host\\share\\x",
+    "device": "CON",
+    "device with an ending": "nul.safetensors",
+    "device with a number": "COM1.profile",
+    "home": "~/secret",
+    "variable": "$HOME/secret",
+    "percent": "%2e%2e%2fsecret",
+    "zero byte": "a\x00b",
+    "line break": "a\nb",
+    "nothing": "",
+    "dot": ".",
+    "two dots": "..",
+    "hidden": ".ssh",
+    "very long": "x" * 5000,
+    "stream": "a.safetensors:hidden",
+    "url": "file:///etc/passwd",
+    "glob": "*.safetensors",
+    "option": "-rf",
+    "full-width dots": "\uff0e\uff0e/secret",
+    "overlong": "..%c0%af..%c0%afsecret",
 }
 
 
 def try_name(title: str) -> Row:
     """A name given to Profile Model and to Load Cache Profile."""
-    files, name = comfy_start.part("nodes.profile_files"), TRICKS[title]
+    files, name = comfy_start.part("nodes.comfy.profile_files"), TRICKS[title]
     said = []
     for new in (False, True):
         try:
@@ -40,8 +60,8 @@ def try_name(title: str) -> Row:
 
 def try_link(target: str) -> Row:
     """A symbolic link in the profiles folder that leads out of it, to be read and to be added to."""
-    files = comfy_start.part("nodes.profile_files")
-    profile = comfy_start.part("cache_core.profile")
+    files = comfy_start.part("nodes.comfy.profile_files")
+    profile = comfy_start.part("cache_core.calibration.profile")
     folder = files.folders()[0]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as outside:
@@ -57,12 +77,15 @@ def try_link(target: str) -> Row:
         except ValueError as error:
             said = str(error)
         import torch
+
         made = profile.Profile(torch.eye(2, dtype=torch.float64)[None], (1.0, 0.5, 0.0), {"model": "m"})
         try:
             made.add_to(files.path_of("link", new=True))
         except (ValueError, OSError) as error:
             said = str(error)
-        if aim.read_bytes() != b"untouched" or [p.name for p in Path(outside).iterdir()] != ["victim.safetensors"]:
+        if aim.read_bytes() != b"untouched" or [p.name for p in Path(outside).iterdir()] != [
+            "victim.safetensors"
+        ]:
             wrong.append("written through")
         if link.is_symlink() or link.is_file():
             link.unlink()

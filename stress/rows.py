@@ -18,7 +18,12 @@ class Row:
     numbers: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        return {"name": self.name, "ok": bool(self.ok), "said": self.said, **{k: _short(v) for k, v in self.numbers.items()}}
+        return {
+            "name": self.name,
+            "ok": bool(self.ok),
+            "said": self.said,
+            **{k: _short(v) for k, v in self.numbers.items()},
+        }
 
 
 class Deadline:
@@ -45,8 +50,12 @@ def tried(cases: Iterable[tuple[str, Callable[[], Row]]], deadline: Deadline) ->
             where = traceback.extract_tb(error.__traceback__)[-1]
             yield Row(name, False, f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})")
     if left_out:
-        yield Row("left out", True, f"no time for {len(left_out)}: {', '.join(left_out[:3])}{' and others' if len(left_out) > 3 else ''}",
-                  {"left_out": len(left_out)})
+        yield Row(
+            "left out",
+            True,
+            f"no time for {len(left_out)}: {', '.join(left_out[:3])}{' and others' if len(left_out) > 3 else ''}",
+            {"left_out": len(left_out)},
+        )
 
 
 def _short(value):

@@ -23,8 +23,10 @@ class Calls:
 
     def __init__(self, model):
         net, self.all, self.full = model.model.diffusion_model, 0, 0
-        self._handles = [net.register_forward_pre_hook(partial(self._add, "all")),
-                         net.single_blocks[-1].linear1.register_forward_pre_hook(partial(self._add, "full"))]
+        self._handles = [
+            net.register_forward_pre_hook(partial(self._add, "all")),
+            net.single_blocks[-1].linear1.register_forward_pre_hook(partial(self._add, "full")),
+        ]
 
     def _add(self, name, *_):
         setattr(self, name, getattr(self, name) + 1)
@@ -51,19 +53,33 @@ def try_one(sampler: str, scheduler: str) -> Row:
     if bool(plain.isfinite().all()) is False:
         wrong = "" if wrong == "not finite" else wrong  # nor is plain sampling
     if (calls.all, calls.full) != (totals["calls"], totals["full_calls"]):
-        wrong = wrong or f"{calls.all} calls, {calls.full} in full, the report says {totals['calls']} and {totals['full_calls']}"
+        wrong = (
+            wrong
+            or f"{calls.all} calls, {calls.full} in full, the report says {totals['calls']} and {totals['full_calls']}"
+        )
     stages = max(r.phase for r in report.records) + 1
     reasons = Counter(r.reason for r in report.records if r.actual != r.planned or r.reason != "planned")
     said = wrong or ", ".join(f"{k} {v}" for k, v in reasons.items()) or OK
-    return Row(f"{sampler} / {scheduler}", not wrong, said,
-               {"evaluations": totals["evaluations"], "full": totals["full"], "skipped": totals["skipped"],
-                "planned": report.schedule["kinds"].count("A") * stages, "psnr": run.psnr if math.isfinite(run.psnr) else str(run.psnr)})
+    return Row(
+        f"{sampler} / {scheduler}",
+        not wrong,
+        said,
+        {
+            "evaluations": totals["evaluations"],
+            "full": totals["full"],
+            "skipped": totals["skipped"],
+            "planned": report.schedule["kinds"].count("A") * stages,
+            "psnr": run.psnr if math.isfinite(run.psnr) else str(run.psnr),
+        },
+    )
 
 
 def cases(samplers=None, schedulers=None) -> list:
     samplers = samplers or comfy.samplers.KSampler.SAMPLERS
     schedulers = schedulers or comfy.samplers.KSampler.SCHEDULERS
-    return [(f"{s} / {c}", partial(try_one, s, c)) for c in schedulers for s in samplers]  # every sampler once before the second scheduler
+    return [
+        (f"{s} / {c}", partial(try_one, s, c)) for c in schedulers for s in samplers
+    ]  # every sampler once before the second scheduler
 
 
 def rows(deadline: Deadline, **which) -> Iterator[Row]:

@@ -49,8 +49,18 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.log = base / "server.log"
-        command = [sys.executable, "main.py", "--cpu", "--base-directory", str(base), "--port", str(self.port), "--listen", "127.0.0.1",
-                   "--disable-auto-launch"]
+        command = [
+            sys.executable,
+            "main.py",
+            "--cpu",
+            "--base-directory",
+            str(base),
+            "--port",
+            str(self.port),
+            "--listen",
+            "127.0.0.1",
+            "--disable-auto-launch",
+        ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -77,7 +87,10 @@ class Server:
 
     def get(self, path, **params):
         async def run():
-            async with aiohttp.ClientSession() as session, session.get(self.url + path, params=params) as response:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(self.url + path, params=params) as response,
+            ):
                 assert response.status == 200, f"{path}: {response.status}"
                 return await (response.json() if "json" in response.content_type else response.read())
 
@@ -92,8 +105,13 @@ class Server:
         async def run():
             client, messages, asked = uuid.uuid4().hex, [], False
             more = {} if extra is None else {"extra_data": {"extra_pnginfo": extra}}
-            async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}") as ws:
-                async with session.post(f"{self.url}/prompt", json={"prompt": graph, "client_id": client, **more}) as response:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.ws_connect(f"{self.url}/ws?clientId={client}") as ws,
+            ):
+                async with session.post(
+                    f"{self.url}/prompt", json={"prompt": graph, "client_id": client, **more}
+                ) as response:
                     answer = await response.json()
                     assert response.status == 200, answer
                 while True:
@@ -146,4 +164,6 @@ def pictures(server: Server, outputs: dict) -> list:
 
 
 def same(one: list, other: list) -> bool:
-    return len(one) == len(other) and all(a.size == b.size and ImageChops.difference(a, b).getbbox() is None for a, b in zip(one, other))
+    return len(one) == len(other) and all(
+        a.size == b.size and ImageChops.difference(a, b).getbbox() is None for a, b in zip(one, other)
+    )

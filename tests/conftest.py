@@ -26,7 +26,9 @@ class _EntryPoint:
 
 def pytest_configure(config):
     config.stash[NOT_COLLECTED] = []
-    config.pluginmanager.register(_EntryPoint())  # as a plugin, since a conftest's own hooks see only the folders below it
+    config.pluginmanager.register(
+        _EntryPoint()
+    )  # as a plugin, since a conftest's own hooks see only the folders below it
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -36,15 +38,17 @@ def pytest_ignore_collect(collection_path, config):
         return None
     asked_for = (Path(config.invocation_params.dir, arg.split("::")[0]).resolve() for arg in config.args)
     if any(collection_path.is_relative_to(path) for path in asked_for):
-        config.stash[NOT_COLLECTED].append(f"tests/{collection_path.name}: {' and '.join(missing)} not set; scripts/test.sh sets it")
+        config.stash[NOT_COLLECTED].append(
+            f"tests/{collection_path.name}: {' and '.join(missing)} not set; scripts/test.sh sets it"
+        )
     return True
 
 
 @pytest.fixture
 def unchecked(monkeypatch):
     """No self-check, for tests that count what a run does to the model."""
-    from cache_core.self_check import SelfCheck
-    from cache_core.sites import shim
+    from cache_core.hooks.self_check import SelfCheck
+    from cache_core.hooks.shims import shim
 
     @contextmanager
     def plainly(self, model, shims):
@@ -60,7 +64,10 @@ def pytest_terminal_summary(terminalreporter, config):
     """Prints, before pytest's own last line, each part that failed or did not run, and why."""
     reported = os.environ.get("DUAL_CACHE_NOT_RUN")
     not_run = config.stash[NOT_COLLECTED] if reported is None else reported.splitlines()
-    for title, lines in (("did not run", not_run), ("failed before", os.environ.get("DUAL_CACHE_FAILED", "").splitlines())):
+    for title, lines in (
+        ("did not run", not_run),
+        ("failed before", os.environ.get("DUAL_CACHE_FAILED", "").splitlines()),
+    ):
         if lines:
             terminalreporter.section(title)
             for line in lines:

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from cache_core.controller import FINAL, Controller
-from cache_core.groups import ByChannel
-from cache_core.predictors import predictor
+from cache_core.base.errors import CacheMismatch
+from cache_core.base.names import FINAL, LEVELS
+from cache_core.config import Settings
+from cache_core.controller import Controller
+from cache_core.predictors.extrapolation import predictor
+from cache_core.predictors.grouped import ByChannel
 from cache_core.recipes import from_preset
-from cache_core.schedule import explicit
-from cache_core.selectors import Selector
-from cache_core.settings import LEVELS, Settings
-from cache_core.sites import CacheMismatch
+from cache_core.schedule.plan import explicit
+from cache_core.selectors.token_selection import Selector
 from demo.flux import Flux
 from demo.sampler import schedule_sigmas
 from tests.tiny_flux import assert_untouched, evaluate, inputs, plain, ran, random_flux, run
@@ -52,7 +53,10 @@ def test_what_does_not_fit_is_repeated_in_full(model, kind, change):
     assert torch.allclose(out, plain(model, 0.8, data), atol=1e-5, rtol=0)
     records = cache.finish().records
     assert [(r.actual, r.reason, r.calls, r.full_calls) for r in records[:3]] == [
-        ("F", "planned", 1, 1), ("F", "mismatch", 1, 1), (kind, "planned", 1, 0)]
+        ("F", "planned", 1, 1),
+        ("F", "mismatch", 1, 1),
+        (kind, "planned", 1, 0),
+    ]
 
 
 def test_a_rising_sigma_runs_in_full(model):
@@ -88,7 +92,9 @@ def test_phases_do_not_share_their_cache(model, unchecked):
             evaluate(cache, model, sigma, data=data)
     finally:
         handle.remove()
-    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3]) and not torch.equal(seen[0], seen[1])
+    assert (
+        torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3]) and not torch.equal(seen[0], seen[1])
+    )
 
 
 def test_a_branch_without_data_makes_the_whole_call_full(model):
@@ -104,13 +110,16 @@ def test_a_branch_without_data_makes_the_whole_call_full(model):
 def test_branches_may_be_batched_anew_between_evaluations(model):
     """Free memory decides how many conditionings share a call, so the grouping may change from step to step."""
     both = inputs(model, batch=2, seed=4)
-    halves = [tuple(t[i:i + 1] for t in both) for i in range(2)]
+    halves = [tuple(t[i : i + 1] for t in both) for i in range(2)]
     settings = Settings(schedule=explicit("FCAC", 0.4), selector=Selector("value_norm_high"))
     together, apart = (Controller(settings, [1.0, 0.8, 0.6, 0.4, 0.0]) for _ in range(2))
     for i, sigma in enumerate((1.0, 0.8, 0.6, 0.4)):
         kind, expected = evaluate(together, model, sigma, ["u", "c"], both)
         if i % 2:
-            outs = [evaluate(apart, model, sigma, [name], half, begin=name == "u") for name, half in zip("uc", halves)]
+            outs = [
+                evaluate(apart, model, sigma, [name], half, begin=name == "u")
+                for name, half in zip("uc", halves)
+            ]
         else:
             flipped = tuple(t.flip(0) for t in both)
             k, out = evaluate(apart, model, sigma, ["c", "u"], flipped)
@@ -136,7 +145,9 @@ def test_equal_branches_in_one_call_keep_two_caches(model):
     exact = plain(model, 1.0, both)
     for kind in "FA":
         assert evaluate(cache, model, 1.0, ["same", "same"], both)[0] == kind
-        assert torch.allclose(evaluate(cache, model, 1.0, ["same", "same"], both, begin=False)[1], exact, atol=1e-5, rtol=0)
+        assert torch.allclose(
+            evaluate(cache, model, 1.0, ["same", "same"], both, begin=False)[1], exact, atol=1e-5, rtol=0
+        )
 
 
 def test_two_models_in_one_run_keep_two_caches(model):
@@ -173,7 +184,12 @@ def test_of_an_unknown_model_the_output_alone_is_put_back_with_one_sentence(leve
         cache.begin_evaluation(sigma)
         with cache.call(mystery, ["cond"]):
             outs.append(mystery(torch.full((2, 4), i % 3 + 1.0)))
-    assert torch.equal(outs[2], outs[1]) and torch.equal(outs[4], outs[3]) and not torch.equal(outs[3], outs[1]) and len(seen) == 3
+    assert (
+        torch.equal(outs[2], outs[1])
+        and torch.equal(outs[4], outs[3])
+        and not torch.equal(outs[3], outs[1])
+        and len(seen) == 3
+    )
     report = cache.finish()
     (sentence,) = report.messages
     assert "Mystery" in sentence and "the model's output" in sentence
@@ -202,7 +218,11 @@ def test_a_refused_call_runs_plainly_with_one_sentence(model):
             assert kind == "F" and torch.equal(plain(model, sigma, data), plain(model, sigma, data))
     report = cache.finish()
     assert report.messages == ["FLUX (embedded) is sampled plainly: it is Sunday."]
-    assert [r.reason for r in report.records] == ["planned", "plain", "plain"] and "it is Sunday. Take" in report.why_nothing()
+    assert [r.reason for r in report.records] == [
+        "planned",
+        "plain",
+        "plain",
+    ] and "it is Sunday. Take" in report.why_nothing()
 
 
 # --- history and forecasts ------------------------------------------------------------------------
@@ -210,7 +230,9 @@ def test_a_refused_call_runs_plainly_with_one_sentence(model):
 
 def test_history_holds_full_steps_only_and_corrections_end_at_the_next_one(model):
     """The mixed-age rule, seen in every site of a run."""
-    settings = Settings(schedule=explicit("FFCACFC", 0.4), predictor=predictor("linear"), module_predictor=predictor("linear"))
+    settings = Settings(
+        schedule=explicit("FFCACFC", 0.4), predictor=predictor("linear"), module_predictor=predictor("linear")
+    )
     cache = Controller(settings, schedule_sigmas(7))
     full = []
     for i, sigma in enumerate(schedule_sigmas(7)[:-1]):
@@ -254,7 +276,9 @@ def ages(model, monkeypatch):
     monkeypatch.setattr(Selector, "choose", spy)
 
     def of(kinds):
-        settings = Settings(schedule=explicit(kinds, 0.3), selector=Selector("value_norm_high", staleness=1.0))
+        settings = Settings(
+            schedule=explicit(kinds, 0.3), selector=Selector("value_norm_high", staleness=1.0)
+        )
         sigmas, per_step = schedule_sigmas(len(kinds)), []
         cache = Controller(settings, sigmas)
         for sigma in sigmas[:-1]:
@@ -313,7 +337,11 @@ def test_the_linear_forecast_is_exact_on_a_straight_line():
     sigmas = [1 - (i / 8) ** 1.6 for i in range(9)]
     data = inputs(model)
     errors = {}
-    for name, forecast in (("linear", predictor("linear")), ("damped", predictor("linear", gain=0.5)), ("reuse", predictor("reuse"))):
+    for name, forecast in (
+        ("linear", predictor("linear")),
+        ("damped", predictor("linear", gain=0.5)),
+        ("reuse", predictor("reuse")),
+    ):
         line.calls = 0
         cache = Controller(Settings(schedule=explicit("FFAAAFAA"), predictor=forecast), sigmas)
         outs = [evaluate(cache, model, s, data=data)[1] for s in sigmas[:-1]]

@@ -7,23 +7,29 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cache_core import selectors
+from cache_core.config import Settings
 from cache_core.controller import Controller
-from cache_core.predictors import predictor
+from cache_core.predictors.extrapolation import predictor
 from cache_core.recipes import from_preset, preset_names
-from cache_core.schedule import explicit
-from cache_core.selectors import SCORES, Selector
-from cache_core.settings import Settings
+from cache_core.schedule.plan import explicit
+from cache_core.selectors import token_selection as selectors
+from cache_core.selectors.token_selection import SCORES, Selector
 from demo.sampler import schedule_sigmas
 from tests.tiny_flux import BLUE, RED, STAR, assert_untouched, evaluate, inputs, plain, ran, random_flux, run
 
 METHODS = {
     "duca": from_preset("duca", explicit("FCACAF", 0.3)),
     "forecast": from_preset("balanced", explicit("FFAAFA")),
-    "high": Settings(schedule=explicit("FCCAFC", 0.3), selector=Selector("value_norm_high", spatial_bonus=0.4)),
+    "high": Settings(
+        schedule=explicit("FCCAFC", 0.3), selector=Selector("value_norm_high", spatial_bonus=0.4)
+    ),
     "low": Settings(schedule=explicit("FCCAFC", 0.3), selector=Selector("value_norm_low", staleness=1.0)),
     "live": Settings(schedule=explicit("FCACFC", 0.3), attention="live"),
-    "modules": Settings(schedule=explicit("FFCCAC", 0.3), module_predictor=predictor("linear"), predictor=predictor("linear", gain=0.7)),
+    "modules": Settings(
+        schedule=explicit("FFCCAC", 0.3),
+        module_predictor=predictor("linear"),
+        predictor=predictor("linear", gain=0.7),
+    ),
 }
 HOW = [{"guidance": 1}, {"guidance": 2}, {"guidance": 2, "split": True}, {"sampler": "heun"}]
 
@@ -41,8 +47,11 @@ def distance(a, b):
 # --- exact where it must be -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [from_preset("off"), Settings(schedule=explicit("FFFFFF")), from_preset("duca", explicit("F"))],
-                         ids=["off", "all full", "one letter"])
+@pytest.mark.parametrize(
+    "settings",
+    [from_preset("off"), Settings(schedule=explicit("FFFFFF")), from_preset("duca", explicit("F"))],
+    ids=["off", "all full", "one letter"],
+)
 @pytest.mark.parametrize("how", HOW, ids=str)
 def test_without_skips_the_result_is_bit_identical(model, settings, how):
     result = run(model, settings, **how)
@@ -55,7 +64,12 @@ def test_without_skips_the_result_is_bit_identical(model, settings, how):
 @pytest.mark.parametrize("split", [False, True])
 def test_aggressive_after_full_at_the_same_sigma_is_exact(model, forecast, split):
     sigmas = [1.0, 1.0, 0.7, 0.7, 0.7, 0.3, 0.0]  # equal neighbours leave x as it was
-    result = run(model, Settings(schedule=explicit("FAFAAF"), predictor=predictor(forecast)), sigmas=sigmas, split=split)
+    result = run(
+        model,
+        Settings(schedule=explicit("FAFAAF"), predictor=predictor(forecast)),
+        sigmas=sigmas,
+        split=split,
+    )
     assert ran(result) == "FAFAAF"
     assert torch.equal(result.latents, run(model, sigmas=sigmas, split=split).latents)
 
@@ -84,7 +98,9 @@ def test_conservative_with_every_token_and_frozen_attention_differs(model):
 
 def test_aggressive_steps_keep_the_last_hidden_state_and_take_the_new_modulation(model, unchecked):
     seen = []
-    handle = model.final_layer.register_forward_pre_hook(lambda m, args: seen.append([a.clone() for a in args]))
+    handle = model.final_layer.register_forward_pre_hook(
+        lambda m, args: seen.append([a.clone() for a in args])
+    )
     try:
         run(model, Settings(schedule=explicit("FAAA")), steps=4, guidance=1)
     finally:
@@ -154,8 +170,12 @@ def test_every_selector_reaches_the_blocks(model, score):
 def test_text_ratio_rules_the_text_stream_alone(model):
     """Fresh text rows reach fresh image rows through live attention; replayed attention does not see them."""
     for attention in ("frozen", "live"):
-        none = run(model, Settings(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=0.0)).latents
-        text = run(model, Settings(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=1.0)).latents
+        none = run(
+            model, Settings(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=0.0)
+        ).latents
+        text = run(
+            model, Settings(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=1.0)
+        ).latents
         assert torch.equal(none, text)
         half = Settings(schedule=explicit("FCCCCC", 0.5), attention=attention)
         image, both = (run(model, replace(half, text_ratio=r)).latents for r in (0.0, 1.0))
@@ -293,7 +313,10 @@ def test_reports_count_what_the_model_did(model, preset, how):
         return lambda *_: calls.__setitem__(name, calls[name] + 1)
 
     always = from_preset(preset).level == "stack"  # its first blocks run on every step
-    places = {"model": model, "blocks": model.single_blocks[-1].linear1 if always else model.double_blocks[0].img_attn.qkv}
+    places = {
+        "model": model,
+        "blocks": model.single_blocks[-1].linear1 if always else model.double_blocks[0].img_attn.qkv,
+    }
     handles = [place.register_forward_pre_hook(count(name)) for name, place in places.items()]
     try:
         result = run(model, from_preset(preset), steps=9, **how)
@@ -304,7 +327,9 @@ def test_reports_count_what_the_model_did(model, preset, how):
     totals = report.totals()
     assert totals["calls"] == calls["model"] == result.calls == len(kinds) * (2 if how.get("split") else 1)
     assert totals["full_calls"] == calls["blocks"]  # a replayed attention runs no projection
-    assert totals["evaluations"] == len(kinds) == totals["full"] + totals["conservative"] + totals["aggressive"]
+    assert (
+        totals["evaluations"] == len(kinds) == totals["full"] + totals["conservative"] + totals["aggressive"]
+    )
     assert kinds == "".join(report.schedule["kinds"][i // stages] for i in range(len(kinds)))
     assert totals["skipped"] == kinds.count("A") and totals["changed"] == 0
     if stages == 1:
@@ -315,7 +340,9 @@ def test_reports_count_what_the_model_did(model, preset, how):
 
 def test_times_in_the_report_come_from_the_clock_it_was_given(model):
     ticks = iter(range(100))
-    cache = Controller(from_preset("fora", explicit("FAA")), [1.0, 0.6, 0.3, 0.0], seconds=lambda: next(ticks) * 0.5)
+    cache = Controller(
+        from_preset("fora", explicit("FAA")), [1.0, 0.6, 0.3, 0.0], seconds=lambda: next(ticks) * 0.5
+    )
     for sigma in (1.0, 0.6, 0.3):
         evaluate(cache, model, sigma)
     report = cache.finish()

@@ -2,14 +2,18 @@
 
 import torch
 
-from cache_core.forecasts import forecast
-from cache_core.schedule import explicit
-from cache_core.settings import Settings
+from cache_core.config import Settings
+from cache_core.predictors.build import forecast
+from cache_core.schedule.plan import explicit
 from demo.flux import Flux, FluxConfig
 from demo.sampler import sample
 
 SIZE = 64  # pixels: a latent of 8 x 8, 16 image tokens
-RED, BLUE, STAR = "a large red heart center on a checkered white background", "a small blue circle center", "a large yellow star center"
+RED, BLUE, STAR = (
+    "a large red heart center on a checkered white background",
+    "a small blue circle center",
+    "a large yellow star center",
+)
 
 torch.set_num_threads(1)  # tensors this small gain nothing from more, and sums keep one order
 
@@ -19,7 +23,9 @@ def random_flux(double=2, single=2, seed=0, hidden=128, kind=Flux):
     model = kind(FluxConfig(hidden=hidden, double=double, single=single)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
-        p.copy_(torch.randn(p.shape, generator=generator) * 0.08 + (1.0 if name.endswith("norm.scale") else 0.0))
+        p.copy_(
+            torch.randn(p.shape, generator=generator) * 0.08 + (1.0 if name.endswith("norm.scale") else 0.0)
+        )
     return model
 
 
@@ -35,8 +41,11 @@ def ran(result):
 def inputs(model, size=8, text=5, seed=0, batch=1):
     """Latent, text tokens and pooled text."""
     g = torch.Generator().manual_seed(seed)
-    return (torch.randn(batch, 16, size, size, generator=g), torch.randn(batch, text, model.config.token_dim, generator=g),
-            torch.randn(batch, model.config.pooled_dim, generator=g))
+    return (
+        torch.randn(batch, 16, size, size, generator=g),
+        torch.randn(batch, text, model.config.token_dim, generator=g),
+        torch.randn(batch, model.config.pooled_dim, generator=g),
+    )
 
 
 def plain(model, sigma, data):
@@ -58,20 +67,41 @@ def assert_untouched(model):
 
 
 LEVELS = {
-    "final": {"level": "final"}, "output": {"level": "output"}, "stack": {"level": "stack"},
-    "singles": {"level": "stack", "first": "single"}, "block": {"level": "block"}, "module": {"level": "module"},
+    "final": {"level": "final"},
+    "output": {"level": "output"},
+    "stack": {"level": "stack"},
+    "singles": {"level": "stack", "first": "single"},
+    "block": {"level": "block"},
+    "module": {"level": "module"},
 }
 RULES = [{"name": "reuse"}, {"name": "linear", "gain": 0.9}, {"name": "newton"}]
 FORECASTS = {
-    "reuse": RULES[0], "linear": RULES[1], "newton": RULES[2],
-    "least squares": {"name": "newton", "adapt": "least_squares"}, "back off": {"name": "linear", "adapt": "back_off"},
-    "channel": {"by": "channel", "pool": RULES, "clusters": 3}, "band": {"by": "band", "low": RULES[0], "high": RULES[2], "cut": 0.5},
-    "token": {"by": "token", "pool": RULES}, "probe": {"name": "probe_gain", "low": None},
+    "reuse": RULES[0],
+    "linear": RULES[1],
+    "newton": RULES[2],
+    "least squares": {"name": "newton", "adapt": "least_squares"},
+    "back off": {"name": "linear", "adapt": "back_off"},
+    "channel": {"by": "channel", "pool": RULES, "clusters": 3},
+    "band": {"by": "band", "low": RULES[0], "high": RULES[2], "cut": 0.5},
+    "token": {"by": "token", "pool": RULES},
+    "probe": {"name": "probe_gain", "low": None},
     "residual": {"name": "residual"},
 }
-PAIRS = [*(("final", f) for f in FORECASTS if f != "residual"), *((level, "linear") for level in LEVELS if level != "final"),
-         ("output", "residual"), ("stack", "token"), ("singles", "probe"), ("singles", "band"), ("output", "band"), ("output", "channel"),
-         ("block", "channel"), ("block", "band"), ("block", "least squares"), ("module", "newton"), ("module", "least squares")]
+PAIRS = [
+    *(("final", f) for f in FORECASTS if f != "residual"),
+    *((level, "linear") for level in LEVELS if level != "final"),
+    ("output", "residual"),
+    ("stack", "token"),
+    ("singles", "probe"),
+    ("singles", "band"),
+    ("output", "band"),
+    ("output", "channel"),
+    ("block", "channel"),
+    ("block", "band"),
+    ("block", "least squares"),
+    ("module", "newton"),
+    ("module", "least squares"),
+]
 """Levels and forecasts that are tested together."""
 
 

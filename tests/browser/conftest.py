@@ -21,16 +21,29 @@ from tests.browser.front_end import FOLDER, PLOT_OF
 
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_UNDER_TEST", ""))
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 START, LOAD = 180, 120  # seconds to wait at most
 DOM_WIDGETS_IN_NODES2 = (1, 30)
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False, "Comfy.ColorPalette": "dark", "Comfy.Locale": "en"}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.Persist": False,
+    "Comfy.ColorPalette": "dark",
+    "Comfy.Locale": "en",
+}
 
 
 @pytest.fixture(scope="session")
 def chromium():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM_UNDER_TEST", "/usr/bin/chromium"), args=ARGUMENTS)
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM_UNDER_TEST", "/usr/bin/chromium"), args=ARGUMENTS
+        )
         yield browser
         browser.close()
 
@@ -44,8 +57,14 @@ def screens():
 
 
 def _python() -> str:
-    found = (COMFYUI / folder / binary for folder in (".venv", "venv") for binary in ("bin/python", "Scripts/python.exe"))
-    return os.environ.get("COMFYUI_PYTHON") or str(next((path for path in found if path.exists()), sys.executable))
+    found = (
+        COMFYUI / folder / binary
+        for folder in (".venv", "venv")
+        for binary in ("bin/python", "Scripts/python.exe")
+    )
+    return os.environ.get("COMFYUI_PYTHON") or str(
+        next((path for path in found if path.exists()), sys.executable)
+    )
 
 
 def _renderers() -> list[str]:
@@ -71,8 +90,21 @@ def server(tmp_path_factory):
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / FOLDER).symlink_to(ROOT, target_is_directory=True)
     address, log = f"http://127.0.0.1:{(port := _free_port())}", base / "server.log"
-    command = [_python(), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base),
-               "--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes"]
+    command = [
+        _python(),
+        "main.py",
+        "--cpu",
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--base-directory",
+        str(base),
+        "--database-url",
+        "sqlite:///:memory:",
+        "--disable-auto-launch",
+        "--disable-api-nodes",
+    ]
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=COMFYUI, stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -106,13 +138,24 @@ def open_front_end(chromium, server):
         page = context.new_page()
         page.errors, page.renderer = [], renderer
         ours = page.errors.append
-        page.on("console", lambda m: ours(m.text) if m.type == "error" and FOLDER in m.text + m.location.get("url", "") else None)
-        page.on("pageerror", lambda error: ours(f"{error}\n{error.stack}") if FOLDER in f"{error} {error.stack}" else None)
+        page.on(
+            "console",
+            lambda m: (
+                ours(m.text) if m.type == "error" and FOLDER in m.text + m.location.get("url", "") else None
+            ),
+        )
+        page.on(
+            "pageerror",
+            lambda error: ours(f"{error}\n{error.stack}") if FOLDER in f"{error} {error.stack}" else None,
+        )
         for name, value in {**SETTINGS, "Comfy.VueNodes.Enabled": renderer == "nodes2", **settings}.items():
             context.request.post(f"{server}/api/settings/{name}", data=json.dumps(value))
         page.goto(server, wait_until="commit")
-        page.wait_for_function("() => window.app?.extensionManager && window.app.graph && !document.querySelector('#splash-loader') "
-                               "&& window.LiteGraph?.registered_node_types?.CacheScheduleBuilder != null", timeout=1000 * LOAD)
+        page.wait_for_function(
+            "() => window.app?.extensionManager && window.app.graph && !document.querySelector('#splash-loader') "
+            "&& window.LiteGraph?.registered_node_types?.CacheScheduleBuilder != null",
+            timeout=1000 * LOAD,
+        )
         loaded = page.evaluate("() => window.app.extensions.map((extension) => extension.name)")
         assert {"dual_cache.schedule_plot", "dual_cache.report"} <= set(loaded), "our scripts were not loaded"
         return page

@@ -38,14 +38,17 @@ REPORTED = """([id, text, prompt_id]) => window.comfyAPI.api.api.dispatchEvent(n
 
 def load(page, workflow, name=None):
     """Opens a workflow as from a file, without the questions about missing files, and shows its outermost graph."""
-    page.evaluate("""async ([workflow, name]) => {
+    page.evaluate(
+        """async ([workflow, name]) => {
       const { app } = window, frame = () => new Promise((done) => requestAnimationFrame(done));
       // Left open, a subgraph stands in the page's address, by which the front end would go back to its workflow.
       app.canvas.setGraph(app.rootGraph ?? app.graph);
       for (let i = 0; i < 10; i++) await frame();
       await app.loadGraphData({ ...workflow, id: crypto.randomUUID() }, true, true, name);
       app.canvas.setGraph(app.rootGraph ?? app.graph);
-    }""", [workflow, name])
+    }""",
+        [workflow, name],
+    )
     dialogs = page.get_by_role("dialog").filter(visible=True)
     while dialogs.count():
         page.keyboard.press("Escape")
@@ -54,7 +57,10 @@ def load(page, workflow, name=None):
 
 def open_workflow(page, types):
     """Opens a workflow that holds one node of each type."""
-    load(page, page.evaluate("""types => {
+    load(
+        page,
+        page.evaluate(
+            """types => {
       const { app, LiteGraph } = window;
       app.graph.clear();
       types.reduce((x, type) => {
@@ -64,7 +70,10 @@ def open_workflow(page, types):
         return x + node.size[0] + 40;
       }, 0);
       return JSON.parse(JSON.stringify(app.graph.serialize()));
-    }""", list(types)))
+    }""",
+            list(types),
+        ),
+    )
     page.evaluate("""() => {
       const { canvas } = window.app;
       Object.assign(canvas.ds, { scale: 1, offset: [120, 120] });
@@ -76,8 +85,11 @@ def open_workflow(page, types):
 
 def template(page, name):
     """One of workflows/*.json, as the template browser fetches it."""
-    return page.evaluate("""async ([folder, name]) =>
-      (await fetch(`/api/workflow_templates/${encodeURIComponent(folder)}/${name}.json`)).json()""", [FOLDER, name])
+    return page.evaluate(
+        """async ([folder, name]) =>
+      (await fetch(`/api/workflow_templates/${encodeURIComponent(folder)}/${name}.json`)).json()""",
+        [FOLDER, name],
+    )
 
 
 def press_run(page):
@@ -87,7 +99,10 @@ def press_run(page):
 def queue(page, prompt):
     """Presses Run; the server is left out, and the front end is told that the prompt has this id."""
     answer = {"prompt_id": prompt, "number": 1, "node_errors": {}}
-    page.route("**/api/prompt", lambda route: route.fulfill(json=answer) if route.request.method == "POST" else route.fallback())
+    page.route(
+        "**/api/prompt",
+        lambda route: route.fulfill(json=answer) if route.request.method == "POST" else route.fallback(),
+    )
     with page.expect_response("**/api/prompt"):
         press_run(page)
     page.unroute("**/api/prompt")
@@ -95,7 +110,8 @@ def queue(page, prompt):
 
 def undo_a_change(page, kind):
     """Gives a node another title and takes that back, which makes all nodes anew."""
-    page.evaluate("""async kind => {
+    page.evaluate(
+        """async kind => {
       const { app } = window, { changeTracker } = app.extensionManager.workflow.activeWorkflow;
       const capture = () => (changeTracker.captureCanvasState ?? changeTracker.checkState).call(changeTracker);
       const find = () => app.canvas.graph._nodes.find((node) => node.type === kind);
@@ -105,7 +121,9 @@ def undo_a_change(page, kind):
       capture();
       await changeTracker.undo();
       if (find() === before || find().title === "Another") throw new Error("nothing was undone");
-    }""", kind)
+    }""",
+        kind,
+    )
 
 
 def wait(page, condition, argument=None, timeout=PATIENCE):
@@ -118,17 +136,23 @@ def state(page, kind=OURS[0]):
 
 def node(page, expression, kind=OURS[0]):
     """The value of a JavaScript expression about `node`, `widget(name)` and `app`, in the graph that is shown."""
-    return page.evaluate(f"""kind => {{
+    return page.evaluate(
+        f"""kind => {{
       const {{ app }} = window, node = app.canvas.graph._nodes.find((n) => n.type === kind);
       const widget = (name) => node.widgets.find((w) => w.name === name);
       return {expression};
-    }}""", kind)
+    }}""",
+        kind,
+    )
 
 
 def set_widget(page, name, value, kind=OURS[0]):
     """Sets a widget of a node in the graph that is shown, and tells those who listen."""
-    node(page, f"(widget('{name}').value = {json.dumps(value)}, widget('{name}').callback(widget('{name}').value, app.canvas, node), null)",
-         kind)
+    node(
+        page,
+        f"(widget('{name}').value = {json.dumps(value)}, widget('{name}').callback(widget('{name}').value, app.canvas, node), null)",
+        kind,
+    )
 
 
 def kinds_are(page, kinds, kind=OURS[0]):
@@ -149,8 +173,12 @@ def press_more(page, name):
 
 def bar(page, index, kind=OURS[0]):
     """The middle of a bar in page coordinates."""
-    frame = page.locator(".dual-cache-frame").nth(page.evaluate(
-        "kind => [...document.querySelectorAll('.dual-cache')].findIndex((e) => e.__dualCache.node === kind)", kind))
+    frame = page.locator(".dual-cache-frame").nth(
+        page.evaluate(
+            "kind => [...document.querySelectorAll('.dual-cache')].findIndex((e) => e.__dualCache.node === kind)",
+            kind,
+        )
+    )
     box, inner = frame.bounding_box(), frame.evaluate("element => element.clientWidth")
     side, steps = EDGE * box["width"] / inner, len(state(page, kind)["bars"])
     return box["x"] + side + (box["width"] - 2 * side) * (index + 0.5) / steps, box["y"] + box["height"] / 2

@@ -7,7 +7,18 @@ import urllib.request
 
 import pytest
 
-from tests.browser.front_end import FOLDER, OURS, SEND, bar, kinds_are, node, open_workflow, press_more, state, wait
+from tests.browser.front_end import (
+    FOLDER,
+    OURS,
+    SEND,
+    bar,
+    kinds_are,
+    node,
+    open_workflow,
+    press_more,
+    state,
+    wait,
+)
 
 BALANCED = "FFF" + "AAF" * 9
 
@@ -20,7 +31,9 @@ def graph(page):
 
 
 def history(page):
-    return page.evaluate("() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length")
+    return page.evaluate(
+        "() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
+    )
 
 
 def test_nodes_are_found_and_scripts_are_served(page, server):
@@ -32,12 +45,20 @@ def test_nodes_are_found_and_scripts_are_served(page, server):
 
 def test_scripts_that_are_served_twice_act_once(page):
     """ComfyUI may serve the folder under two names."""
-    page.evaluate("""async folder => {
+    page.evaluate(
+        """async folder => {
       for (const name of ["widget", "report", "compare", "restore"]) await import(`/extensions/${folder}/${name}.js?again`);
-    }""", FOLDER)
+    }""",
+        FOLDER,
+    )
     names = page.evaluate("() => window.app.extensions.map((extension) => extension.name)")
     ours = sorted(name for name in names if name.startswith("dual_cache."))
-    assert ours == ["dual_cache.compare", "dual_cache.report", "dual_cache.restore", "dual_cache.schedule_plot"]
+    assert ours == [
+        "dual_cache.compare",
+        "dual_cache.report",
+        "dual_cache.restore",
+        "dual_cache.schedule_plot",
+    ]
 
 
 def test_a_new_builder_shows_its_plan(graph, screens):
@@ -104,8 +125,28 @@ def test_saving_and_reloading_keeps_the_list(graph):
     changed = BALANCED[:4] + "F" + BALANCED[5:]
     kinds_are(graph, changed)
     saved = graph.evaluate("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
-    assert saved["nodes"][0]["widgets_values"] == ["balanced", 30, 5, "conservative, aggressive", 0.1, 3, 1, 0, 1, changed]
-    empty = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "config": {}, "extra": {}}
+    assert saved["nodes"][0]["widgets_values"] == [
+        "balanced",
+        30,
+        5,
+        "conservative, aggressive",
+        0.1,
+        3,
+        1,
+        0,
+        1,
+        changed,
+    ]
+    empty = {
+        "version": 0.4,
+        "last_node_id": 0,
+        "last_link_id": 0,
+        "nodes": [],
+        "links": [],
+        "groups": [],
+        "config": {},
+        "extra": {},
+    }
     graph.evaluate("async workflow => { await window.app.loadGraphData(workflow); }", empty)
     wait(graph, "() => !document.querySelector('.dual-cache')")
     graph.evaluate("async workflow => { await window.app.loadGraphData(workflow); }", saved)
@@ -128,7 +169,10 @@ def test_samplers_follow_a_connected_builder(page, screens):
     wait(page, "() => window.plotOf('DualCache').bars.length === 12")
     assert len(state(page, "DualCacheSampler")["bars"]) == 30
     page.mouse.click(*bar(page, 4))
-    wait(page, "() => window.plotOf('DualCache').plan.kinds[4] === 'F' && window.plotOf('DualCacheSampler').plan.generator === null")
+    wait(
+        page,
+        "() => window.plotOf('DualCache').plan.kinds[4] === 'F' && window.plotOf('DualCacheSampler').plan.generator === null",
+    )
     values = "JSON.stringify(app.graph.serialize().nodes.map((n) => n.widgets_values).sort())"  # a click brings a node to the front
     before = node(page, values)
     page.mouse.click(*bar(page, 3, "DualCacheSampler"))  # describes only
@@ -148,7 +192,10 @@ def test_a_run_fills_in_and_outlives_an_undo(page, screens):
     page.evaluate(SEND, [number, BALANCED, 0, True])
     wait(page, "() => window.plotOf('DualCacheSampler').mode === 'ran'")
     page.mouse.move(*bar(page, 4, "DualCacheSampler"))
-    wait(page, "() => window.plotOf('DualCacheSampler').detail.startsWith('Step 5 of 30, full in place of aggressive')")
+    wait(
+        page,
+        "() => window.plotOf('DualCacheSampler').detail.startsWith('Step 5 of 30, full in place of aggressive')",
+    )
     assert "A sentence of the report." in page.locator(".dual-cache-warnings").inner_text()
     page.screenshot(path=screens / f"comfy-{page.renderer}-ran.png")
     press_more(page, "steps") if page.renderer == "nodes2" else _set_steps(page, 31)
@@ -167,7 +214,9 @@ def test_a_builder_shows_the_run_that_it_planned_and_can_still_be_edited(page, s
     page.evaluate(SEND, [node(page, "node.id", "DualCacheSampler"), BALANCED, 30, True])
     wait(page, "() => window.plotOf('CacheScheduleBuilder').mode === 'ran'")
     now = state(page)
-    assert now["editable"] and now["bars"][4]["changed"] and all(bar["milliseconds"] > 0 for bar in now["bars"])
+    assert (
+        now["editable"] and now["bars"][4]["changed"] and all(bar["milliseconds"] > 0 for bar in now["bars"])
+    )
     page.screenshot(path=screens / f"comfy-{page.renderer}-builder-ran.png")
     page.mouse.click(*bar(page, 6))
     kinds_are(page, BALANCED[:6] + "F" + BALANCED[7:])
@@ -176,12 +225,15 @@ def test_a_builder_shows_the_run_that_it_planned_and_can_still_be_edited(page, s
 
 
 def _set_steps(page, value):
-    page.evaluate("""value => {
+    page.evaluate(
+        """value => {
       const { app } = window, node = app.graph._nodes[0], steps = node.widgets.find((w) => w.name === "steps");
       app.canvas.emitBeforeChange();
       steps.setValue(value, { e: {}, node, canvas: app.canvas });
       app.canvas.emitAfterChange();
-    }""", value)
+    }""",
+        value,
+    )
 
 
 def test_wheel_and_middle_button_move_the_graph(graph):
@@ -189,10 +241,13 @@ def test_wheel_and_middle_button_move_the_graph(graph):
     graph.mouse.move(*bar(graph, 10))
     graph.mouse.wheel(0, -240)
     wait(graph, "scale => window.app.canvas.ds.scale > scale", scale)
-    wait(graph, """() => {
+    wait(
+        graph,
+        """() => {
       const canvas = document.querySelector(".dual-cache canvas");
       return canvas.width >= canvas.getBoundingClientRect().width - 2;
-    }""")
+    }""",
+    )
     left = node(graph, "app.canvas.ds.offset[0]")
     x, y = bar(graph, 10)
     graph.mouse.move(x, y)
@@ -205,12 +260,16 @@ def test_wheel_and_middle_button_move_the_graph(graph):
 
 
 def test_a_light_palette_makes_a_light_plot(graph, screens):
-    graph.evaluate("async () => { await window.app.extensionManager.setting.set('Comfy.ColorPalette', 'light'); }")
+    graph.evaluate(
+        "async () => { await window.app.extensionManager.setting.set('Comfy.ColorPalette', 'light'); }"
+    )
     try:
         wait(graph, "() => document.querySelector('.dual-cache').hasAttribute('data-light')")
         graph.screenshot(path=screens / f"comfy-{graph.renderer}-light.png")
     finally:
-        graph.evaluate("async () => { await window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark'); }")
+        graph.evaluate(
+            "async () => { await window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark'); }"
+        )
     wait(graph, "() => !document.querySelector('.dual-cache').hasAttribute('data-light')")
 
 
@@ -226,14 +285,19 @@ def test_help_is_in_the_language_of_the_front_end(open_front_end, screens, langu
     """In English where there is no page in that language; with its pictures."""
     page = open_front_end("classic", **{"Comfy.Locale": language})
     open_workflow(page, OURS[:1])
-    node(page, "(app.canvas.ds.offset[1] = 250, app.canvas.setDirty(true, true))")  # room for the toolbox above the node
+    node(
+        page, "(app.canvas.ds.offset[1] = 250, app.canvas.setDirty(true, true))"
+    )  # room for the toolbox above the node
     left, top = node(page, "[node.pos[0] + app.canvas.ds.offset[0], node.pos[1] + app.canvas.ds.offset[1]]")
     box = page.locator("#graph-canvas").bounding_box()
     page.mouse.click(box["x"] + left + 100, box["y"] + top - 15)  # its title
     page.get_by_test_id("info-button").click()
     text = page.locator(".node-help-content")
     text.get_by_role("heading", name=heading).wait_for()
-    wait(page, "() => [...document.querySelectorAll('.node-help-content img')].some((image) => image.naturalWidth > 0)")
+    wait(
+        page,
+        "() => [...document.querySelectorAll('.node-help-content img')].some((image) => image.naturalWidth > 0)",
+    )
     page.screenshot(path=screens / f"comfy-help-{language}.png")
     page.context.close()
     assert page.errors == [] or language == "fr"  # where the front end has looked in vain

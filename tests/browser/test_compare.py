@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import json
 
-from tests.browser.front_end import load, node, open_workflow, press_run, set_widget, template, undo_a_change, wait
+from tests.browser.front_end import (
+    load,
+    node,
+    open_workflow,
+    press_run,
+    set_widget,
+    template,
+    undo_a_change,
+    wait,
+)
 
 PANEL, STAGE = ".dual-cache-compare", ".dual-cache-stage"
 STEPS, RUN = 6, 120_000
@@ -23,7 +32,10 @@ def test_the_template_runs_and_compares(page, screens):
     set_widget(page, "fewer_from", "equal calls", "CacheCompare")
     press_run(page)
     wait(page, f"() => ({STATE})()?.ways?.length === 3", timeout=RUN)
-    wait(page, f"() => [...document.querySelectorAll('{STAGE} img')].every((image) => image.naturalWidth === 256)")
+    wait(
+        page,
+        f"() => [...document.querySelectorAll('{STAGE} img')].every((image) => image.naturalWidth === 256)",
+    )
     assert page.locator(f"{PANEL} tbody tr").count() == 3
     cells = page.locator(f"{PANEL} tbody tr").nth(2).locator("td").all_inner_texts()
     assert cells[:3] == ["4", "4", "4"] and 10 < float(cells[4]) < 80
@@ -35,7 +47,9 @@ def test_the_template_runs_and_compares(page, screens):
     buttons(page, screens)
     undo_a_change(page, "CacheCompare")
     wait(page, f"() => ({STATE})()?.ways?.length === 3")
-    page.evaluate("() => window.app.graph.remove(window.app.graph._nodes.find((node) => node.type === 'CacheCompare'))")
+    page.evaluate(
+        "() => window.app.graph.remove(window.app.graph._nodes.find((node) => node.type === 'CacheCompare'))"
+    )
     wait(page, f"() => !document.querySelector('{PANEL}')")
     assert page.errors == []
 
@@ -65,18 +79,32 @@ def drag(page):
     page.mouse.move(box["x"] + 0.75 * box["width"], y)  # not pressed
     assert abs(state(page)["split"] - 25) < 1.5
     assert node(page, "[...node.pos]", "CacheCompare") == place
-    assert page.locator(f"{STAGE} img").first.evaluate("image => getComputedStyle(image).clipPath").startswith("inset(0")
+    assert (
+        page.locator(f"{STAGE} img")
+        .first.evaluate("image => getComputedStyle(image).clipPath")
+        .startswith("inset(0")
+    )
 
 
 def keys(page):
     stage, nodes = page.locator(STAGE), "app.graph._nodes.length"
     stage.focus()
     before = node(page, nodes, "CacheCompare")
-    for key, place in (("Home", 0), ("ArrowRight", 2), ("PageUp", 12), ("ArrowLeft", 10), ("End", 100), ("ArrowRight", 100)):
+    for key, place in (
+        ("Home", 0),
+        ("ArrowRight", 2),
+        ("PageUp", 12),
+        ("ArrowLeft", 10),
+        ("End", 100),
+        ("ArrowRight", 100),
+    ):
         page.keyboard.press(key)
         assert state(page)["split"] == place, key
     assert stage.get_attribute("role") == "slider" and stage.get_attribute("aria-valuenow") == "100"
-    assert stage.get_attribute("aria-valuetext") == "100 per cent uncached on the left, 0 per cent cached on the right"
+    assert (
+        stage.get_attribute("aria-valuetext")
+        == "100 per cent uncached on the left, 0 per cent cached on the right"
+    )
     page.keyboard.press("Home")
     assert node(page, nodes, "CacheCompare") == before
 
@@ -86,7 +114,10 @@ def buttons(page, screens):
     page.get_by_role("button", name="fewer steps", exact=True).click()
     assert state(page)["way"] == 2 and page.locator(f"{STAGE} img").nth(1).get_attribute("src") != before
     page.get_by_role("button", name="difference", exact=True).click()
-    assert state(page)["difference"] and page.get_by_role("button", name="difference", exact=True).get_attribute("aria-pressed") == "true"
+    assert (
+        state(page)["difference"]
+        and page.get_by_role("button", name="difference", exact=True).get_attribute("aria-pressed") == "true"
+    )
     page.screenshot(path=screens / f"compare-{page.renderer}-difference.png")
     page.get_by_role("button", name="cached", exact=True).click()
     assert state(page)["way"] == 1 and state(page)["difference"]
@@ -104,11 +135,28 @@ def test_frames_touch_and_a_light_palette(page, screens):
     way = {"steps": 6, "calls": 6, "full_calls": 6, "seconds": [1], "median_seconds": 1.0}
     near = {"psnr": 31.5, "psnr_worst": 22.0, "ssim": 0.9, "worst": 3, "count": 9}
     lost = [{"filename": f"gone_{i}.png", "subfolder": "", "type": "temp"} for i in range(3)]
-    data = {"video": True, "notes": ["A note."], "table": [["", "steps"], ["uncached", "6"], ["cached", "6"]],
-            "ways": [{**way, "name": "uncached", "closeness": None}, {**way, "name": "cached", "closeness": near}],
-            "shown": {"frames": [0, 3, 8], "count": 9, "first": 1, "scale": 0.25, "pictures": [lost, lost], "maps": [lost]}}
-    page.evaluate("""([id, data]) => window.comfyAPI.api.api.dispatchEvent(new CustomEvent("executed", {
-      detail: { node: String(id), display_node: String(id), output: { dual_cache_compare: [data] } } }))""", [number, json.dumps(data)])
+    data = {
+        "video": True,
+        "notes": ["A note."],
+        "table": [["", "steps"], ["uncached", "6"], ["cached", "6"]],
+        "ways": [
+            {**way, "name": "uncached", "closeness": None},
+            {**way, "name": "cached", "closeness": near},
+        ],
+        "shown": {
+            "frames": [0, 3, 8],
+            "count": 9,
+            "first": 1,
+            "scale": 0.25,
+            "pictures": [lost, lost],
+            "maps": [lost],
+        },
+    }
+    page.evaluate(
+        """([id, data]) => window.comfyAPI.api.api.dispatchEvent(new CustomEvent("executed", {
+      detail: { node: String(id), display_node: String(id), output: { dual_cache_compare: [data] } } }))""",
+        [number, json.dumps(data)],
+    )
     wait(page, f"() => document.querySelector('{PANEL}').textContent.includes('gone from ComfyUI')")
     errors = [error for error in page.errors if "gone_" not in error]
     page.errors.clear()
@@ -119,14 +167,21 @@ def test_frames_touch_and_a_light_palette(page, screens):
     page.keyboard.press("ArrowRight")
     assert state(page)["frame"] == 2 and slider.get_attribute("aria-valuetext") == "frame 9 of 9"
     assert page.locator(STAGE).evaluate("stage => getComputedStyle(stage).touchAction") == "none"
-    page.evaluate("async () => { await window.app.extensionManager.setting.set('Comfy.ColorPalette', 'light'); }")
+    page.evaluate(
+        "async () => { await window.app.extensionManager.setting.set('Comfy.ColorPalette', 'light'); }"
+    )
     try:
-        wait(page, f"""() => {{
+        wait(
+            page,
+            f"""() => {{
           const style = getComputedStyle(document.querySelector('{PANEL}'));
           const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).every((n) => n > 150);
           return light(style.backgroundColor) && !light(style.color);
-        }}""")
+        }}""",
+        )
         page.screenshot(path=screens / f"compare-{page.renderer}-light.png")
     finally:
-        page.evaluate("async () => { await window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark'); }")
+        page.evaluate(
+            "async () => { await window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark'); }"
+        )
     page.errors.clear()

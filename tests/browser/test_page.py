@@ -33,7 +33,9 @@ def open_page(chromium, address):
     contexts, errors = [], []
 
     def opened(**settings):
-        context = chromium.new_context(**{"viewport": {"width": 1180, "height": 1000}, "reduced_motion": "reduce", **settings})
+        context = chromium.new_context(
+            **{"viewport": {"width": 1180, "height": 1000}, "reduced_motion": "reduce", **settings}
+        )
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -65,11 +67,15 @@ def page(shared):
 
 def settle(page):
     """Waits until what was asked for is drawn."""
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(done))))")
+    page.evaluate(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(done))))"
+    )
 
 
 def state(page, name):
-    return page.evaluate("name => JSON.parse(JSON.stringify(window.plots[name].panel.element.__dualCache))", name)
+    return page.evaluate(
+        "name => JSON.parse(JSON.stringify(window.plots[name].panel.element.__dualCache))", name
+    )
 
 
 def pixels(page, name):
@@ -86,7 +92,9 @@ def bar(page, name, index):
     box = page.locator(FRAME.format(name)).bounding_box()
     steps = len(state(page, name)["bars"])
     scale = box["width"] / page.evaluate("name => window.plots[name].panel.frame.clientWidth", name)
-    return box["x"] + scale * EDGE + (box["width"] - 2 * scale * EDGE) * (index + 0.5) / steps, box["y"] + box["height"] / 2
+    return box["x"] + scale * EDGE + (box["width"] - 2 * scale * EDGE) * (index + 0.5) / steps, box[
+        "y"
+    ] + box["height"] / 2
 
 
 def test_it_redraws_as_values_change(page):
@@ -106,7 +114,9 @@ def test_a_click_changes_a_step_and_makes_the_list_explicit(page):
     settle(page)
     now = state(page, "builder")
     assert (kinds[5], now["plan"]["kinds"][5]) == ("C", "A")
-    assert now["listed"] and now["plan"]["kinds"] == page.evaluate("() => window.plots.builder.context.values.explicit")
+    assert now["listed"] and now["plan"]["kinds"] == page.evaluate(
+        "() => window.plots.builder.context.values.explicit"
+    )
     page.get_by_role("button", name="Clear list").first.click()
     assert state(page, "builder")["plan"]["kinds"] == kinds
 
@@ -126,12 +136,17 @@ def test_a_drag_over_the_bars_changes_nothing(page):
 
 
 def test_touch_is_left_to_the_page(page):
-    assert page.locator(FRAME.format("builder")).evaluate("element => getComputedStyle(element).touchAction") == "auto"
+    assert (
+        page.locator(FRAME.format("builder")).evaluate("element => getComputedStyle(element).touchAction")
+        == "auto"
+    )
 
 
 def test_the_legend_draws_what_the_plot_draws(page):
     """The mark of a step that did not run as planned stands on its base."""
-    shape = page.evaluate("() => getComputedStyle(document.querySelector('#ran .changed'), '::before').clipPath")
+    shape = page.evaluate(
+        "() => getComputedStyle(document.querySelector('#ran .changed'), '::before').clipPath"
+    )
     assert shape == "polygon(50% 0px, 100% 100%, 0px 100%)"
 
 
@@ -146,10 +161,25 @@ def test_the_first_step_stays_full(page):
 
 def test_the_keyboard_reaches_and_changes_every_step(page):
     page.locator(FRAME.format("builder")).focus()
-    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "Enter", "ArrowRight", "f", "End", " ", "ArrowLeft", "c"):
+    for key in (
+        "ArrowRight",
+        "ArrowRight",
+        "ArrowRight",
+        "Enter",
+        "ArrowRight",
+        "f",
+        "End",
+        " ",
+        "ArrowLeft",
+        "c",
+    ):
         page.keyboard.press(key)
     now = state(page, "builder")
-    assert page.evaluate("() => window.plots.builder.edits") == [[3, "A"], [4, "F"], [29, "C"]]  # step 29 was conservative before
+    assert page.evaluate("() => window.plots.builder.edits") == [
+        [3, "A"],
+        [4, "F"],
+        [29, "C"],
+    ]  # step 29 was conservative before
     assert (now["selected"], now["plan"]["kinds"][28]) == (28, "C")
     assert page.locator("#builder [aria-live]").inner_text() == now["detail"]
 
@@ -165,7 +195,9 @@ def test_what_cannot_be_edited_only_describes(page):
     page.mouse.click(*bar(page, "planned", 4))
     page.keyboard.press("a")
     now = state(page, "planned")
-    assert now["selected"] == 4 and not now["listed"] and page.evaluate("() => window.plots.planned.edits") == []
+    assert (
+        now["selected"] == 4 and not now["listed"] and page.evaluate("() => window.plots.planned.edits") == []
+    )
     assert now["detail"].startswith("Step 5 of 30, aggressive")
 
 
@@ -197,7 +229,9 @@ def test_settings_without_a_plan_say_so(page):
 
 def test_it_speaks_to_screen_readers(page):
     frame = page.locator(FRAME.format("builder"))
-    assert frame.get_attribute("role") == "application" and frame.get_attribute("aria-label").startswith("Cache schedule. 30 steps")
+    assert frame.get_attribute("role") == "application" and frame.get_attribute("aria-label").startswith(
+        "Cache schedule. 30 steps"
+    )
     assert page.locator("#builder canvas").get_attribute("role") == "img"
     text = page.locator(f"[id='{frame.get_attribute('aria-describedby')}']").inner_text()
     assert "Steps 1 to 3 full, 4 conservative, 5 aggressive" in text and "Enter changes the kind" in text
@@ -205,9 +239,14 @@ def test_it_speaks_to_screen_readers(page):
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_themes(page, screens, theme):
-    page.evaluate("theme => { document.body.className = theme; Object.values(window.plots).forEach((p) => p.panel.request()); }", theme)
+    page.evaluate(
+        "theme => { document.body.className = theme; Object.values(window.plots).forEach((p) => p.panel.request()); }",
+        theme,
+    )
     settle(page)
-    assert page.evaluate("() => window.plots.builder.panel.element.hasAttribute('data-light')") is (theme == "light")
+    assert page.evaluate("() => window.plots.builder.panel.element.hasAttribute('data-light')") is (
+        theme == "light"
+    )
     text = page.evaluate("() => getComputedStyle(window.plots.builder.panel.element).color")
     assert text == {"dark": "rgb(221, 221, 221)", "light": "rgb(34, 34, 34)"}[theme]
     page.screenshot(path=screens / f"page-{theme}.png")
@@ -222,10 +261,14 @@ def test_the_theme_changes_what_is_drawn(page):
 
 def test_it_is_sharp_at_any_zoom(page, open_page):
     for shown, density, zoom, scale in ((page, 1, 2, 2), (open_page(device_scale_factor=2), 2, 1, 2)):
-        shown.evaluate("zoom => { document.querySelector('#builder').style.transform = `scale(${zoom})`; }", zoom)
+        shown.evaluate(
+            "zoom => { document.querySelector('#builder').style.transform = `scale(${zoom})`; }", zoom
+        )
         shown.evaluate("() => window.plots.builder.panel.request()")
         settle(shown)
-        width, drawn = shown.evaluate("() => [window.plots.builder.panel.frame.clientWidth, window.plots.builder.panel.canvas.width]")
+        width, drawn = shown.evaluate(
+            "() => [window.plots.builder.panel.frame.clientWidth, window.plots.builder.panel.canvas.width]"
+        )
         assert drawn == pytest.approx(scale * width, abs=1), (density, zoom)
 
 
@@ -240,7 +283,9 @@ def test_many_changes_are_drawn_once(page):
     before = state(page, "builder")["draws"]
     page.evaluate("() => { for (let n = 1; n < 50; n++) window.plots.builder.set({ interval: n }); }")
     settle(page)
-    assert state(page, "builder")["draws"] - before <= 2  # the second when the text has taken room from the canvas
+    assert (
+        state(page, "builder")["draws"] - before <= 2
+    )  # the second when the text has taken room from the canvas
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
@@ -256,9 +301,13 @@ def test_motion(page, motion):
 
 def test_text_never_makes_it_taller(page):
     """So that nothing it says changes the size of a node, and with it the workflow."""
-    page.evaluate("() => { document.querySelector('#ran > div').style.flex = 'none'; window.plots.ran.panel.element.style.height = ''; }")
+    page.evaluate(
+        "() => { document.querySelector('#ran > div').style.flex = 'none'; window.plots.ran.panel.element.style.height = ''; }"
+    )
     height = page.evaluate("() => window.plots.ran.panel.element.offsetHeight")
-    page.evaluate("() => { window.plots.ran.context.run.report.messages = Array(20).fill('A sentence of some length about this run.'); }")
+    page.evaluate(
+        "() => { window.plots.ran.context.run.report.messages = Array(20).fill('A sentence of some length about this run.'); }"
+    )
     change(page, "ran")
     assert page.evaluate("() => window.plots.ran.panel.element.offsetHeight") == height
     assert page.evaluate("() => window.plots.ran.panel.frame.clientHeight") >= 64
@@ -268,7 +317,9 @@ def test_nothing_is_left_after_disconnect(page):
     page.evaluate("() => window.plots.builder.panel.disconnect()")
     before = state(page, "builder")
     page.mouse.click(*bar(page, "builder", 5))
-    page.evaluate("() => { window.plots.builder.panel.request(); document.querySelector('#builder').style.width = '500px'; }")
+    page.evaluate(
+        "() => { window.plots.builder.panel.request(); document.querySelector('#builder').style.width = '500px'; }"
+    )
     page.wait_for_timeout(100)
     assert state(page, "builder") == before
     page.evaluate("() => window.plots.builder.panel.connect()")

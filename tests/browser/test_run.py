@@ -27,7 +27,10 @@ from tests.browser.front_end import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKFLOWS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))}
+WORKFLOWS = {
+    path.stem: json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "workflows").glob("*.json"))
+}
 BLUEPRINT = json.loads((ROOT / "subgraphs" / "Text to Image (Dual Cache).json").read_text(encoding="utf-8"))
 SAMPLER = "DualCacheSampler"
 STEPS, KINDS = 8, "FFFAAFAF"
@@ -85,10 +88,13 @@ def leave(page, inside=SAMPLER):
 
 def wrap(page, *kinds):
     """Puts the nodes of these types into a subgraph."""
-    page.evaluate("""kinds => {
+    page.evaluate(
+        """kinds => {
       const { graph } = window.app.canvas;
       graph.convertToSubgraph(new Set(graph._nodes.filter((node) => kinds.includes(node.type))));
-    }""", list(kinds))
+    }""",
+        list(kinds),
+    )
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -108,14 +114,22 @@ def test_the_embedded_workflow_runs(page, screens):
     report = page.locator(REPORT)
     assert "after a run" in report.inner_text()
     check_run(run_to_the_end(page))
-    wait(page, "selector => document.querySelector(selector).textContent.startsWith('balanced on FLUX: 8 steps')", REPORT)
+    wait(
+        page,
+        "selector => document.querySelector(selector).textContent.startsWith('balanced on FLUX: 8 steps')",
+        REPORT,
+    )
     page.screenshot(path=screens / f"comfy-{page.renderer}-embedded.png")
 
 
 def report_starts(page, text):
     """The report that can be seen begins so."""
-    wait(page, """([selector, text]) => [...document.querySelectorAll(selector)].some((element) =>
-      element.getClientRects().length && element.textContent.startsWith(text))""", [REPORT, text])
+    wait(
+        page,
+        """([selector, text]) => [...document.querySelectorAll(selector)].some((element) =>
+      element.getClientRects().length && element.textContent.startsWith(text))""",
+        [REPORT, text],
+    )
 
 
 def test_a_report_outlives_an_undo_and_follows_the_next_run(page):
@@ -241,7 +255,11 @@ def test_a_run_reaches_nodes_in_a_subgraph(page, screens):
     wait(page, "kind => window.plotOf(kind)?.draws > 0", SAMPLER)
     set_up_run(page)
     check_run(run_to_the_end(page))
-    wait(page, "selector => document.querySelector(selector).textContent.startsWith('balanced on FLUX: 8 steps')", REPORT)
+    wait(
+        page,
+        "selector => document.querySelector(selector).textContent.startsWith('balanced on FLUX: 8 steps')",
+        REPORT,
+    )
     page.screenshot(path=screens / f"comfy-{page.renderer}-subgraph.png")
     leave(page)
     enter(page)
@@ -295,7 +313,9 @@ def test_a_plan_from_inside_a_subgraph_shows_outside(page, screens):
 
 def test_a_solved_plan_shows_with_the_error_to_expect(page, screens):
     open_workflow(page, ("PlanCache", "DualCache"))
-    assert state(page, "PlanCache")["warnings"] == ["The plan is solved when this node runs, and then shows here."]
+    assert state(page, "PlanCache")["warnings"] == [
+        "The plan is solved when this node runs, and then shows here."
+    ]
     page.evaluate("""() => {
       const { app, LiteGraph } = window, [plan, cache] = app.graph._nodes;
       const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
@@ -308,9 +328,20 @@ def test_a_solved_plan_shows_with_the_error_to_expect(page, screens):
     press_run(page)
     wait(page, "() => window.plotOf('PlanCache')?.plan?.kinds.length === 30", timeout=RUN)
     now = state(page, "PlanCache")
-    assert now["plan"]["kinds"].count("F") == 10 and now["summary"][0].startswith("30 steps: 10 full, 20 aggressive")
-    assert all((bar["expected"] is None) == (bar["actual"] == "F") for bar in now["bars"]) and now["sigmas"] == "measured"
-    assert state(page, "DualCache")["plan"]["kinds"] == now["plan"]["kinds"] and state(page, "DualCache")["warnings"] == []
+    assert now["plan"]["kinds"].count("F") == 10 and now["summary"][0].startswith(
+        "30 steps: 10 full, 20 aggressive"
+    )
+    assert (
+        all((bar["expected"] is None) == (bar["actual"] == "F") for bar in now["bars"])
+        and now["sigmas"] == "measured"
+    )
+    assert (
+        state(page, "DualCache")["plan"]["kinds"] == now["plan"]["kinds"]
+        and state(page, "DualCache")["warnings"] == []
+    )
     page.screenshot(path=screens / f"comfy-{page.renderer}-plan.png")
     set_widget(page, "speedup", 5.0, "PlanCache")
-    wait(page, "() => window.plotOf('PlanCache').warnings.some((line) => line.startsWith('Settings have changed'))")
+    wait(
+        page,
+        "() => window.plotOf('PlanCache').warnings.some((line) => line.startsWith('Settings have changed'))",
+    )

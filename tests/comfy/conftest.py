@@ -41,7 +41,7 @@ def pack():
 
 @pytest.fixture(scope="session")
 def part(pack):
-    """`part("cache_core.schedule")`: a module of the imported pack, the very one its nodes use."""
+    """`part("cache_core.schedule.plan")`: a module of the imported pack, the very one its nodes use."""
     return comfy_start.part
 
 
@@ -73,16 +73,32 @@ def build_flux():
 
     def build(seed: int = 0, **changes) -> comfy.model_patcher.ModelPatcher:
         config = dict(
-            in_channels=16, out_channels=16, patch_size=2, vec_in_dim=POOLED_WIDTH, context_in_dim=TEXT_WIDTH, hidden_size=64, num_heads=2,
-            mlp_ratio=4.0, depth=2, depth_single_blocks=2, axes_dim=[8, 12, 12], theta=10000, qkv_bias=True, guidance_embed=True,
+            in_channels=16,
+            out_channels=16,
+            patch_size=2,
+            vec_in_dim=POOLED_WIDTH,
+            context_in_dim=TEXT_WIDTH,
+            hidden_size=64,
+            num_heads=2,
+            mlp_ratio=4.0,
+            depth=2,
+            depth_single_blocks=2,
+            axes_dim=[8, 12, 12],
+            theta=10000,
+            qkv_bias=True,
+            guidance_embed=True,
         )
-        if "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:  # required by newer versions, unknown to older ones
+        if (
+            "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__
+        ):  # required by newer versions, unknown to older ones
             config["txt_ids_dims"] = []
         family = comfy.supported_models.Flux({"image_model": "flux", **config, **changes})
         family.set_inference_dtype(torch.float32, None)
         model = family.get_model({}, "")
         fill_(model.diffusion_model, seed)
-        return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+        return comfy.model_patcher.ModelPatcher(
+            model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+        )
 
     return build
 
@@ -100,7 +116,16 @@ def condition():
     def make(seed: int = 1, tokens: int = 5, guidance: float = 3.5, batch: int = 1, **extra) -> list:
         generator = torch.Generator().manual_seed(seed)
         text = torch.randn(batch, tokens, TEXT_WIDTH, generator=generator)
-        return [[text, {"pooled_output": torch.randn(batch, POOLED_WIDTH, generator=generator), "guidance": guidance, **extra}]]
+        return [
+            [
+                text,
+                {
+                    "pooled_output": torch.randn(batch, POOLED_WIDTH, generator=generator),
+                    "guidance": guidance,
+                    **extra,
+                },
+            ]
+        ]
 
     return make
 
@@ -118,7 +143,18 @@ def sample(condition):
         noise = comfy.sample.prepare_noise(latent, seed)
         positive, negative = positive or condition(1), negative or condition(2)
         return comfy.sample.sample(
-            model, noise, steps, cfg, sampler, scheduler, positive, negative, latent, disable_pbar=True, seed=seed, **options
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            negative,
+            latent,
+            disable_pbar=True,
+            seed=seed,
+            **options,
         )
 
     return run
@@ -130,12 +166,16 @@ def cached(part):
 
     Letters are an explicit plan, `ratio` the token ratio of its C steps; with a preset they replace the preset's plan, or may be left out.
     """
-    host, recipes = part("nodes.host"), part("cache_core.recipes")
-    schedule, settings = part("cache_core.schedule"), part("cache_core.settings")
+    host, recipes = part("nodes.comfy.patching"), part("cache_core.recipes")
+    schedule, settings = part("cache_core.schedule.plan"), part("cache_core.config")
 
     def make(model, kinds=None, *, ratio=0.3, preset=None, node_id=None, **changes):
         plan = None if kinds is None else schedule.explicit(kinds, ratio)
-        chosen = recipes.from_preset(preset, plan, **changes) if preset else settings.Settings(schedule=plan, **changes)
+        chosen = (
+            recipes.from_preset(preset, plan, **changes)
+            if preset
+            else settings.Settings(schedule=plan, **changes)
+        )
         return host.patch(model, host.KEY, host.CacheRequest(chosen, node_id))
 
     return make
@@ -144,7 +184,7 @@ def cached(part):
 @pytest.fixture(scope="session")
 def report_of(part):
     """`report_of(model)`: the report of the patched model's last run, or None."""
-    return lambda model: part("nodes.host").request_of(model).box.report
+    return lambda model: part("nodes.comfy.patching").request_of(model).box.report
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +196,9 @@ def ran(report_of):
 @pytest.fixture(scope="session")
 def shims():
     """`shims(model)`: names of the modules of a ModelPatcher that have a `forward` of their own; a run must leave none."""
-    return lambda model: [name for name, module in model.model.named_modules() if "forward" in module.__dict__]
+    return lambda model: [
+        name for name, module in model.model.named_modules() if "forward" in module.__dict__
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -181,19 +223,21 @@ def models():
 @pytest.fixture
 def runs(part):
     """`runs(model, kinds, level=..., ...)`: a controller and a function that evaluates the model under it, as the host does."""
-    host, controller = part("nodes.host"), part("cache_core.controller")
-    settings, schedule = part("cache_core.settings"), part("cache_core.schedule")
+    host, controller = part("nodes.comfy.patching"), part("cache_core.controller")
+    settings, schedule = part("cache_core.config"), part("cache_core.schedule.plan")
     wrappers = {comfy.patcher_extension.WrappersMP.APPLY_MODEL: {host.KEY: [host._apply_model]}}
 
     def make(base, kinds, sigmas=None, **changes):
         plan = settings.Settings(schedule=schedule.explicit(kinds, 0.3), **changes)
-        cache = controller.Controller(plan, sigmas or tiny_families.SIGMAS[:len(kinds)] + [0.0])
+        cache = controller.Controller(plan, sigmas or tiny_families.SIGMAS[: len(kinds)] + [0.0])
         run = host._Run(cache, host.CacheRequest(plan))
 
         def evaluate(sigma, data, branches=None, begin=True, more=()):
             if begin:
                 cache.begin_evaluation(sigma)
-            return tiny_families.call(base, sigma, data, {"wrappers": wrappers, host.RUN: run, **dict(more)}, branches)
+            return tiny_families.call(
+                base, sigma, data, {"wrappers": wrappers, host.RUN: run, **dict(more)}, branches
+            )
 
         return cache, evaluate
 
@@ -203,13 +247,15 @@ def runs(part):
 @pytest.fixture
 def count(part):
     """`count(model)`: a Counter of the linear layers of blocks, by block and path, that grows as they run."""
-    families, seen, handles = part("cache_core.families"), Counter(), []
+    families, seen, handles = part("cache_core.models.families"), Counter(), []
 
     def watch(net):
         for block in families.blocks_of(net, families.find_family(net)):
             for path, m in block.module.named_modules():
                 if isinstance(m, torch.nn.Linear):
-                    handles.append(m.register_forward_pre_hook(lambda *_, mark=(block.name, path): seen.update([mark])))
+                    handles.append(
+                        m.register_forward_pre_hook(lambda *_, mark=(block.name, path): seen.update([mark]))
+                    )
         return seen
 
     yield watch
@@ -220,12 +266,16 @@ def count(part):
 @pytest.fixture
 def replayed(part):
     """`replayed(model, block name)`: paths of the linear layers in the sub-modules of a block that the level of modules replays."""
-    families = part("cache_core.families")
+    families = part("cache_core.models.families")
 
     def paths(net, name):
         block = next(b for b in families.blocks_of(net, families.find_family(net)) if b.name == name)
         modules = getattr(block.adapter, "modules", ())
-        return {path for path, _ in block.module.named_modules() if any(path == m or path.startswith(m + ".") for m in modules)}
+        return {
+            path
+            for path, _ in block.module.named_modules()
+            if any(path == m or path.startswith(m + ".") for m in modules)
+        }
 
     return paths
 
@@ -233,5 +283,5 @@ def replayed(part):
 @pytest.fixture
 def levels(part):
     """`levels(model)`: the levels that the table gives a model."""
-    families, fitting = part("cache_core.families"), part("cache_core.fitting")
+    families, fitting = part("cache_core.models.families"), part("cache_core.models.capabilities")
     return lambda net: fitting.levels_of(families.find_family(net))

@@ -43,6 +43,7 @@ def control(key, tokens, width, count=2):
 
 def replaced(*keys, skip=False):
     """A node that stands around blocks, or in place of them."""
+
     def theirs(args, extra):
         out = {k: args[k] for k in ("img", "txt") if k in args} if skip else extra["original_block"](args)
         return {**out, "img": out["img"] * torch.linspace(0.7, 1.3, out["img"].shape[-1])}
@@ -81,54 +82,112 @@ FIRST_FRAME = torch.ones(1, 1, 2, 8, 8).index_fill(2, torch.tensor([0]), 0.0)
 
 CASES = {
     # Controls add to what the blocks give, in place.
-    "control flux": Case("flux", {"control": {"input": [random(1, 16, 64, seed=i) for i in range(2)], "output": [random(1, 16, 64)]}}),
-    "control chroma": Case("chroma", {"control": {"input": [random(1, 16, 32)], "output": [random(1, 16, 32)] * 2}}),
-    "control hunyuan video": Case("hunyuan video", {"control": {"input": [random(1, 32, 64)] * 2, "output": []}}),
+    "control flux": Case(
+        "flux",
+        {"control": {"input": [random(1, 16, 64, seed=i) for i in range(2)], "output": [random(1, 16, 64)]}},
+    ),
+    "control chroma": Case(
+        "chroma", {"control": {"input": [random(1, 16, 32)], "output": [random(1, 16, 32)] * 2}}
+    ),
+    "control hunyuan video": Case(
+        "hunyuan video", {"control": {"input": [random(1, 32, 64)] * 2, "output": []}}
+    ),
     "control qwen image": Case("qwen image", control("input", 16, 64)),
     "control lens": Case("lens", control("input", 36, 64)),
     "control sd 3.5": Case("sd 3.5", control("output", 16, 128)),
     "control hunyuan dit": Case("hunyuan dit", control("output", 16, 64, 1)),
     # Adapters.
     "vace": Case("wan vace", {"vace_strength": [1.3]}),
-    "animate face and pose": Case("wan animate", {"face_pixel_values": random(1, 3, 4, 8, 8), "pose_latents": random(1, 16, 1, 8, 8)}),
+    "animate face and pose": Case(
+        "wan animate", {"face_pixel_values": random(1, 3, 4, 8, 8), "pose_latents": random(1, 16, 1, 8, 8)}
+    ),
     "s2v audio": Case("wan s2v", {"audio_embed": random(1, 25, 1024, 8)}),
-    "s2v all": Case("wan s2v", {"audio_embed": random(1, 25, 1024, 8), "reference_latent": random(1, 16, 1, 8, 8),
-                                "control_video": random(*VIDEO), "reference_motion": random(1, 16, 19, 8, 8)}),
+    "s2v all": Case(
+        "wan s2v",
+        {
+            "audio_embed": random(1, 25, 1024, 8),
+            "reference_latent": random(1, 16, 1, 8, 8),
+            "control_video": random(*VIDEO),
+            "reference_motion": random(1, 16, 19, 8, 8),
+        },
+    ),
     "humo audio": Case("wan humo", {"audio_embed": random(1, 2, 8, 5, 1280)}),
-    "humo audio and reference": Case("wan humo", {"audio_embed": random(1, 2, 8, 5, 1280), "reference_latent": random(1, 16, 1, 8, 8)}),
+    "humo audio and reference": Case(
+        "wan humo", {"audio_embed": random(1, 2, 8, 5, 1280), "reference_latent": random(1, 16, 1, 8, 8)}
+    ),
     "dancer music": Case("wan dancer", {"audio_embed": random(1, 8, 35)}),
     "camera": Case("wan camera", {"camera_conditions": random(1, 24, 2, 64, 64)}),
-    "scail pose": Case("wan scail", {"pose_latents": random(1, 16, 2, 4, 4), "reference_latent": random(1, 16, 1, 8, 8)}),
+    "scail pose": Case(
+        "wan scail", {"pose_latents": random(1, 16, 2, 4, 4), "reference_latent": random(1, 16, 1, 8, 8)}
+    ),
     # References beside the picture.
     "kontext": Case("flux", {"ref_latents": [random(*FLUX_LATENT), random(1, 16, 4, 4)]}),
     "flux 2 references": Case("flux 2", {"ref_latents": [random(1, 128, 6, 6), random(1, 128, 4, 4)]}),
     "qwen edit": Case("qwen image", {"ref_latents": [random(1, 16, 1, 8, 8), random(1, 16, 1, 4, 4)]}),
-    "qwen edit at time zero": Case("qwen image", {"ref_latents": [random(1, 16, 1, 8, 8)], "ref_latents_method": "index_timestep_zero"}),
+    "qwen edit at time zero": Case(
+        "qwen image", {"ref_latents": [random(1, 16, 1, 8, 8)], "ref_latents_method": "index_timestep_zero"}
+    ),
     "omnigen 2 references": Case("omnigen 2", {"ref_latents": [random(*FLUX_LATENT)]}),
     "boogu references": Case("boogu", {"ref_latents": [random(*FLUX_LATENT)]}),
     # Modulation that differs between tokens.
-    "flux 2 references at time zero": Case("flux 2", {"ref_latents": [random(1, 128, 6, 6)], "ref_latents_method": "index_timestep_zero"},
-                                           refuses="Conservative steps ran in full: the modulation differs between tokens"),
+    "flux 2 references at time zero": Case(
+        "flux 2",
+        {"ref_latents": [random(1, 128, 6, 6)], "ref_latents_method": "index_timestep_zero"},
+        refuses="Conservative steps ran in full: the modulation differs between tokens",
+    ),
     "5b first frame": Case("wan 2.2 5b", {"denoise_mask": FIRST_FRAME.expand(1, 48, 2, 8, 8)}),
-    "ltx first frame": Case("ltx video", {"denoise_mask": torch.ones(1, 1, 2, 4, 4).index_fill(2, torch.tensor([0]), 0.0)}),
+    "ltx first frame": Case(
+        "ltx video", {"denoise_mask": torch.ones(1, 1, 2, 4, 4).index_fill(2, torch.tensor([0]), 0.0)}
+    ),
     # Nodes around blocks, in them and behind them.
-    "wraps flux": Case("flux", options=replaced(FIRST, SINGLE)), "wraps chroma": Case("chroma", options=replaced(FIRST, SINGLE)),
+    "wraps flux": Case("flux", options=replaced(FIRST, SINGLE)),
+    "wraps chroma": Case("chroma", options=replaced(FIRST, SINGLE)),
     "skips flux": Case("flux", options=replaced(FIRST, skip=True), lacks="stack"),
     "skips wan": Case("wan", options=replaced(LAST, skip=True)),
     "wraps the last of wan": Case("wan", options=replaced(("double_block", 5))),
-    **{f"wraps {name}": Case(name, options=replaced(FIRST, LAST)) for name in (
-        "hunyuan video", "qwen image", "wan vace", "sd 3.5", "auraflow", "ltx video", "mochi", "lens", "hunyuan dit", "hunyuan video 1.5",
-        "wan animate", "wan s2v")},
-    "attn1 flux": Case("flux", options=patched("attn1_patch", query),
-                       refuses="Conservative steps ran in full: another node patches attention (attn1_patch)"),
-    "attn1 output flux": Case("flux", options=patched("attn1_output_patch", lambda out, extra: out * 0.7),
-                              refuses="Conservative steps ran in full: another node patches attention (attn1_output_patch)"),
-    "attn1 wan": Case("wan", options=patched("attn1_patch", scaled)), "attn2 wan": Case("wan", options=patched("attn2_patch", scaled)),
+    **{
+        f"wraps {name}": Case(name, options=replaced(FIRST, LAST))
+        for name in (
+            "hunyuan video",
+            "qwen image",
+            "wan vace",
+            "sd 3.5",
+            "auraflow",
+            "ltx video",
+            "mochi",
+            "lens",
+            "hunyuan dit",
+            "hunyuan video 1.5",
+            "wan animate",
+            "wan s2v",
+        )
+    },
+    "attn1 flux": Case(
+        "flux",
+        options=patched("attn1_patch", query),
+        refuses="Conservative steps ran in full: another node patches attention (attn1_patch)",
+    ),
+    "attn1 output flux": Case(
+        "flux",
+        options=patched("attn1_output_patch", lambda out, extra: out * 0.7),
+        refuses="Conservative steps ran in full: another node patches attention (attn1_output_patch)",
+    ),
+    "attn1 wan": Case("wan", options=patched("attn1_patch", scaled)),
+    "attn2 wan": Case("wan", options=patched("attn2_patch", scaled)),
     "attn1 qwen image": Case("qwen image", options=patched("attn1_patch", query)),
-    **{f"behind blocks of {name}": Case(name, options=patched("double_block", after)) for name in ("qwen image", "z-image", "lens")},
-    **{f"override {name}": Case(name, options={"optimized_attention_override": override}) for name in ("wan", "qwen image", "z-image")},
+    **{
+        f"behind blocks of {name}": Case(name, options=patched("double_block", after))
+        for name in ("qwen image", "z-image", "lens")
+    },
+    **{
+        f"override {name}": Case(name, options={"optimized_attention_override": override})
+        for name in ("wan", "qwen image", "z-image")
+    },
 }
-IGNORED = {"0.3.64": ("attn1 flux", "attn1 output flux", "attn1 wan", "attn2 wan", "attn1 qwen image"), "0.26.0": ()}
+IGNORED = {
+    "0.3.64": ("attn1 flux", "attn1 output flux", "attn1 wan", "attn2 wan", "attn1 qwen image"),
+    "0.26.0": (),
+}
 """Patches that a ComfyUI version does not read in these models."""
 
 
@@ -146,11 +205,19 @@ def opened(data):
 def test_every_level_stays_exact(models, runs, levels, monkeypatch, name):
     case = CASES[name]
     base, data, later = models(case.model), arguments(case), arguments(case, 1)
-    if "face_pixel_values" in case.more:  # the encoder of 512 pixels in the square stands before the blocks and takes long
-        monkeypatch.setattr(base.diffusion_model.motion_encoder, "get_motion", lambda face: face.flatten(1).repeat(1, 3)[:, :512])
+    if (
+        "face_pixel_values" in case.more
+    ):  # the encoder of 512 pixels in the square stands before the blocks and takes long
+        monkeypatch.setattr(
+            base.diffusion_model.motion_encoder,
+            "get_motion",
+            lambda face: face.flatten(1).repeat(1, 3)[:, :512],
+        )
     exact = call(base, 0.8, opened(data), case.options)
     same = close(exact, call(base, 0.8, tiny.arguments(case.model)), 1e-4)
-    assert same == (name in IGNORED[comfyui_version.__version__]), "the case makes no difference" if same else "it makes one"
+    assert same == (name in IGNORED[comfyui_version.__version__]), (
+        "the case makes no difference" if same else "it makes one"
+    )
     for level in levels(base.diffusion_model):
         cache, evaluate = runs(base, "FFAAC", level=level)
         run = partial(evaluate, more=case.options)
@@ -188,4 +255,8 @@ def test_context_windows_of_a_step_have_caches_of_their_own(models, runs, levels
             for i, (data, options) in enumerate(parts):
                 assert close(evaluate(0.8, data, more=options, begin=i == 0), exact[i]), level
         report = cache.finish()
-        assert "".join(r.actual for r in report.records) == "FAAA" and report.totals()["calls"] == 8 and not report.messages
+        assert (
+            "".join(r.actual for r in report.records) == "FAAA"
+            and report.totals()["calls"] == 8
+            and not report.messages
+        )

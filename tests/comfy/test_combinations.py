@@ -65,7 +65,9 @@ def test_steps_stay_right_under_a_control(flux, cached, sample, ran, controlled,
     assert not close(plain, sample(flux, cfg=3.0, sigmas=STILL))
     # Twice in a row, because the control adds to what the first aggressive step has put back.
     patched = cached(flux, "FAAFAA")
-    assert torch.equal(sample(patched, *conds, cfg=3.0, sigmas=STILLER), sample(flux, *conds, cfg=3.0, sigmas=STILLER))
+    assert torch.equal(
+        sample(patched, *conds, cfg=3.0, sigmas=STILLER), sample(flux, *conds, cfg=3.0, sigmas=STILLER)
+    )
     assert ran(patched) == "FAAFAA"
     for attention in ("frozen", "live"):
         patched = cached(flux, "FCFCFC", attention=attention)
@@ -103,9 +105,15 @@ def with_output_patch(model):
 
 
 @pytest.mark.parametrize("how", ["mask", "attn1_patch", "attn1_output_patch"])
-def test_what_couples_tokens_in_another_way_makes_conservative_steps_full(flux, cached, sample, ran, report_of, condition, how):
+def test_what_couples_tokens_in_another_way_makes_conservative_steps_full(
+    flux, cached, sample, ran, report_of, condition, how
+):
     conds = [masked(condition)] if how == "mask" else []
-    model = {"mask": lambda m: m, "attn1_patch": with_attention_patch, "attn1_output_patch": with_output_patch}[how](flux)
+    model = {
+        "mask": lambda m: m,
+        "attn1_patch": with_attention_patch,
+        "attn1_output_patch": with_output_patch,
+    }[how](flux)
     patched = cached(model, "FCCCCC")
     assert torch.equal(sample(patched, *conds, steps=6), sample(model, *conds, steps=6))
     report = report_of(patched)
@@ -114,7 +122,10 @@ def test_what_couples_tokens_in_another_way_makes_conservative_steps_full(flux, 
     assert how in sentence and sentence.endswith(".")
     # Aggressive steps need no rows and go on.
     patched = cached(model, "FAFAFA")
-    assert torch.equal(sample(patched, *conds, sigmas=STILL), sample(model, *conds, sigmas=STILL)) and ran(patched) == "FAFAFA"
+    assert (
+        torch.equal(sample(patched, *conds, sigmas=STILL), sample(model, *conds, sigmas=STILL))
+        and ran(patched) == "FAFAFA"
+    )
 
 
 def test_an_attention_override_of_another_node_stays_in_charge(flux, cached, sample, ran):
@@ -131,7 +142,9 @@ def test_an_attention_override_of_another_node_stays_in_charge(flux, cached, sam
     assert not close(plain, sample(flux, steps=6))
     patched = cached(model, "FCCCCC", ratio=1.0, attention="live")
     calls.clear()
-    assert close(sample(patched, steps=6), plain) and ran(patched) == "FCCCCC" and len(calls) == 24 + 2  # a check of each sort
+    assert (
+        close(sample(patched, steps=6), plain) and ran(patched) == "FCCCCC" and len(calls) == 24 + 2
+    )  # a check of each sort
     patched = cached(model, "FCFCFA")
     assert close(sample(patched, sigmas=STILL), sample(model, sigmas=STILL))
     assert model.model_options["transformer_options"]["optimized_attention_override"] is theirs
@@ -140,9 +153,13 @@ def test_an_attention_override_of_another_node_stays_in_charge(flux, cached, sam
 # --- blocks ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", [("double_block", 0), ("double_block", 1), ("single_block", 0), ("single_block", 1)], ids=str)
+@pytest.mark.parametrize(
+    "block", [("double_block", 0), ("double_block", 1), ("single_block", 0), ("single_block", 1)], ids=str
+)
 @pytest.mark.parametrize("skip", [False, True], ids=["wraps", "skips"])
-def test_a_node_that_wraps_or_skips_a_block_keeps_its_effect(flux, cached, sample, report_of, ran, block, skip):
+def test_a_node_that_wraps_or_skips_a_block_keeps_its_effect(
+    flux, cached, sample, report_of, ran, block, skip
+):
     def theirs(args, extra):
         out = {k: args[k] for k in ("img", "txt") if k in args} if skip else extra["original_block"](args)
         return {**out, "img": out["img"] * torch.linspace(0.7, 1.3, 64)}
@@ -170,7 +187,8 @@ def test_skip_layer_guidance_has_a_cache_of_its_own(flux, cached, sample, ran, r
     def slg(model):
         node = SkipLayerGuidanceDiT
         out = (node.execute if hasattr(node, "execute") else node().skip_guidance)(
-            model=model, scale=2.0, start_percent=0.0, end_percent=1.0, double_layers="1", single_layers="0")
+            model=model, scale=2.0, start_percent=0.0, end_percent=1.0, double_layers="1", single_layers="0"
+        )
         return out[0]
 
     patched = slg(cached(flux, "FAFAFA")) if ours_first else cached(slg(flux), "FAFAFA")
@@ -181,7 +199,9 @@ def test_skip_layer_guidance_has_a_cache_of_its_own(flux, cached, sample, ran, r
 
 
 @pytest.mark.parametrize("kind", "AC")
-def test_tokens_that_disappear_in_the_middle_of_a_run_are_a_mismatch(flux, cached, sample, report_of, shims, kind):
+def test_tokens_that_disappear_in_the_middle_of_a_run_are_a_mismatch(
+    flux, cached, sample, report_of, shims, kind
+):
     """No key can tell: a patch inside the model takes tokens away below a noise level."""
     sigma, seen = [1.0], []
 
@@ -224,22 +244,35 @@ def test_areas_are_cached_apart(flux, cached, sample, ran, condition):
     assert close(sample(patched, positive, cfg=3.0, steps=6), sample(flux, positive, cfg=3.0, steps=6))
 
 
-def test_conditioning_that_begins_in_the_middle_makes_its_first_step_full(flux, cached, sample, report_of, condition):
-    positive = condition(1, end_percent=0.5, start_percent=0.0) + condition(3, start_percent=0.5, end_percent=1.0)
+def test_conditioning_that_begins_in_the_middle_makes_its_first_step_full(
+    flux, cached, sample, report_of, condition
+):
+    positive = condition(1, end_percent=0.5, start_percent=0.0) + condition(
+        3, start_percent=0.5, end_percent=1.0
+    )
     patched = cached(flux, "FAAAAA")
     assert sample(patched, positive, cfg=3.0, steps=6).isfinite().all()
     changed = [r for r in report_of(patched).records if r.actual != r.planned]
     assert [r.reason for r in changed] == ["no_snapshot"] and 1 < changed[0].step < 5
-    assert torch.equal(sample(cached(flux, preset="off"), positive, cfg=3.0, steps=6), sample(flux, positive, cfg=3.0, steps=6))
+    assert torch.equal(
+        sample(cached(flux, preset="off"), positive, cfg=3.0, steps=6),
+        sample(flux, positive, cfg=3.0, steps=6),
+    )
 
 
-def test_conditioning_that_takes_another_ones_place_has_a_cache_of_its_own(flux, cached, sample, ran, condition):
+def test_conditioning_that_takes_another_ones_place_has_a_cache_of_its_own(
+    flux, cached, sample, ran, condition
+):
     """Two prompts of one shape, one for the noise levels above 0.55, one for those below."""
     sampling = flux.get_model_object("model_sampling")
     turn = next(p / 1000 for p in range(1001) if sampling.percent_to_sigma(p / 1000) < 0.55)
-    positive = condition(1, start_percent=0.0, end_percent=turn) + condition(3, start_percent=turn, end_percent=1.0)
+    positive = condition(1, start_percent=0.0, end_percent=turn) + condition(
+        3, start_percent=turn, end_percent=1.0
+    )
     patched = cached(flux, "FAFAAA")
-    assert torch.equal(sample(patched, positive, cfg=3.0, sigmas=STILL), sample(flux, positive, cfg=3.0, sigmas=STILL))
+    assert torch.equal(
+        sample(patched, positive, cfg=3.0, sigmas=STILL), sample(flux, positive, cfg=3.0, sigmas=STILL)
+    )
     assert ran(patched) == "FAFAFA"
 
 
@@ -258,7 +291,11 @@ def test_a_hook_whose_strength_changes_makes_its_first_step_full(flux, cached, s
     assert [r.reason for r in changed] == ["no_snapshot"] and 1 < changed[0].step < 5
 
 
-PARTS = {"denoise": {"denoise": 0.5}, "steps": {"start_step": 2, "last_step": 5}, "mask": {"noise_mask": torch.ones(1, 1, 8, 8).tril()}}
+PARTS = {
+    "denoise": {"denoise": 0.5},
+    "steps": {"start_step": 2, "last_step": 5},
+    "mask": {"noise_mask": torch.ones(1, 1, 8, 8).tril()},
+}
 
 
 @pytest.mark.parametrize("options", PARTS.values(), ids=PARTS)
@@ -278,11 +315,15 @@ def test_parts_of_a_run_and_masks_are_as_without_the_pack(flux, cached, sample, 
 
 @pytest.mark.parametrize("name", ["EasyCacheNode", "LazyCacheNode"])
 @pytest.mark.parametrize("ours_first", [True, False])
-def test_another_cache_on_the_model_is_refused_in_words(flux, cached, sample, ran, report_of, caplog, name, ours_first):
+def test_another_cache_on_the_model_is_refused_in_words(
+    flux, cached, sample, ran, report_of, caplog, name, ours_first
+):
     import comfy_extras.nodes_easycache as easycache
 
     def theirs(model):
-        return getattr(easycache, name).execute(model, reuse_threshold=0.5, start_percent=0.1, end_percent=0.9, verbose=False)[0]
+        return getattr(easycache, name).execute(
+            model, reuse_threshold=0.5, start_percent=0.1, end_percent=0.9, verbose=False
+        )[0]
 
     both = theirs(cached(flux, preset="balanced")) if ours_first else cached(theirs(flux), preset="balanced")
     with caplog.at_level(logging.INFO, "dual_cache"):
@@ -293,19 +334,24 @@ def test_another_cache_on_the_model_is_refused_in_words(flux, cached, sample, ra
     assert "EasyCache" in sentence and sentence in report.text()
     assert "EasyCache" in caplog.text
     # The reason given is the true one, not a plan that never was.
-    assert "EasyCache" in report.why_nothing() and report.why_nothing().endswith("Take either that node or Dual Cache out.")
+    assert "EasyCache" in report.why_nothing() and report.why_nothing().endswith(
+        "Take either that node or Dual Cache out."
+    )
 
 
 @pytest.mark.parametrize("name", ["TeaCache", "MagCache", "WaveSpeed", "TaylorSeer"])
 def test_caches_of_other_packs_are_known_by_what_they_leave(flux, cached, sample, ran, report_of, name):
     """By a key in the options, or by the method that made the wrapper around the model."""
     keys = {"TeaCache": "rel_l1_thresh", "MagCache": "magcache_thresh"}
-    methods = {"WaveSpeed": "ApplyFBCacheOnModel.patch.<locals>.model_unet_function_wrapper",
-               "TaylorSeer": "TaylorSeerLite.apply_taylorseer_lite.<locals>.unet_wrapper_function"}
+    methods = {
+        "WaveSpeed": "ApplyFBCacheOnModel.patch.<locals>.model_unet_function_wrapper",
+        "TaylorSeer": "TaylorSeerLite.apply_taylorseer_lite.<locals>.unet_wrapper_function",
+    }
     model = flux.clone()
     if name in keys:
         model.model_options.setdefault("transformer_options", {})[keys[name]] = 0.1
     else:
+
         def theirs(apply, kwargs):
             return apply(kwargs["input"], kwargs["timestep"], **kwargs["c"])
 
@@ -335,23 +381,54 @@ def test_a_forward_that_another_node_has_replaced_is_told(flux, cached, sample, 
 
 
 def sd3():
-    return comfy.supported_models.SD3(dict(
-        input_size=None, in_channels=16, out_channels=16, patch_size=2, depth=2, adm_in_channels=32, num_patches=64, pos_embed_max_size=8,
-        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128}},
-        pos_embed_scaling_factor=None, qk_norm="rms", x_block_self_attn_layers=[0]))
+    return comfy.supported_models.SD3(
+        dict(
+            input_size=None,
+            in_channels=16,
+            out_channels=16,
+            patch_size=2,
+            depth=2,
+            adm_in_channels=32,
+            num_patches=64,
+            pos_embed_max_size=8,
+            context_embedder_config={
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 48, "out_features": 128},
+            },
+            pos_embed_scaling_factor=None,
+            qk_norm="rms",
+            x_block_self_attn_layers=[0],
+        )
+    )
 
 
 def lumina():
-    return comfy.supported_models.Lumina2(dict(
-        image_model="lumina2", patch_size=2, in_channels=16, dim=96, cap_feat_dim=48, n_layers=2, qk_norm=True, n_heads=2, n_kv_heads=1,
-        axes_dims=[16, 16, 16], axes_lens=[300, 512, 512], ffn_dim_multiplier=4.0))
+    return comfy.supported_models.Lumina2(
+        dict(
+            image_model="lumina2",
+            patch_size=2,
+            in_channels=16,
+            dim=96,
+            cap_feat_dim=48,
+            n_layers=2,
+            qk_norm=True,
+            n_heads=2,
+            n_kv_heads=1,
+            axes_dims=[16, 16, 16],
+            axes_lens=[300, 512, 512],
+            ffn_dim_multiplier=4.0,
+        )
+    )
 
 
 @pytest.mark.parametrize("family", [sd3, lumina], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("how", [{"preset": "balanced"}, {"preset": "duca"}, {"preset": "off"}], ids=lambda h: h["preset"])
+@pytest.mark.parametrize(
+    "how", [{"preset": "balanced"}, {"preset": "duca"}, {"preset": "off"}], ids=lambda h: h["preset"]
+)
 def test_of_an_unknown_model_the_output_is_cached_and_the_report_says_so(
-        cached, sample, condition, report_of, shims, caplog, family, how, part, monkeypatch):
-    for module in ("nodes.host", "cache_core.models"):
+    cached, sample, condition, report_of, shims, caplog, family, how, part, monkeypatch
+):
+    for module in ("nodes.comfy.patching", "cache_core.hooks.model_binding"):
         monkeypatch.setattr(part(module), "find_family", lambda model: None)
     config = family()
     config.set_inference_dtype(torch.float32, None)
@@ -361,9 +438,13 @@ def test_of_an_unknown_model_the_output_is_cached_and_the_report_says_so(
         if p.is_floating_point() and p.numel() and not name.endswith("freqs"):
             scale = "norm" in name and p.ndim == 1 and not name.endswith("bias")
             p.data = torch.randn(p.shape, generator=g) * 0.05 + float(scale)
-    model = comfy.model_patcher.ModelPatcher(base, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+    model = comfy.model_patcher.ModelPatcher(
+        base, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+    )
     patched = cached(model, **how)
-    conds = [condition(i, attention_mask=torch.ones(1, TEXT, dtype=torch.long)) for i in (1, 2)]  # Lumina counts its tokens there
+    conds = [
+        condition(i, attention_mask=torch.ones(1, TEXT, dtype=torch.long)) for i in (1, 2)
+    ]  # Lumina counts its tokens there
     with caplog.at_level(logging.INFO, "dual_cache"):
         out, plain = (sample(m, *conds, steps=12, cfg=3.0) for m in (patched, model))
     report, name, off = report_of(patched), type(base.diffusion_model).__name__, how["preset"] == "off"

@@ -31,8 +31,15 @@ def inputs(call):
     model, vae = call("DualCacheDemoModel").result
     captions = ("a large red heart center on a plain white background", "")
     positive, negative = (call("DualCacheDemoCaption", caption=caption)[0] for caption in captions)
-    return {"model": call("DualCache", model=model, preset="balanced")[0], "vae": vae, "positive": positive, "negative": negative,
-            "latent_image": {"samples": torch.zeros(1, 16, 16, 16)}, "steps": STEPS, "seed": 3}
+    return {
+        "model": call("DualCache", model=model, preset="balanced")[0],
+        "vae": vae,
+        "positive": positive,
+        "negative": negative,
+        "latent_image": {"samples": torch.zeros(1, 16, 16, 16)},
+        "steps": STEPS,
+        "seed": 3,
+    }
 
 
 @pytest.fixture
@@ -43,7 +50,17 @@ def plain(inputs, part):
     def run(steps):
         model = inputs["model"].clone()
         model.model_options = {"transformer_options": {}}
-        latent = common_ksampler(model, 3, steps, 1.0, "euler", "simple", inputs["positive"], inputs["negative"], inputs["latent_image"])[0]
+        latent = common_ksampler(
+            model,
+            3,
+            steps,
+            1.0,
+            "euler",
+            "simple",
+            inputs["positive"],
+            inputs["negative"],
+            inputs["latent_image"],
+        )[0]
         return VAEDecode().decode(inputs["vae"], latent)[0]
 
     return run
@@ -68,13 +85,15 @@ def test_it_counts_calls_and_gives_the_rival_as_many(call, inputs, plain, part):
     assert [w["calls"] for w in found.values()] == [STEPS, STEPS, kinds.count("F")]
     assert [w["full_calls"] for w in found.values()] == [STEPS, kinds.count("F"), kinds.count("F")]
     assert all(len(w["seconds"]) == 1 and w["median_seconds"] > 0 for w in found.values())
-    metrics = part("cache_core.metrics")
+    metrics = part("cache_core.report.metrics")
     a, b = (plain(n).movedim(-1, 1).clamp(0, 1) for n in (STEPS, kinds.count("F")))
     assert found["fewer steps"]["closeness"]["psnr"] == pytest.approx(metrics.psnr(a, b)[0], abs=1e-6)
     assert found["fewer steps"]["closeness"]["ssim"] == pytest.approx(metrics.ssim(a, b)[0], abs=1e-6)
     assert found["uncached"]["closeness"] is None and found["cached"]["closeness"]["psnr"] > 15
     assert data["report"]["records"] and data["settings"]["steps"] == STEPS
-    assert f"{kinds.count('F')} steps because of the cached run's counted full model calls" in " ".join(data["notes"])
+    assert f"{kinds.count('F')} steps because of the cached run's counted full model calls" in " ".join(
+        data["notes"]
+    )
 
 
 def test_what_it_shows_is_what_was_sampled(call, inputs, plain):
@@ -82,12 +101,20 @@ def test_what_it_shows_is_what_was_sampled(call, inputs, plain):
     files = shown(output)["shown"]
     (uncached,), (cached,) = map(load, files["pictures"])
     wanted = (plain(STEPS)[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    assert (torch.frombuffer(bytearray(uncached.tobytes()), dtype=torch.uint8).numpy() == wanted.reshape(-1)).all()
+    assert (
+        torch.frombuffer(bytearray(uncached.tobytes()), dtype=torch.uint8).numpy() == wanted.reshape(-1)
+    ).all()
     assert cached.size == uncached.size == (128, 128) and cached.tobytes() != uncached.tobytes()
     ((difference,),) = map(load, files["maps"])
     assert difference.size == uncached.size and len(difference.getcolors(2**16)) > 5
     sheet = output[0]
-    assert sheet.shape[0] == 1 and sheet.shape[3] == 3 and sheet.min() >= 0 and sheet.max() <= 1 and sheet.std() > 0.05
+    assert (
+        sheet.shape[0] == 1
+        and sheet.shape[3] == 3
+        and sheet.min() >= 0
+        and sheet.max() <= 1
+        and sheet.std() > 0.05
+    )
     assert "fewer steps" not in ways(output)
 
 
@@ -95,15 +122,20 @@ def test_what_it_shows_is_what_was_sampled(call, inputs, plain):
 def test_equal_seconds_follow_the_clock(call, inputs, part, monkeypatch, slow):
     """With a clock that each step of the sampler moves by what its kind costs. slow: how much longer the uncached run takes than it should,
     as when another program runs beside it; the rival's own seconds put that right."""
-    compare, host = part("nodes.cache_compare"), part("nodes.host")
+    compare, host = part("nodes.cache_compare"), part("nodes.comfy.patching")
     now, sample = [0.0], host.sample
 
     def counted(model, **options):
         latent = sample(model, **options)
         report = host.request_of(model).box.report
         step = slow if options["steps"] == STEPS else 1.0
-        now[0] += 10.0 if options.get("last_step") else sum(step if report.method == "off" else 1.0 if r.actual == "F" else 0.25
-                                                            for r in report.records)
+        now[0] += (
+            10.0
+            if options.get("last_step")
+            else sum(
+                step if report.method == "off" else 1.0 if r.actual == "F" else 0.25 for r in report.records
+            )
+        )
         return latent
 
     monkeypatch.setattr(compare.host, "sample", counted)
@@ -112,22 +144,30 @@ def test_equal_seconds_follow_the_clock(call, inputs, part, monkeypatch, slow):
     found = ways(output)
     full = found["cached"]["full_calls"]
     seconds = full + 0.25 * (STEPS - full)
-    assert found["uncached"]["seconds"] == [slow * STEPS] * 2 and found["cached"]["seconds"] == [seconds, seconds]
-    assert found["fewer steps"]["steps"] == round(seconds) and found["fewer steps"]["seconds"] == [round(seconds)] * 2
+    assert found["uncached"]["seconds"] == [slow * STEPS] * 2 and found["cached"]["seconds"] == [
+        seconds,
+        seconds,
+    ]
+    assert (
+        found["fewer steps"]["steps"] == round(seconds)
+        and found["fewer steps"]["seconds"] == [round(seconds)] * 2
+    )
 
 
 def test_a_run_that_skips_nothing_says_so_and_has_no_rival(call, inputs):
     model = call("DualCache", model=inputs["model"], preset="off")[0]
     output = call("CacheCompare", **{**inputs, "model": model}, fewer_from="equal calls")
     notes = json.loads(output[1])["notes"]
-    assert list(ways(output)) == ["uncached", "cached"] and ways(output)["cached"]["closeness"]["psnr"] == "inf"
+    assert (
+        list(ways(output)) == ["uncached", "cached"] and ways(output)["cached"]["closeness"]["psnr"] == "inf"
+    )
     assert any(n.startswith("Nothing was skipped") for n in notes) and any("no rival" in n for n in notes)
 
 
 def test_a_run_without_steps_shows_no_earlier_run(call, inputs, part):
     model = call("DualCache", model=inputs["model"], preset="balanced")[0]
     call("CacheCompare", **{**inputs, "model": model}, fewer_from="none")
-    assert part("nodes.host").request_of(model).box.report.records
+    assert part("nodes.comfy.patching").request_of(model).box.report.records
     output = call("CacheCompare", **{**inputs, "model": model}, fewer_from="none", denoise=0.0)
     assert [(w["calls"], w["full_calls"]) for w in ways(output).values()] == [(0, 0), (0, 0)]
     assert output[2].records == [] and json.loads(output[1])["report"]["records"] == []
@@ -144,8 +184,17 @@ def test_the_model_is_left_as_it_was(call, inputs, shims, ksampler_of):
 def ksampler_of(inputs):
     from nodes import common_ksampler
 
-    return lambda model: common_ksampler(model, 3, STEPS, 1.0, "euler", "simple", inputs["positive"], inputs["negative"],
-                                         inputs["latent_image"])[0]["samples"]
+    return lambda model: common_ksampler(
+        model,
+        3,
+        STEPS,
+        1.0,
+        "euler",
+        "simple",
+        inputs["positive"],
+        inputs["negative"],
+        inputs["latent_image"],
+    )[0]["samples"]
 
 
 def test_finished_pictures_are_compared_without_sampling(call):
@@ -155,7 +204,11 @@ def test_finished_pictures_are_compared_without_sampling(call):
     b[3, :16] = 1 - b[3, :16]
     output = call("CacheCompare", uncached=a, cached=b, batch="video")
     way = ways(output)["cached"]
-    assert way["closeness"]["worst"] == 3 and way["closeness"]["temporal_difference"] > 0.01 and way["seconds"] == []
+    assert (
+        way["closeness"]["worst"] == 3
+        and way["closeness"]["temporal_difference"] > 0.01
+        and way["seconds"] == []
+    )
     drawn = shown(output)
     assert drawn["video"] and drawn["shown"]["frames"] == [0, 1, 2, 3, 4] and drawn["shown"]["first"] == 3
     assert "worst frame" in drawn["table"][0] and "seconds" not in drawn["table"][0]
@@ -178,17 +231,23 @@ def test_pictures_that_are_not_finite_are_named_and_the_rest_is_shown(call, part
     output = call("CacheCompare", uncached=a, cached=cached, fewer_steps=fewer)
     found, drawn = ways(output), shown(output)
     assert found["cached"]["closeness"] is None and found["cached"]["not_finite"] == [1, 2]
-    metrics = part("cache_core.metrics")
+    metrics = part("cache_core.report.metrics")
     near = sorted(metrics.psnr(a.movedim(-1, 1), fewer.movedim(-1, 1)))[1]
     assert found["fewer steps"]["closeness"]["psnr"] == pytest.approx(near, abs=1e-4)
     column = drawn["table"][0].index("PSNR dB")
     assert [row[column] for row in drawn["table"][1:]] == ["", "n/a", f"{near:.1f}"]
     assert any("2 of 3 pictures of cached hold values that are not finite" in note for note in drawn["notes"])
-    assert drawn["shown"]["first"] == 1 and len(load(drawn["shown"]["pictures"][1])) == len(load(drawn["shown"]["maps"][0])) == 3
+    assert (
+        drawn["shown"]["first"] == 1
+        and len(load(drawn["shown"]["pictures"][1])) == len(load(drawn["shown"]["maps"][0])) == 3
+    )
     assert load(drawn["shown"]["pictures"][1])[1].getpixel((2, 2)) == (0, 0, 0) and output[0].isfinite().all()
     turned = call("CacheCompare", uncached=cached[1:2], cached=a[1:2])
     assert ways(turned)["cached"]["closeness"] is None
-    assert any(n.startswith("The picture of uncached holds") and "nothing can be measured" in n for n in shown(turned)["notes"])
+    assert any(
+        n.startswith("The picture of uncached holds") and "nothing can be measured" in n
+        for n in shown(turned)["notes"]
+    )
 
 
 def test_a_difference_that_is_not_a_number_is_as_bright_as_the_largest(part):
@@ -211,7 +270,11 @@ class Nested:
 def test_video_with_sound_is_video(call):
     def latent(seed):
         make = torch.Generator().manual_seed(seed)
-        return {"samples": Nested(torch.rand(1, 16, 3, 4, 4, generator=make), torch.rand(1, 8, 12, 16, generator=make))}
+        return {
+            "samples": Nested(
+                torch.rand(1, 16, 3, 4, 4, generator=make), torch.rand(1, 8, 12, 16, generator=make)
+            )
+        }
 
     def decode(samples):
         video = samples.unbind()[0] if getattr(samples, "is_nested", False) else samples
@@ -225,10 +288,13 @@ def test_video_with_sound_is_video(call):
 @pytest.mark.parametrize(("batch", "video"), [("from the latent", True), ("pictures", False)])
 def test_latents_with_a_time_axis_are_videos(call, batch, video):
     """Two videos of three frames, whose VAE is a stand-in."""
+
     def latent(seed):
         return {"samples": torch.rand(2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(seed))}
 
-    vae = SimpleNamespace(decode=lambda samples: samples[:, :3].movedim(1, -1).repeat_interleave(4, 2).repeat_interleave(4, 3))
+    vae = SimpleNamespace(
+        decode=lambda samples: samples[:, :3].movedim(1, -1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    )
     output = call("CacheCompare", uncached=latent(1), cached=latent(2), vae=vae, batch=batch)
     drawn, way = shown(output), ways(output)["cached"]["closeness"]
     assert drawn["video"] is video and drawn["shown"]["count"] == way["count"] == 6
@@ -244,16 +310,30 @@ def test_long_videos_show_some_frames_and_the_worst(call):
     b = a.clone()
     b[17] = 0
     drawn = shown(call("CacheCompare", uncached=a, cached=b, batch="video"))["shown"]
-    assert 17 in drawn["frames"] and {0, 39} < set(drawn["frames"]) and len(drawn["frames"]) <= 8 and drawn["frames"][drawn["first"]] == 17
+    assert (
+        17 in drawn["frames"]
+        and {0, 39} < set(drawn["frames"])
+        and len(drawn["frames"]) <= 8
+        and drawn["frames"][drawn["first"]] == 17
+    )
 
 
-@pytest.mark.parametrize(("changes", "sentence"), [
-    (dict(model=None), "needs model to sample"),
-    (dict(vae=None, positive=None), "needs vae, positive to sample"),
-    (dict(cached=torch.rand(1, 16, 16, 3)), "needs both uncached and cached"),
-    (dict(uncached=torch.rand(1, 16, 16, 3), cached=torch.rand(1, 16, 24, 3)), "1 of 24 x 16 pixels, those of uncached 1 of 16 x 16"),
-    (dict(uncached={"samples": torch.rand(1, 16, 4, 4)}, cached=torch.rand(1, 32, 32, 3), vae=None), "needs a vae to decode"),
-])
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (dict(model=None), "needs model to sample"),
+        (dict(vae=None, positive=None), "needs vae, positive to sample"),
+        (dict(cached=torch.rand(1, 16, 16, 3)), "needs both uncached and cached"),
+        (
+            dict(uncached=torch.rand(1, 16, 16, 3), cached=torch.rand(1, 16, 24, 3)),
+            "1 of 24 x 16 pixels, those of uncached 1 of 16 x 16",
+        ),
+        (
+            dict(uncached={"samples": torch.rand(1, 16, 4, 4)}, cached=torch.rand(1, 32, 32, 3), vae=None),
+            "needs a vae to decode",
+        ),
+    ],
+)
 def test_what_it_cannot_compare_it_says(call, inputs, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         call("CacheCompare", **{**inputs, **changes})

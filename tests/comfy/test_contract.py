@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.litegraph import inputs_of
+from tools.litegraph import inputs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = ROOT / "tests" / "fixtures" / "nodes.json"
@@ -27,7 +27,10 @@ def contract(info: dict) -> dict:
         if name in COMFYUI_LISTS:
             row.pop("options", None)
         inputs.append(row)
-    return {"inputs": inputs, "outputs": [{"name": n, "type": t} for n, t in zip(info["output_name"], info["output"], strict=True)]}
+    return {
+        "inputs": inputs,
+        "outputs": [{"name": n, "type": t} for n, t in zip(info["output_name"], info["output"], strict=True)],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,9 @@ def test_node_ids(infos):
 def test_nodes_keep_their_contract(infos):
     snapshot = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     changed = {name: contract(info) for name, info in infos.items() if contract(info) != snapshot.get(name)}
-    assert not changed, f"If old workflows still load and this is meant, write it into {SNAPSHOT.name}: {json.dumps(changed, indent=1)}"
+    assert not changed, (
+        f"If old workflows still load and this is meant, write it into {SNAPSHOT.name}: {json.dumps(changed, indent=1)}"
+    )
 
 
 def test_nodes_are_found_by_what_people_look_for(infos):
@@ -52,7 +57,9 @@ def test_nodes_are_found_by_what_people_look_for(infos):
 
     known = hasattr(io.Schema(node_id="x"), "search_aliases")
     for name, info in infos.items():
-        assert not known or {"dual cache", "cache", "speed up", "teacache"} <= set(info["search_aliases"]), name
+        assert not known or {"dual cache", "cache", "speed up", "teacache"} <= set(info["search_aliases"]), (
+            name
+        )
 
 
 def test_english_locale_repeats_the_schema(infos):

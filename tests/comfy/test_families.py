@@ -13,12 +13,33 @@ import torch
 from tests.comfy import tiny_families as tiny
 from tests.comfy.tiny_families import PAGES, call, close, joined, left_behind
 
-LACKING = {"0.3.64": [
-    "ltx 2", "ltx 2 without sound", "pid", "triposplat", "wan scail 2", "wan self forcing", "z-image pixel", "ace-step 1.5", "anima",
-    "boogu", "cogvideox", "ernie image", "flux 2", "hunyuan video 1.5", "ideogram 4", "kandinsky 5", "krea 2",
-    "lens",
-    "pixeldit", "wan dancer", "wan scail", "z-image",
-], "0.26.0": []}
+LACKING = {
+    "0.3.64": [
+        "ltx 2",
+        "ltx 2 without sound",
+        "pid",
+        "triposplat",
+        "wan scail 2",
+        "wan self forcing",
+        "z-image pixel",
+        "ace-step 1.5",
+        "anima",
+        "boogu",
+        "cogvideox",
+        "ernie image",
+        "flux 2",
+        "hunyuan video 1.5",
+        "ideogram 4",
+        "kandinsky 5",
+        "krea 2",
+        "lens",
+        "pixeldit",
+        "wan dancer",
+        "wan scail",
+        "z-image",
+    ],
+    "0.26.0": [],
+}
 """Models of `tiny_families` that a ComfyUI version does not have."""
 NAMES = tiny.present()
 
@@ -36,7 +57,7 @@ def test_the_versions_lack_what_is_written_down():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_row_is_found(models, part, name):
-    families = part("cache_core.families")
+    families = part("cache_core.models.families")
     net = models(name).diffusion_model
     family = families.find_family(net)
     assert family.name == tiny.TINY[name].row
@@ -53,7 +74,9 @@ def test_full_steps_are_bit_identical(models, runs, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_aggressive_steps_at_the_same_input_are_exact_and_skip_the_blocks(models, runs, count, replayed, levels, name):
+def test_aggressive_steps_at_the_same_input_are_exact_and_skip_the_blocks(
+    models, runs, count, replayed, levels, name
+):
     base, data, later = models(name), tiny.arguments(name), tiny.arguments(name, seed=1)
     net = base.diffusion_model
     exact = call(base, 0.8, data)
@@ -63,11 +86,20 @@ def test_aggressive_steps_at_the_same_input_are_exact_and_skip_the_blocks(models
         evaluate(1.0, later), evaluate(0.8, data)
         seen.clear()
         out = evaluate(0.8, data)
-        assert torch.equal(out, exact) if level in ("final", "output") and name not in STRIDED else close(out, exact, 1e-6), level
+        assert (
+            torch.equal(out, exact)
+            if level in ("final", "output") and name not in STRIDED
+            else close(out, exact, 1e-6)
+        ), level
         assert not {b for b, path in seen if level != "module" or path in replayed(net, b)}, level
         report = cache.finish()
-        assert "".join(r.actual for r in report.records) == "FFA" and not report.messages and report.peak_bytes > 0
+        assert (
+            "".join(r.actual for r in report.records) == "FFA"
+            and not report.messages
+            and report.peak_bytes > 0
+        )
         assert not left_behind(base)
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_repeats_exactly_and_leaves_nothing(models, runs, name):
@@ -78,10 +110,20 @@ def test_a_run_repeats_exactly_and_leaves_nothing(models, runs, name):
         given = [x.clone() for d in frames for x in d.values() if isinstance(x, torch.Tensor)]
         cache, evaluate = runs(base, "FFAF", level="final")
         outs.append([evaluate(sigma, data) for sigma, data in zip((1.0, 0.8, 0.6, 0.4), frames)])
-        assert all(torch.equal(a, b) for a, b in zip(given, (x for d in frames for x in d.values() if isinstance(x, torch.Tensor))))
-        assert not left_behind(base) and not cache.finish().messages[1:] and not cache._branches and not cache._blocks
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(given, (x for d in frames for x in d.values() if isinstance(x, torch.Tensor)))
+        )
+        assert (
+            not left_behind(base)
+            and not cache.finish().messages[1:]
+            and not cache._branches
+            and not cache._blocks
+        )
     assert all(torch.equal(a, b) for a, b in zip(*outs))
-    assert all(torch.equal(outs[0][i], call(base, sigma, frames[i])) for i, sigma in ((0, 1.0), (1, 0.8), (3, 0.4)))
+    assert all(
+        torch.equal(outs[0][i], call(base, sigma, frames[i])) for i, sigma in ((0, 1.0), (1, 0.8), (3, 0.4))
+    )
     assert not close(outs[0][2], call(base, 0.6, frames[2]), 1e-3) and outs[0][2].isfinite().all()
 
 
@@ -120,7 +162,9 @@ def test_another_number_of_frames_is_another_branch(models, runs, levels, name):
         cache, evaluate = runs(base, "FFA", level=level)
         for sigma in (1.0, 0.8):
             evaluate(sigma, short)
-        assert torch.equal(evaluate(0.8, long), call(base, 0.8, long)), level  # planned to be skipped, but nothing is cached for it
+        assert torch.equal(evaluate(0.8, long), call(base, 0.8, long)), (
+            level
+        )  # planned to be skipped, but nothing is cached for it
         assert close(evaluate(0.8, short, begin=False), call(base, 0.8, short)), level
         cache.finish()
 
@@ -128,7 +172,7 @@ def test_another_number_of_frames_is_another_branch(models, runs, levels, name):
 @pytest.mark.parametrize("name", SECOND_SIZES)
 def test_tokens_of_another_size_under_one_key_run_in_full(models, runs, levels, part, monkeypatch, name):
     """As if the host could not tell the sizes apart."""
-    monkeypatch.setattr(part("nodes.host"), "_chunks", lambda *_: ["one key"])
+    monkeypatch.setattr(part("nodes.comfy.patching"), "_chunks", lambda *_: ["one key"])
     base, short, long = models(name), tiny.arguments(name), tiny.arguments(name, other=True)
     for level in levels(base.diffusion_model):
         cache, evaluate = runs(base, "FFAA", level=level)
@@ -141,8 +185,12 @@ def test_tokens_of_another_size_under_one_key_run_in_full(models, runs, levels, 
         assert not left_behind(base)
 
 
-SAMPLED = {"wan": {}, "qwen image": {}, "sd 3.5": {"pooled_output": torch.zeros(1, 32)}, "lumina 2": {"attention_mask": torch.ones(1, 5,
-    dtype=torch.long)}}
+SAMPLED = {
+    "wan": {},
+    "qwen image": {},
+    "sd 3.5": {"pooled_output": torch.zeros(1, 32)},
+    "lumina 2": {"attention_mask": torch.ones(1, 5, dtype=torch.long)},
+}
 
 
 @pytest.mark.parametrize("preset", ["balanced", "duca", "off"])
@@ -154,14 +202,19 @@ def test_presets_sample_through_comfyui(cached, fill, report_of, shims, name, pr
     def sample(model):
         conds = [[[tiny.arguments(name, seed=i)["c_crossattn"], dict(SAMPLED[name])]] for i in (1, 2)]
         noise = comfy.sample.prepare_noise(latent, 0)
-        return comfy.sample.sample(model, noise, 10, 3.0, "euler", "simple", *conds, latent, disable_pbar=True, seed=0)
+        return comfy.sample.sample(
+            model, noise, 10, 3.0, "euler", "simple", *conds, latent, disable_pbar=True, seed=0
+        )
 
     out, plain = sample(patched), sample(model)
     report, off = report_of(patched), preset == "off"
     assert torch.equal(out, plain) == off and out.isfinite().all() and not shims(model)
     kinds = {r.actual for r in report.records}
     assert report.family == tiny.TINY[name].row and ("A" in kinds) == (not off)
-    assert ("C" in kinds) == (preset == "duca" and "tokens" in json.loads(PAGES.read_text())[comfyui_version.__version__][report.family])
+    assert ("C" in kinds) == (
+        preset == "duca"
+        and "tokens" in json.loads(PAGES.read_text())[comfyui_version.__version__][report.family]
+    )
 
 
 def test_a_wrapper_of_another_node_around_a_block_is_called_and_left(models, runs):
@@ -189,17 +242,21 @@ def test_a_video_made_part_by_part_is_sampled_plainly(models, runs, monkeypatch)
         evaluate(sigma, data, more={"ar_state": {"start_frame": 0}})
     report = cache.finish()
     assert len(seen) == 3 and {r.actual for r in report.records} == {"F"}
-    assert report.messages == ["Wan is sampled plainly: its sampler makes the video part by part and keeps keys and values of its own."]
+    assert report.messages == [
+        "Wan is sampled plainly: its sampler makes the video part by part and keeps keys and values of its own."
+    ]
 
 
 def test_rows_and_their_levels_are_those_of_the_page(models, part):
     """tests/fixtures/families.json, from which docs/families.md is made."""
-    families, fitting = part("cache_core.families"), part("cache_core.fitting")
+    families, fitting = part("cache_core.models.families"), part("cache_core.models.capabilities")
     rows = [families.find_family(models(name).diffusion_model) for name in NAMES]
     rows += [r for r in families.FAMILIES if r.refusal and has_class(r.module, r.model)]
     found = {row.name: fitting.abilities(row) for row in sorted(rows, key=lambda r: r.name.lower())}
     pages = json.loads(PAGES.read_text(encoding="utf-8"))
-    assert pages[comfyui_version.__version__] == found, f"If this is meant, write it into {PAGES.name}: {json.dumps(found)}"
+    assert pages[comfyui_version.__version__] == found, (
+        f"If this is meant, write it into {PAGES.name}: {json.dumps(found)}"
+    )
 
 
 def has_class(module: str, name: str) -> bool:
@@ -217,7 +274,9 @@ BY_TOKEN = {"by": "token", "pool": [{"name": "reuse"}, {"name": "taylor", "order
 def test_a_probe_of_blocks_that_write_into_their_input_changes_nothing(models, runs, part, name, flags):
     """Also where a flag leaves out the attention at which the probe ends."""
     base, data = models(name), tiny.arguments(name)
-    cache, evaluate = runs(base, "FFA", level="final", predictor=part("cache_core.forecasts").forecast(BY_TOKEN))
+    cache, evaluate = runs(
+        base, "FFA", level="final", predictor=part("cache_core.predictors.build").forecast(BY_TOKEN)
+    )
     for sigma in (1.0, 0.8):
         assert torch.equal(evaluate(sigma, data, more=flags), call(base, sigma, data, flags))
     assert torch.isfinite(evaluate(0.8, data, more=flags)).all()
@@ -244,7 +303,9 @@ def test_branches_that_do_not_come_back_are_freed(models, runs):
     cache.finish()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name in ("anima", "cosmos predict 2", "stable audio", "ace-step")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name in ("anima", "cosmos predict 2", "stable audio", "ace-step")]
+)
 def test_modules_are_not_kept_where_no_conservative_step_can_use_them(models, runs, name):
     base, data, peaks = models(name), tiny.arguments(name), []
     for kinds in ("FFAA", "FFCA"):

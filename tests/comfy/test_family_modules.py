@@ -15,9 +15,17 @@ FLUX_BLOCKS = ("FLUX", "FLUX.2", "Chroma", "Chroma Radiance", "HunyuanVideo", "H
 """Families whose blocks have an adapter of their own, which other tests look at."""
 CAN = json.loads(PAGES.read_text(encoding="utf-8"))[comfyui_version.__version__]
 TOKENS = [row for row, can in CAN.items() if "tokens" in can]
-REFRESHED = [name for name in NAMES if tiny.TINY[name].row in TOKENS and tiny.TINY[name].row not in FLUX_BLOCKS]
-UNPROBED = ("cogvideox", "cosmos", "pixeldit", "pid", "hunyuan 3d 2.1",
-            *(["hunyuan video"] if comfyui_version.__version__ == "0.3.64" else []))
+REFRESHED = [
+    name for name in NAMES if tiny.TINY[name].row in TOKENS and tiny.TINY[name].row not in FLUX_BLOCKS
+]
+UNPROBED = (
+    "cogvideox",
+    "cosmos",
+    "pixeldit",
+    "pid",
+    "hunyuan 3d 2.1",
+    *(["hunyuan video"] if comfyui_version.__version__ == "0.3.64" else []),
+)
 """Models of which the table has no word on what their attention reads, or that have no tokens to put back."""
 
 
@@ -35,7 +43,7 @@ def test_conservative_steps_run_or_say_why_not(models, runs, part, name):
 @pytest.mark.parametrize("name", REFRESHED)
 def test_conservative_steps_replay_attention_and_refresh_rows_of_the_mlps(models, runs, part, name):
     """With all rows a step is the model with the attention of the last full step, here put back by hooks."""
-    families = part("cache_core.families")
+    families = part("cache_core.models.families")
     base, before, now = models(name), tiny.arguments(name, seed=1), tiny.arguments(name, seed=2)
     blocks = families.blocks_of(base.diffusion_model, families.find_family(base.diffusion_model))
     kept, handles = {}, []
@@ -43,9 +51,13 @@ def test_conservative_steps_replay_attention_and_refresh_rows_of_the_mlps(models
         for path, m in block.module.named_modules():
             if path in block.adapter.modules and path not in block.adapter.rows:
                 mark = (block.name, path)
-                handles.append(m.register_forward_hook(lambda _, a, out, mark=mark: kept.setdefault(mark, out)))
+                handles.append(
+                    m.register_forward_hook(lambda _, a, out, mark=mark: kept.setdefault(mark, out))
+                )
     call(base, 0.8, before)
-    expected = call(base, 0.5, now)  # setdefault gives what was kept, and a hook's result stands in for the module's
+    expected = call(
+        base, 0.5, now
+    )  # setdefault gives what was kept, and a hook's result stands in for the module's
     for handle in handles:
         handle.remove()
     outs = {}
@@ -59,13 +71,17 @@ def test_conservative_steps_replay_attention_and_refresh_rows_of_the_mlps(models
     assert not left_behind(base)
 
 
-MASKED = [name for name in NAMES if "module" in CAN.get(tiny.TINY[name].row, ()) and tiny.TINY[name].row not in FLUX_BLOCKS]
+MASKED = [
+    name
+    for name in NAMES
+    if "module" in CAN.get(tiny.TINY[name].row, ()) and tiny.TINY[name].row not in FLUX_BLOCKS
+]
 
 
 @pytest.mark.parametrize("name", MASKED)
 def test_masks_compute_the_modules_that_they_name(models, runs, part, name):
     """All of them give the model's own result; without the MLPs it is that of the MLPs of the full step, put back by hooks."""
-    families, masks = part("cache_core.families"), part("cache_core.masks")
+    families, masks = part("cache_core.models.families"), part("cache_core.schedule.masks")
     base, before, now = models(name), tiny.arguments(name, seed=1), tiny.arguments(name, seed=2)
     blocks = families.blocks_of(base.diffusion_model, families.find_family(base.diffusion_model))
     names, kept, handles = [".".join(map(str, b.name)) for b in blocks], {}, []
@@ -74,13 +90,17 @@ def test_masks_compute_the_modules_that_they_name(models, runs, part, name):
         for path, m in block.module.named_modules():
             if path in block.adapter.modules and block.adapter.part(path) == "mlp":
                 mark = (block.name, path)
-                handles.append(m.register_forward_hook(lambda _, a, out, mark=mark: kept.setdefault(mark, out)))
+                handles.append(
+                    m.register_forward_hook(lambda _, a, out, mark=mark: kept.setdefault(mark, out))
+                )
     call(base, 0.8, before)
     expected = call(base, 0.5, now)
     for handle in handles:
         handle.remove()
     for computed, exact in ((names, whole), ([f"{n}.attn" for n in names], expected)):
-        cache, evaluate = runs(base, "FC", level="final", mask=masks.Mask.of(2, dict.fromkeys(computed, (1,))))
+        cache, evaluate = runs(
+            base, "FC", level="final", mask=masks.Mask.of(2, dict.fromkeys(computed, (1,)))
+        )
         evaluate(0.8, before)
         assert close(evaluate(0.5, now), exact, 1e-4)
         report = cache.finish()
@@ -91,10 +111,12 @@ def test_masks_compute_the_modules_that_they_name(models, runs, part, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_probe_is_of_the_tokens_that_are_put_back(models, runs, count, part, name):
     """A forecast that chooses a rule for each token by a look at what the first block reads."""
-    base, forecasts = models(name), part("cache_core.forecasts")
+    base, forecasts = models(name), part("cache_core.predictors.build")
     rules = [{"name": "reuse"}, {"name": "linear"}, {"name": "newton"}]
-    seen, final = count(base.diffusion_model), part("cache_core.levels").FINAL
-    cache, evaluate = runs(base, "FFFA", level="final", predictor=forecasts.forecast({"by": "token", "pool": rules}))
+    seen, final = count(base.diffusion_model), part("cache_core.hooks.wiring").FINAL
+    cache, evaluate = runs(
+        base, "FFFA", level="final", predictor=forecasts.forecast({"by": "token", "pool": rules})
+    )
     for i, sigma in enumerate((1.0, 0.8, 0.6)):
         evaluate(sigma, tiny.arguments(name, seed=i))
     sites = [(b.sites[final], b.evidence) for b in cache._branches.values() if final in b.sites]
@@ -102,19 +124,30 @@ def test_the_probe_is_of_the_tokens_that_are_put_back(models, runs, count, part,
     seen.clear()
     assert evaluate(0.5, tiny.arguments(name, seed=5)).isfinite().all()
     assert sum(seen.values()) <= 0.5 * sum(full.values()) / 3
-    probed = bool(sites) and all(e.now is not None and e.now.shape[:2] == s.snapshots[0].shape[:2] == e.past.snapshots[0].shape[:2]
-                                 for s, e in sites)
+    probed = bool(sites) and all(
+        e.now is not None and e.now.shape[:2] == s.snapshots[0].shape[:2] == e.past.snapshots[0].shape[:2]
+        for s, e in sites
+    )
     assert probed == (name not in UNPROBED)
     cache.finish()
 
 
-@pytest.mark.parametrize(("changes", "sentence"), [
-    ({"attention": "live"}, "Attention of single tokens of Wan cannot be computed afresh; it is replayed."),
-    ({"selector": "value_norm_high"}, "The attention values of Wan are out of reach; tokens are chosen at random."),
-])
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"attention": "live"},
+            "Attention of single tokens of Wan cannot be computed afresh; it is replayed.",
+        ),
+        (
+            {"selector": "value_norm_high"},
+            "The attention values of Wan are out of reach; tokens are chosen at random.",
+        ),
+    ],
+)
 def test_what_rows_of_a_family_cannot_have_gives_way_with_a_sentence(models, runs, part, changes, sentence):
     if "selector" in changes:
-        changes = {"selector": part("cache_core.selectors").Selector(changes["selector"])}
+        changes = {"selector": part("cache_core.selectors.token_selection").Selector(changes["selector"])}
     base = models("wan")
     cache, evaluate = runs(base, "FC", **changes)
     assert all(evaluate(s, tiny.arguments("wan")).isfinite().all() for s in (0.8, 0.5))

@@ -33,7 +33,14 @@ print(json.dumps([count, name, sorted(set(sys.modules) - before)]))
 def imported(tmp_path_factory):
     """Number of nodes, the pack's module name, and the modules that importing it added, in a Python of its own."""
     command = [sys.executable, "-c", IMPORT, str(COMFYUI), str(ROOT)]
-    done = subprocess.run(command, cwd=tmp_path_factory.mktemp("import"), capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path_factory.mktemp("import"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -41,7 +48,11 @@ def imported(tmp_path_factory):
 def test_importing_the_pack_adds_no_library(imported):
     count, name, added = imported
     assert count == len(json.loads((ROOT / "tests" / "fixtures" / "nodes.json").read_text(encoding="utf-8")))
-    foreign = {module for module in added if module.split(".")[0] not in {name, "comfy", "comfy_api", *sys.stdlib_module_names}}
+    foreign = {
+        module
+        for module in added
+        if module.split(".")[0] not in {name, "comfy", "comfy_api", *sys.stdlib_module_names}
+    }
     assert not foreign, f"{len(foreign)} modules of other libraries: {sorted(foreign)[:20]}"
 
 
@@ -50,5 +61,7 @@ def test_what_only_development_needs_stays_out(imported):
     ours = {module.removeprefix(f"{name}.") for module in added if module.startswith(name)}
     assert not {module.split(".")[0] for module in ours} - {name, "cache_core", "demo", "nodes", "web_files"}
     lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
-    absent = {line.removesuffix(".py").replace("/", ".") for line in lines if line.endswith(".py")}  # from the archive for users
+    absent = {
+        line.removesuffix(".py").replace("/", ".") for line in lines if line.endswith(".py")
+    }  # from the archive for users
     assert {"demo.train", "demo.judge"} <= absent and not ours & absent

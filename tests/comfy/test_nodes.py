@@ -12,10 +12,34 @@ import pytest
 import torch
 from PIL import ImageColor
 
-NODES = ["CacheScheduleBuilder", "DualCache", "FeatureForecast", "VCacheAttentionPatch", "DualCacheSampler", "CacheReport", "CacheCompare",
-         "DualCacheProfileModel", "DualCacheProfilePrompts", "LoadCacheProfile", "PlanCache", "ERTACachePlan",
-         "DualCacheDemoModel", "DualCacheDemoCaption", "DualCacheDemoClip"]
-CUSTOM = dict(preset="custom", steps=10, interval=4, pattern="conservative, aggressive", ratio=0.2, warmup=2, tail=1, start=0.0, end=1.0)
+NODES = [
+    "CacheScheduleBuilder",
+    "DualCache",
+    "FeatureForecast",
+    "VCacheAttentionPatch",
+    "DualCacheSampler",
+    "CacheReport",
+    "CacheCompare",
+    "DualCacheProfileModel",
+    "DualCacheProfilePrompts",
+    "LoadCacheProfile",
+    "PlanCache",
+    "ERTACachePlan",
+    "DualCacheDemoModel",
+    "DualCacheDemoCaption",
+    "DualCacheDemoClip",
+]
+CUSTOM = dict(
+    preset="custom",
+    steps=10,
+    interval=4,
+    pattern="conservative, aggressive",
+    ratio=0.2,
+    warmup=2,
+    tail=1,
+    start=0.0,
+    end=1.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +85,17 @@ def ksampler(condition, latent):
     from nodes import KSampler  # ComfyUI's module
 
     def run(model, **changes):
-        options = dict(seed=5, steps=8, cfg=1.0, sampler_name="euler", scheduler="simple", positive=condition(1), negative=condition(2),
-                       latent_image=latent, denoise=1.0)
+        options = dict(
+            seed=5,
+            steps=8,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            positive=condition(1),
+            negative=condition(2),
+            latent_image=latent,
+            denoise=1.0,
+        )
         return KSampler().sample(model, **{**options, **changes})[0]
 
     return run
@@ -73,8 +106,19 @@ def dual_sampler(call, condition, latent):
     """`dual_sampler(model, **changes)`: the Dual Cache Sampler with the settings of `ksampler`; gives the LATENT and the report."""
 
     def run(model, **changes):
-        options = dict(model=model, seed=5, steps=8, cfg=1.0, sampler_name="euler", scheduler="simple", positive=condition(1),
-                       negative=condition(2), latent_image=latent, denoise=1.0, preset="balanced")
+        options = dict(
+            model=model,
+            seed=5,
+            steps=8,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            positive=condition(1),
+            negative=condition(2),
+            latent_image=latent,
+            denoise=1.0,
+            preset="balanced",
+        )
         return call("DualCacheSampler", **{**options, **changes}).result
 
     return run
@@ -96,7 +140,9 @@ def test_schemas_load_and_explain_themselves(nodes, name):
     json.dumps(info)  # what /object_info sends
     assert info["name"] == name and info["display_name"] and info["category"]
     assert len(info["description"]) > 20 and info["description"].endswith(".")
-    inputs = {k: v for group in ("required", "optional") for k, v in node.INPUT_TYPES().get(group, {}).items()}
+    inputs = {
+        k: v for group in ("required", "optional") for k, v in node.INPUT_TYPES().get(group, {}).items()
+    }
     for key, (kind, options) in inputs.items():
         assert options.get("tooltip", "").endswith("."), f"{name}.{key} has no tooltip"
         if isinstance(kind, list) or kind == "COMBO":
@@ -134,22 +180,34 @@ def test_the_sampler_offers_what_ksampler_offers(nodes):
 # --- Cache Schedule Builder ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("changes", "kinds"), [
-    ({}, "FFCACFCACF"), ({"pattern": "aggressive only"}, "FFAAAFAAAF"), ({"pattern": "conservative only"}, "FFCCCFCCCF"),
-    ({"pattern": "aggressive, conservative"}, "FFACAFACAF"), ({"start": 0.5}, "FFFFFCACFF"), ({"end": 0.5}, "FFCACFFFFF"),
-    ({"interval": 1}, "FFFFFFFFFF"), ({"explicit": "fff cca fcaf"}, "FFFCCAFCAF"), ({"preset": "off"}, "FFFFFFFFFF"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, "FFCACFCACF"),
+        ({"pattern": "aggressive only"}, "FFAAAFAAAF"),
+        ({"pattern": "conservative only"}, "FFCCCFCCCF"),
+        ({"pattern": "aggressive, conservative"}, "FFACAFACAF"),
+        ({"start": 0.5}, "FFFFFCACFF"),
+        ({"end": 0.5}, "FFCACFFFFF"),
+        ({"interval": 1}, "FFFFFFFFFF"),
+        ({"explicit": "fff cca fcaf"}, "FFFCCAFCAF"),
+        ({"preset": "off"}, "FFFFFFFFFF"),
+    ],
+    ids=str,
+)
 def test_the_builder_builds_the_plan_its_widgets_describe(call, part, changes, kinds):
     schedule, text = call("CacheScheduleBuilder", **{**CUSTOM, **changes}).result
     assert schedule.kinds == kinds and schedule.steps == 10
-    assert part("cache_core.schedule").CacheSchedule.from_json(text) == schedule
+    assert part("cache_core.schedule.plan").CacheSchedule.from_json(text) == schedule
     if "C" in kinds and "explicit" not in changes:
         assert {r for r, k in zip(schedule.ratios, kinds) if k == "C"} == {0.2}
 
 
 def test_the_builder_reads_and_scales_a_schedules_json(call):
     schedule, text = call("CacheScheduleBuilder", **CUSTOM).result
-    again, _ = call("CacheScheduleBuilder", **{**CUSTOM, "preset": "off", "explicit": "  " + text + "\n"}).result
+    again, _ = call(
+        "CacheScheduleBuilder", **{**CUSTOM, "preset": "off", "explicit": "  " + text + "\n"}
+    ).result
     assert again == schedule
     longer, _ = call("CacheScheduleBuilder", **{**CUSTOM, "steps": 20, "explicit": text}).result
     assert longer == schedule.scaled(20) and longer.steps == 20
@@ -161,10 +219,17 @@ def test_every_preset_gives_a_plan(call, part):
         assert schedule.steps == 30 and ("F" * 30 == schedule.kinds) == (preset == "off")
 
 
-@pytest.mark.parametrize(("changes", "word"), [
-    ({"explicit": "CFF"}, "F"), ({"explicit": "FXF"}, "F, C or A"), ({"explicit": "{}"}, "format"), ({"explicit": '{"format": 1'}, "JSON"),
-    ({"start": 0.7, "end": 0.2}, "start"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"explicit": "CFF"}, "F"),
+        ({"explicit": "FXF"}, "F, C or A"),
+        ({"explicit": "{}"}, "format"),
+        ({"explicit": '{"format": 1'}, "JSON"),
+        ({"start": 0.7, "end": 0.2}, "start"),
+    ],
+    ids=str,
+)
 def test_the_builder_refuses_in_one_sentence(call, changes, word):
     with pytest.raises(ValueError, match=word) as error:
         call("CacheScheduleBuilder", **{**CUSTOM, **changes})
@@ -175,32 +240,48 @@ def test_the_builder_refuses_in_one_sentence(call, changes, word):
 
 
 def test_dual_cache_patches_a_clone(call, flux, ksampler, part):
-    patched, = call("DualCache", model=flux, preset="balanced").result
+    (patched,) = call("DualCache", model=flux, preset="balanced").result
     assert patched is not flux and patched.model is flux.model
-    assert part("nodes.host").request_of(flux) is None and part("nodes.host").request_of(patched).node_id == "7"
+    assert (
+        part("nodes.comfy.patching").request_of(flux) is None
+        and part("nodes.comfy.patching").request_of(patched).node_id == "7"
+    )
     plain = ksampler(flux)["samples"]
     assert not torch.equal(ksampler(patched)["samples"], plain)
     assert torch.equal(ksampler(flux)["samples"], plain)
-    off, = call("DualCache", model=flux, preset="off").result
+    (off,) = call("DualCache", model=flux, preset="off").result
     assert torch.equal(ksampler(off)["samples"], plain)
 
 
 def test_a_schedule_replaces_the_presets_plan(call, flux, ksampler, ran, report_of):
     schedule, _ = call("CacheScheduleBuilder", **{**CUSTOM, "steps": 8, "explicit": "FFACACAF"}).result
-    patched, = call("DualCache", model=flux, preset="balanced", schedule=schedule).result
+    (patched,) = call("DualCache", model=flux, preset="balanced", schedule=schedule).result
     ksampler(patched)
-    assert ran(patched) == "FFACACAF" and report_of(patched).predictor == "3 rules by token" and not report_of(patched).messages
+    assert (
+        ran(patched) == "FFACACAF"
+        and report_of(patched).predictor == "3 rules by token"
+        and not report_of(patched).messages
+    )
     ksampler(patched, steps=16)
     assert len(ran(patched)) == 16 and "scaled" in report_of(patched).messages[0]
 
 
 def test_forecast_and_gain_replace_the_presets_own(call, flux, ksampler, report_of):
     results = {}
-    for forecast, gain in (("from preset", 0.1), ("from preset", 0.9), ("reuse", 0.9), ("linear", 0.4), ("linear", 0.9), ("linear", 0.0)):
-        patched, = call("DualCache", model=flux, preset="balanced", forecast=forecast, gain=gain).result
+    for forecast, gain in (
+        ("from preset", 0.1),
+        ("from preset", 0.9),
+        ("reuse", 0.9),
+        ("linear", 0.4),
+        ("linear", 0.9),
+        ("linear", 0.0),
+    ):
+        (patched,) = call("DualCache", model=flux, preset="balanced", forecast=forecast, gain=gain).result
         results[forecast, gain] = ksampler(patched)["samples"]
         assert report_of(patched).predictor == {"from preset": "3 rules by token"}.get(forecast, forecast)
-    assert torch.equal(results["from preset", 0.1], results["from preset", 0.9])  # the gain counts where a forecast is chosen
+    assert torch.equal(
+        results["from preset", 0.1], results["from preset", 0.9]
+    )  # the gain counts where a forecast is chosen
     assert not torch.equal(results["from preset", 0.9], results["linear", 0.9])
     assert not torch.equal(results["linear", 0.4], results["linear", 0.9])
     assert torch.equal(results["linear", 0.0], results["reuse", 0.9])
@@ -208,12 +289,17 @@ def test_forecast_and_gain_replace_the_presets_own(call, flux, ksampler, report_
 
 @pytest.mark.parametrize("guider", ["BasicGuider", "CFGGuider"])
 def test_sampler_custom_advanced(call, core, flux, condition, latent, ran, report_of, guider):
-    patched, = call("DualCache", model=flux, preset="duca").result
+    (patched,) = call("DualCache", model=flux, preset="duca").result
 
     def run(model):
         both = {"positive": condition(1), "negative": condition(2), "cfg": 3.0}
-        (guide,) = core(guider, model=model, **({"conditioning": condition(1)} if guider == "BasicGuider" else both))
-        (noise,), (sampler,) = core("RandomNoise", noise_seed=5), core("KSamplerSelect", sampler_name="dpmpp_2m")
+        (guide,) = core(
+            guider, model=model, **({"conditioning": condition(1)} if guider == "BasicGuider" else both)
+        )
+        (noise,), (sampler,) = (
+            core("RandomNoise", noise_seed=5),
+            core("KSamplerSelect", sampler_name="dpmpp_2m"),
+        )
         (sigmas,) = core("BasicScheduler", model=model, scheduler="simple", steps=8, denoise=1.0)
         inputs = dict(noise=noise, guider=guide, sampler=sampler, sigmas=sigmas, latent_image=latent)
         first, second = (core("SamplerCustomAdvanced", **inputs)[0]["samples"] for _ in range(2))
@@ -223,39 +309,65 @@ def test_sampler_custom_advanced(call, core, flux, condition, latent, ran, repor
     plain, cached = run(flux), run(patched)
     assert ran(patched) == report_of(patched).schedule["kinds"] and set(ran(patched)) == set("FCA")
     assert cached.isfinite().all() and not torch.equal(cached, plain)
-    off, = call("DualCache", model=flux, preset="off").result
+    (off,) = call("DualCache", model=flux, preset="off").result
     assert torch.equal(run(off), plain)
 
 
 def test_events_reach_the_browser_per_step_and_at_the_end(call, flux, ksampler, monkeypatch, report_of):
     sent = []
-    instance = SimpleNamespace(send_sync=lambda *event: sent.append(event), client_id="me", last_prompt_id="run")
-    monkeypatch.setitem(__import__("sys").modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
-    patched, = call("DualCache", model=flux, preset="balanced").result
+    instance = SimpleNamespace(
+        send_sync=lambda *event: sent.append(event), client_id="me", last_prompt_id="run"
+    )
+    monkeypatch.setitem(
+        __import__("sys").modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
+    )
+    (patched,) = call("DualCache", model=flux, preset="balanced").result
     ksampler(patched)
     events = [e for e, _, _ in sent]
     assert events == ["dual_cache.expect"] + ["dual_cache.step"] * 8 + ["dual_cache.report"]
-    assert re.match(r"Caches of about \d.* are expected, of 1 branch\.", sent[0][1]["text"]) and sent[0][1]["steps"] == 8
-    assert [d["record"]["step"] for _, d, _ in sent[1:9]] == list(range(8)) and {d["node"] for _, d, _ in sent} == {"7"}
+    assert (
+        re.match(r"Caches of about \d.* are expected, of 1 branch\.", sent[0][1]["text"])
+        and sent[0][1]["steps"] == 8
+    )
+    assert [d["record"]["step"] for _, d, _ in sent[1:9]] == list(range(8)) and {
+        d["node"] for _, d, _ in sent
+    } == {"7"}
     assert {(d["prompt_id"], to) for _, d, to in sent} == {("run", "me")}
-    assert sent[-1][1]["report"] == report_of(patched).to_dict() and sent[-1][1]["text"] == report_of(patched).text()
+    assert (
+        sent[-1][1]["report"] == report_of(patched).to_dict()
+        and sent[-1][1]["text"] == report_of(patched).text()
+    )
     json.dumps([d for _, d, _ in sent], allow_nan=False)
 
 
 # --- V-Cache Attention Patch --------------------------------------------------------------------------
 
-TOKENS = dict(score="value norm, high first", ratio=0.4, staleness=0.5, spatial_bonus=0.3, text_ratio=0.2, attention="live", seed=3)
+TOKENS = dict(
+    score="value norm, high first",
+    ratio=0.4,
+    staleness=0.5,
+    spatial_bonus=0.3,
+    text_ratio=0.2,
+    attention="live",
+    seed=3,
+)
 
 
-@pytest.mark.parametrize("changes", [{}, {"attention": "frozen"}, {"score": "stratified random"}, {"text_ratio": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"attention": "frozen"}, {"score": "stratified random"}, {"text_ratio": 0.0}], ids=str
+)
 def test_the_patches_combine_in_either_order(call, flux, ksampler, ran, report_of, changes):
     dual = {"preset": "duca"}
     tokens = {**TOKENS, **changes}
-    first, = call("DualCache", model=call("VCacheAttentionPatch", model=flux, **tokens).result[0], **dual).result
-    second, = call("VCacheAttentionPatch", model=call("DualCache", model=flux, **dual).result[0], **tokens).result
+    (first,) = call(
+        "DualCache", model=call("VCacheAttentionPatch", model=flux, **tokens).result[0], **dual
+    ).result
+    (second,) = call(
+        "VCacheAttentionPatch", model=call("DualCache", model=flux, **dual).result[0], **tokens
+    ).result
     a, b = ksampler(first)["samples"], ksampler(second)["samples"]
     assert torch.equal(a, b) and ran(first) == ran(second) and "C" in ran(first)
-    alone, = call("DualCache", model=flux, **dual).result
+    (alone,) = call("DualCache", model=flux, **dual).result
     assert not torch.equal(a, ksampler(alone)["samples"])
     scores = {"value norm, high first": "value_norm_high", "stratified random": "random"}
     assert report_of(first).selector == report_of(second).selector == scores[tokens["score"]]
@@ -265,35 +377,55 @@ def test_the_patches_combine_in_either_order(call, flux, ksampler, ran, report_o
 def test_each_setting_of_the_patch_matters(call, flux, ksampler):
     base = {**TOKENS, "score": "stratified random", "spatial_bonus": 0.0, "attention": "live"}
     results = []
-    for changes in ({}, {"score": "value norm, high first"}, {"score": "value norm, low first"}, {"ratio": 0.2}, {"staleness": 2.0},
-                    {"spatial_bonus": 2.0}, {"text_ratio": 1.0}, {"text_ratio": -1.0}, {"attention": "frozen"}, {"seed": 4}):
+    for changes in (
+        {},
+        {"score": "value norm, high first"},
+        {"score": "value norm, low first"},
+        {"ratio": 0.2},
+        {"staleness": 2.0},
+        {"spatial_bonus": 2.0},
+        {"text_ratio": 1.0},
+        {"text_ratio": -1.0},
+        {"attention": "frozen"},
+        {"seed": 4},
+    ):
         model = call("VCacheAttentionPatch", model=flux, **{**base, **changes}).result[0]
         schedule, _ = call("CacheScheduleBuilder", **{**CUSTOM, "steps": 8, "explicit": "FCCCCCCC"}).result
-        results.append(ksampler(call("DualCache", model=model, preset="duca", schedule=schedule).result[0])["samples"])
+        results.append(
+            ksampler(call("DualCache", model=model, preset="duca", schedule=schedule).result[0])["samples"]
+        )
     for i, result in enumerate(results):
         assert not any(torch.equal(result, other) for other in results[:i]), i
 
 
 def test_the_patch_alone_changes_nothing_and_says_what_it_needs(call, flux, ksampler, caplog):
-    patched, = call("VCacheAttentionPatch", model=flux, **TOKENS).result
+    (patched,) = call("VCacheAttentionPatch", model=flux, **TOKENS).result
     with caplog.at_level(logging.WARNING, "dual_cache"):
         assert torch.equal(ksampler(patched)["samples"], ksampler(flux)["samples"])
     assert caplog.text.count("without a Dual Cache node nothing is cached") == 1
 
 
 def test_the_patch_serves_the_dual_cache_sampler(call, flux, dual_sampler):
-    patched, = call("VCacheAttentionPatch", model=flux, **TOKENS).result
+    (patched,) = call("VCacheAttentionPatch", model=flux, **TOKENS).result
     _, report = dual_sampler(patched, preset="duca")
-    assert report.selector == "value_norm_high" and {r.ratio for r in report.records if r.actual == "C"} == {0.4}
+    assert report.selector == "value_norm_high" and {r.ratio for r in report.records if r.actual == "C"} == {
+        0.4
+    }
 
 
 # --- Dual Cache Sampler -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"cfg": 3.0}, {"sampler_name": "dpmpp_2m", "scheduler": "karras"}, {"denoise": 0.6}], ids=str)
-def test_the_sampler_is_ksampler_with_the_cache_built_in(call, flux, ksampler, dual_sampler, report_of, options):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cfg": 3.0}, {"sampler_name": "dpmpp_2m", "scheduler": "karras"}, {"denoise": 0.6}],
+    ids=str,
+)
+def test_the_sampler_is_ksampler_with_the_cache_built_in(
+    call, flux, ksampler, dual_sampler, report_of, options
+):
     result, report = dual_sampler(flux, **options)
-    patched, = call("DualCache", model=flux, preset="balanced").result
+    (patched,) = call("DualCache", model=flux, preset="balanced").result
     assert torch.equal(result["samples"], ksampler(patched, **options)["samples"])
     assert [r.actual for r in report.records] == [r.actual for r in report_of(patched).records]
     assert len(report.records) == 8 and report.totals()["skipped"] > 0 and report.method == "balanced"
@@ -302,9 +434,11 @@ def test_the_sampler_is_ksampler_with_the_cache_built_in(call, flux, ksampler, d
 
 
 def test_the_sampler_replaces_a_dual_cache_patch_on_its_model(call, flux, dual_sampler):
-    patched, = call("DualCache", model=flux, preset="fora").result
+    (patched,) = call("DualCache", model=flux, preset="fora").result
     again, report = dual_sampler(patched, preset="duca")
-    assert report.method == "duca" and torch.equal(again["samples"], dual_sampler(flux, preset="duca")[0]["samples"])
+    assert report.method == "duca" and torch.equal(
+        again["samples"], dual_sampler(flux, preset="duca")[0]["samples"]
+    )
 
 
 def test_the_sampler_keeps_the_rest_of_the_latent(flux, dual_sampler, latent):
@@ -330,15 +464,21 @@ def test_the_report_node_shows_a_report(call, flux, dual_sampler, part):
     _, report = dual_sampler(flux)
     out = call("CacheReport", report=report)
     text, data, plot = out.result
-    assert plot.shape[0] == 1 and plot.shape[3] == 3 and 0 <= plot.min() < plot.max() <= 1 and plot.std() > 0.05
+    assert (
+        plot.shape[0] == 1 and plot.shape[3] == 3 and 0 <= plot.min() < plot.max() <= 1 and plot.std() > 0.05
+    )
     assert text == report.text() and "balanced" in text
-    assert part("cache_core.report").Report.from_json(data).to_dict() == report.to_dict() == json.loads(data)
+    assert (
+        part("cache_core.report.run_report").Report.from_json(data).to_dict()
+        == report.to_dict()
+        == json.loads(data)
+    )
     shown = out.ui if isinstance(out.ui, dict) else out.ui.as_dict()
     assert shown["text"] == [text]
 
 
 def test_the_report_node_finds_the_report_of_a_patched_model(call, flux, ksampler, report_of):
-    patched, = call("DualCache", model=flux, preset="balanced").result
+    (patched,) = call("DualCache", model=flux, preset="balanced").result
     latent = ksampler(patched)
     # Through what comes after the patch, too: other nodes clone the model.
     for model in (patched, patched.clone(), call("VCacheAttentionPatch", model=patched, **TOKENS).result[0]):
@@ -348,7 +488,7 @@ def test_the_report_node_finds_the_report_of_a_patched_model(call, flux, ksample
 
 def test_a_model_that_sampled_twice_has_the_report_of_each_latent(call, flux, ksampler):
     """As in a graph with a second pass, where both samplers have run before the first report is asked for."""
-    patched, = call("DualCache", model=flux, preset="fora").result
+    (patched,) = call("DualCache", model=flux, preset="fora").result
     first = ksampler(patched, steps=8)
     second = ksampler(patched, steps=5, latent_image=first, denoise=0.5)
     for latent, steps in ((first, 8), (second, 5)):
@@ -356,16 +496,23 @@ def test_a_model_that_sampled_twice_has_the_report_of_each_latent(call, flux, ks
         assert json.loads(data)["steps"] == steps and text.startswith("fora on FLUX")
     for other in (ksampler(patched, denoise=0.0), {"samples": 0.5 * second["samples"]}):
         text, data, _ = call("CacheReport", model=patched, latent=other).result
-        assert json.loads(data)["steps"] == 5 and text.startswith("No run of this model ended with this latent")
+        assert json.loads(data)["steps"] == 5 and text.startswith(
+            "No run of this model ended with this latent"
+        )
 
 
 def test_the_report_node_says_what_it_needs(call, flux, ksampler, latent):
-    patched, = call("DualCache", model=flux, preset="balanced").result
-    tokens, = call("VCacheAttentionPatch", model=flux, **TOKENS).result
+    (patched,) = call("DualCache", model=flux, preset="balanced").result
+    (tokens,) = call("VCacheAttentionPatch", model=flux, **TOKENS).result
     needs = "needs a report, or a model that Dual Cache has patched"
-    for inputs, sentence in (({}, needs), ({"model": flux, "latent": latent}, needs), ({"model": tokens, "latent": latent}, needs),
-                             ({"latent": latent}, needs), ({"model": patched, "latent": latent}, "has not been sampled yet"),
-                             ({"model": patched}, "has not been sampled yet")):
+    for inputs, sentence in (
+        ({}, needs),
+        ({"model": flux, "latent": latent}, needs),
+        ({"model": tokens, "latent": latent}, needs),
+        ({"latent": latent}, needs),
+        ({"model": patched, "latent": latent}, "has not been sampled yet"),
+        ({"model": patched}, "has not been sampled yet"),
+    ):
         with pytest.raises(ValueError, match=sentence) as error:
             call("CacheReport", **inputs)
         assert str(error.value).endswith(".")
@@ -375,17 +522,37 @@ def test_the_report_node_says_what_it_needs(call, flux, ksampler, latent):
 
 
 def test_the_plot_draws_kinds_times_errors_and_indicators(part):
-    sheets, report = part("nodes.sheets"), part("cache_core.report")
-    records = [report.StepRecord(i, 0, 1 - i / 9, "A" if i % 3 else "F", "F" if i % 3 == 0 or i == 4 else "A", calls=1, milliseconds=5.0)
-               for i in range(9)]
+    sheets, report = part("nodes.sheets"), part("cache_core.report.run_report")
+    records = [
+        report.StepRecord(
+            i,
+            0,
+            1 - i / 9,
+            "A" if i % 3 else "F",
+            "F" if i % 3 == 0 or i == 4 else "A",
+            calls=1,
+            milliseconds=5.0,
+        )
+        for i in range(9)
+    ]
     plain = sheets.report_plot(report.Report(records, steps=9))
     colours = {ImageColor.getrgb(c) for c in (*(sheets.KIND_COLOURS[k] for k in "FA"), sheets.CHANGED)}
     assert colours <= {colour for _, colour in plain.getcolors(2**20)}
-    records[3].forecast_error, records[6].forecast_error, records[7].indicator, records[8].indicator = 0.1, float("nan"), 0.9, float("inf")
+    records[3].forecast_error, records[6].forecast_error, records[7].indicator, records[8].indicator = (
+        0.1,
+        float("nan"),
+        0.9,
+        float("inf"),
+    )
     more = sheets.report_plot(report.Report(records, steps=9))
     assert more.height > plain.height
-    assert {ImageColor.getrgb(c) for c in (sheets.ERROR, sheets.INDICATOR)} <= {colour for _, colour in more.getcolors(2**20)}
-    assert sheets.report_plot(report.Report()).width == sheets.report_plot(report.Report(records * 400, steps=9)).width
+    assert {ImageColor.getrgb(c) for c in (sheets.ERROR, sheets.INDICATOR)} <= {
+        colour for _, colour in more.getcolors(2**20)
+    }
+    assert (
+        sheets.report_plot(report.Report()).width
+        == sheets.report_plot(report.Report(records * 400, steps=9)).width
+    )
 
 
 def test_a_report_is_saved_where_it_belongs(call, flux, dual_sampler, part, tmp_path, monkeypatch):
@@ -397,13 +564,32 @@ def test_a_report_is_saved_where_it_belongs(call, flux, dual_sampler, part, tmp_
         shown = call("CacheReport", report=report, save=True).ui["text"][0]
         assert shown.endswith(f"Saved as dual_cache/report_{number:05}_.json in the output folder.")
     saved = sorted(tmp_path.rglob("*.json"))
-    assert [p.relative_to(tmp_path).as_posix() for p in saved] == ["dual_cache/report_00001_.json", "dual_cache/report_00002_.json"]
-    assert part("cache_core.report").Report.from_json(saved[1].read_text(encoding="utf-8")).to_dict() == report.to_dict()
+    assert [p.relative_to(tmp_path).as_posix() for p in saved] == [
+        "dual_cache/report_00001_.json",
+        "dual_cache/report_00002_.json",
+    ]
+    assert (
+        part("cache_core.report.run_report").Report.from_json(saved[1].read_text(encoding="utf-8")).to_dict()
+        == report.to_dict()
+    )
     call("CacheReport", report=report)
     assert len(list(tmp_path.rglob("*"))) == 3
 
 
-BAD_NAMES = ["", "..", "../up", "a/../../b", "/etc/report", "C:\\report", "CON", "x/nul.txt", "a\0b", "report.", "x" * 101, "a//b"]
+BAD_NAMES = [
+    "",
+    "..",
+    "../up",
+    "a/../../b",
+    "/etc/report",
+    "C:\\report",
+    "CON",
+    "x/nul.txt",
+    "a\0b",
+    "report.",
+    "x" * 101,
+    "a//b",
+]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -419,7 +605,9 @@ def test_a_file_name_stays_in_the_output_folder(call, nodes, flux, dual_sampler,
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_linked_folder_does_not_lead_out_of_the_output_folder(call, flux, dual_sampler, tmp_path, monkeypatch):
+def test_a_linked_folder_does_not_lead_out_of_the_output_folder(
+    call, flux, dual_sampler, tmp_path, monkeypatch
+):
     import folder_paths
 
     (tmp_path / "output").mkdir()

@@ -13,6 +13,7 @@ STEPS = 12
 def folder(part, monkeypatch, tmp_path):
     """A models folder of its own."""
     import folder_paths
+
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "cache_profiles", ([str(tmp_path)], set()))
     return tmp_path
 
@@ -32,7 +33,7 @@ def call(part):
 @pytest.fixture
 def recorded(flux, folder, call, sample):
     """A profile of three runs of a tiny FLUX."""
-    model, = call("DualCacheProfileModel", model=flux, name="tiny")
+    (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
     for seed in range(3):
         assert torch.equal(sample(model, steps=STEPS, seed=seed), sample(flux, steps=STEPS, seed=seed))
     return call("LoadCacheProfile", name="tiny.profile.safetensors")[0]
@@ -44,11 +45,17 @@ def test_runs_are_recorded_one_after_the_other(recorded, folder, shims, flux):
     assert [p.name for p in folder.iterdir()] == ["tiny.profile.safetensors"] and shims(flux) == []
 
 
-def test_a_run_of_another_kind_is_refused_and_its_picture_kept(recorded, flux, call, sample, report_of, folder):
+def test_a_run_of_another_kind_is_refused_and_its_picture_kept(
+    recorded, flux, call, sample, report_of, folder
+):
     before = (folder / "tiny.profile.safetensors").read_bytes()
-    model, = call("DualCacheProfileModel", model=flux, name="tiny")
-    for options, why in (({"steps": 8}, "the run has 8 steps, the profile 12"), ({"size": 12}, "resolution"),
-                         ({"sampler": "dpmpp_2m"}, "sampler"), ({"sampler": "heun"}, "one evaluation per step")):
+    (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
+    for options, why in (
+        ({"steps": 8}, "the run has 8 steps, the profile 12"),
+        ({"size": 12}, "resolution"),
+        ({"sampler": "dpmpp_2m"}, "sampler"),
+        ({"sampler": "heun"}, "one evaluation per step"),
+    ):
         options = {"steps": STEPS, **options}
         assert torch.equal(sample(model, **options), sample(flux, **options))
         said = " ".join(report_of(model).messages)
@@ -61,21 +68,28 @@ def test_a_plan_takes_its_forecast_along(recorded, flux, call, cached, sample, r
     assert schedule.kinds.count("F") == 4 and schedule.kinds[0] == "F" and "4 full of 12 steps" in text
     settings = part("cache_core.recipes").from_preset("balanced", schedule)
     linear = sample(cached(flux, schedule.kinds, preset="balanced"), steps=STEPS)
-    solved = part("nodes.host").patch(flux, "dual_cache", part("nodes.host").CacheRequest(settings))
+    solved = part("nodes.comfy.patching").patch(
+        flux, "dual_cache", part("nodes.comfy.patching").CacheRequest(settings)
+    )
     plain = sample(flux, steps=STEPS)
     found = sample(solved, steps=STEPS)
     assert ran(solved) == schedule.kinds and report_of(solved).predictor == "table"
     assert not torch.equal(found, linear) and not torch.equal(found, plain)
-    again = part("cache_core.schedule").CacheSchedule.from_json(schedule.to_json())
+    again = part("cache_core.schedule.plan").CacheSchedule.from_json(schedule.to_json())
     assert again == schedule
 
 
 def test_a_plan_at_another_step_count_says_so_and_falls_back(recorded, flux, sample, report_of, call, part):
     schedule, _ = call("PlanCache", profile=recorded, target="speed-up", speedup=2.0)
-    host = part("nodes.host")
-    model = host.patch(flux, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule)))
+    host = part("nodes.comfy.patching")
+    model = host.patch(
+        flux, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule))
+    )
     sample(model, steps=9)
-    assert "The forecast was solved for 12 steps; at 9 a linear one stands in for it." in report_of(model).messages
+    assert (
+        "The forecast was solved for 12 steps; at 9 a linear one stands in for it."
+        in report_of(model).messages
+    )
 
 
 def test_a_plan_that_cannot_be_trusted_says_so(part, call):
@@ -93,7 +107,10 @@ def test_an_error_is_reached_with_the_fewest_steps(recorded, call):
 
 def test_what_cannot_be_reached_is_said(recorded, call):
     schedule, text = call("PlanCache", profile=recorded, target="speed-up", speedup=10.0, warmup=3)
-    assert schedule.kinds.count("F") == 3 and "A speed-up of 10 is not reachable with 3 full steps at the beginning; nearest is 4." in text
+    assert (
+        schedule.kinds.count("F") == 3
+        and "A speed-up of 10 is not reachable with 3 full steps at the beginning; nearest is 4." in text
+    )
 
 
 def test_other_noise_levels_adapt_the_profile(recorded, call):
@@ -104,11 +121,13 @@ def test_other_noise_levels_adapt_the_profile(recorded, call):
         call("PlanCache", profile=recorded, sigmas=torch.linspace(1, 0, 31))
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "", ".hidden", "con", "NUL.profile", "x" * 300, "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", "a/b", "", ".hidden", "con", "NUL.profile", "x" * 300, "a\0b"]
+)
 def test_names_that_leave_the_folder_are_refused(name, part, folder):
     for new in (True, False):
         with pytest.raises(ValueError, match="name must be the name of a file"):
-            part("nodes.profile_files").path_of(name, new=new)
+            part("nodes.comfy.profile_files").path_of(name, new=new)
 
 
 def test_links_are_not_followed(part, folder, tmp_path_factory):
@@ -116,7 +135,7 @@ def test_links_are_not_followed(part, folder, tmp_path_factory):
     outside.write_bytes(b"x")
     (folder / "link.safetensors").symlink_to(outside)
     with pytest.raises(ValueError, match="There is no profile named link.safetensors"):
-        part("nodes.profile_files").path_of("link.safetensors")
+        part("nodes.comfy.profile_files").path_of("link.safetensors")
 
 
 # --- ERTACache -------------------------------------------------------------------------------------
@@ -131,21 +150,40 @@ def sampled(condition):
     def run(model, sigmas, positive=None, size=8):
         latent, sampler = torch.zeros(1, 16, size, size), comfy.samplers.sampler_object("euler")
         positive = positive or condition(1)
-        return comfy.sample.sample_custom(model, comfy.sample.prepare_noise(latent, 0), 1.0, sampler, sigmas, positive, positive, latent,
-                                          disable_pbar=True, seed=0)
+        return comfy.sample.sample_custom(
+            model,
+            comfy.sample.prepare_noise(latent, 0),
+            1.0,
+            sampler,
+            sigmas,
+            positive,
+            positive,
+            latent,
+            disable_pbar=True,
+            seed=0,
+        )
+
     return run
 
 
 @pytest.mark.parametrize("parts", [(True, True), (False, True), (True, False), (False, False)], ids=str)
 def test_an_erta_plan_runs_at_its_noise_levels(recorded, flux, call, part, sampled, ran, report_of, parts):
     lengths, rectifier = parts
-    schedule, sigmas, text = call("ERTACachePlan", profile=recorded, speedup=3.0, step_lengths=lengths, rectifier=rectifier)
-    assert 1 < schedule.kinds.count("F") <= 4 and len(sigmas) == schedule.steps + 1 and schedule.steps <= STEPS
-    assert (sigmas[0], sigmas[-1]) == (recorded.sigmas[0], recorded.sigmas[-1]) and bool((sigmas.diff() < 0).all())
+    schedule, sigmas, text = call(
+        "ERTACachePlan", profile=recorded, speedup=3.0, step_lengths=lengths, rectifier=rectifier
+    )
+    assert (
+        1 < schedule.kinds.count("F") <= 4 and len(sigmas) == schedule.steps + 1 and schedule.steps <= STEPS
+    )
+    assert (sigmas[0], sigmas[-1]) == (recorded.sigmas[0], recorded.sigmas[-1]) and bool(
+        (sigmas.diff() < 0).all()
+    )
     same = len(sigmas) == STEPS + 1 and torch.allclose(sigmas, torch.tensor(recorded.sigmas))
     assert same is not lengths and ("connect sigmas to the sampler" in text) is lengths
-    host = part("nodes.host")
-    model = host.patch(flux, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule)))
+    host = part("nodes.comfy.patching")
+    model = host.patch(
+        flux, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule))
+    )
     found = sampled(model, sigmas)
     assert ran(model) == schedule.kinds and report_of(model).messages == [] and torch.isfinite(found).all()
     if "A" in schedule.kinds:
@@ -155,12 +193,20 @@ def test_an_erta_plan_runs_at_its_noise_levels(recorded, flux, call, part, sampl
 
 def test_the_embedded_models_own_profile_serves_erta_too(part, call, embedded, sampled):
     own = call("LoadCacheProfile", name="embedded-30-steps.profile.safetensors")[0]
-    schedule, sigmas, text = call("ERTACachePlan", profile=own, target="threshold", threshold=0.16, step_lengths=False)
+    schedule, sigmas, text = call(
+        "ERTACachePlan", profile=own, target="threshold", threshold=0.16, step_lengths=False
+    )
     assert 8 <= schedule.kinds.count("F") <= 14 and len(sigmas) == 31 and "Threshold 0.16" in text
-    host, (model, caption) = part("nodes.host"), embedded
-    cached = host.patch(model, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule)))
-    bare, _, _ = call("ERTACachePlan", profile=own, target="threshold", threshold=0.16, step_lengths=False, rectifier=False)
-    worse = host.patch(model, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", bare)))
+    host, (model, caption) = part("nodes.comfy.patching"), embedded
+    cached = host.patch(
+        model, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule))
+    )
+    bare, _, _ = call(
+        "ERTACachePlan", profile=own, target="threshold", threshold=0.16, step_lengths=False, rectifier=False
+    )
+    worse = host.patch(
+        model, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", bare))
+    )
     plain, rectified, reused = (sampled(m, sigmas, caption, 32) for m in (model, cached, worse))
     assert (rectified - plain).norm() < (reused - plain).norm()  # what is taken off is what was wrong
     few, levels, text = call("ERTACachePlan", profile=own, speedup=3.0)
@@ -169,6 +215,7 @@ def test_the_embedded_models_own_profile_serves_erta_too(part, call, embedded, s
 
 def test_a_profile_without_the_path_makes_no_erta_plan(recorded, call):
     from dataclasses import replace
+
     with pytest.raises(ValueError, match="does not hold the model's inputs and outputs; record it anew"):
         call("ERTACachePlan", profile=replace(recorded, path=None))
     with pytest.raises(ValueError, match="sigmas holds no step to plan"):
@@ -203,21 +250,34 @@ def test_a_profile_recorded_a_little_otherwise_is_used_and_said(embedded, sample
     planned = cached(model, preset="planned")
     sample(planned, positive=caption, negative=caption, steps=12, size=24, cfg=1.0)
     said = " ".join(report_of(planned).messages)
-    assert "It was recorded otherwise: guidance is 1.0, the profile's 2.0; resolution is [24, 24], the profile's [32, 32]; " in said
+    assert (
+        "It was recorded otherwise: guidance is 1.0, the profile's 2.0; resolution is [24, 24], the profile's [32, 32]; "
+        in said
+    )
     assert "the run has 12 steps, the profile 30" in said
 
 
-@pytest.mark.parametrize(("options", "why"), [
-    ({"size": 16}, "recorded at another size"), ({"sampler": "dpmpp_2m"}, "recorded with sample_euler, the run uses sample_dpmpp_2m"),
-    ({"steps": 50}, "has 30 recorded steps where the run has 50"), ({"cfg": 4.0}, "recorded at guidance 2, the run has 4"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"size": 16}, "recorded at another size"),
+        ({"sampler": "dpmpp_2m"}, "recorded with sample_euler, the run uses sample_dpmpp_2m"),
+        ({"steps": 50}, "has 30 recorded steps where the run has 50"),
+        ({"cfg": 4.0}, "recorded at guidance 2, the run has 4"),
+    ],
+    ids=str,
+)
 def test_a_profile_too_far_off_is_not_used(embedded, sample, report_of, ran, cached, options, why):
     model, caption = embedded
     planned, balanced = cached(model, preset="planned"), cached(model, preset="balanced")
     options = {"positive": caption, "negative": caption, "steps": 12, "size": 32, **options}
     out, own = sample(planned, **options), sample(balanced, **options)
     said = " ".join(report_of(planned).messages)
-    assert "No profile fits this run, so the preset's own plan runs. embedded-30-steps.profile.safetensors: " in said and why in said
+    assert (
+        "No profile fits this run, so the preset's own plan runs. embedded-30-steps.profile.safetensors: "
+        in said
+        and why in said
+    )
     assert ran(planned) == ran(balanced) and torch.equal(out, own)
 
 
@@ -225,32 +285,48 @@ def test_without_a_profile_the_presets_own_plan_runs(flux, sample, report_of, ra
     model = cached(flux, preset="planned")
     sample(model, steps=STEPS)
     assert ran(model) == "FFFAAFAAFAAF"
-    assert "No profile fits this run, so the preset's own plan runs. Profile Model records one." in report_of(model).messages
+    assert (
+        "No profile fits this run, so the preset's own plan runs. Profile Model records one."
+        in report_of(model).messages
+    )
 
 
 def test_a_broken_file_in_the_folder_harms_nothing(flux, sample, report_of, cached, folder):
     (folder / "broken.safetensors").write_bytes(b"no")
     model = cached(flux, preset="planned")
     assert torch.isfinite(sample(model, steps=STEPS)).all()
-    assert any("No profile fits" in m and "broken.safetensors: broken.safetensors is not a profile" in m for m in report_of(model).messages)
+    assert any(
+        "No profile fits" in m and "broken.safetensors: broken.safetensors is not a profile" in m
+        for m in report_of(model).messages
+    )
 
 
-def test_a_profile_that_cannot_be_written_costs_no_picture(flux, folder, call, sample, report_of, part, monkeypatch):
+def test_a_profile_that_cannot_be_written_costs_no_picture(
+    flux, folder, call, sample, report_of, part, monkeypatch
+):
     def fails(*args, **kwargs):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(part("cache_core.profile"), "save_file", fails)
-    model, = call("DualCacheProfileModel", model=flux, name="tiny")
+    monkeypatch.setattr(part("cache_core.calibration.profile"), "save_file", fails)
+    (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
     assert torch.equal(sample(model, steps=STEPS), sample(flux, steps=STEPS))
-    assert any("was not added to tiny.profile.safetensors: " in m and "could not be written" in m for m in report_of(model).messages)
+    assert any(
+        "was not added to tiny.profile.safetensors: " in m and "could not be written" in m
+        for m in report_of(model).messages
+    )
 
 
 def test_a_plan_at_other_noise_levels_says_so_and_falls_back(recorded, flux, sample, report_of, call, part):
     schedule, _ = call("PlanCache", profile=recorded, target="speed-up", speedup=2.0)
-    host = part("nodes.host")
-    model = host.patch(flux, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule)))
+    host = part("nodes.comfy.patching")
+    model = host.patch(
+        flux, host.KEY, host.CacheRequest(part("cache_core.recipes").from_preset("balanced", schedule))
+    )
     sample(model, steps=STEPS, scheduler="karras")
-    assert any(m.startswith("The forecast was solved for other noise levels; a linear one stands in") for m in report_of(model).messages)
+    assert any(
+        m.startswith("The forecast was solved for other noise levels; a linear one stands in")
+        for m in report_of(model).messages
+    )
 
 
 def test_a_scheduler_without_steps_is_refused_in_words(recorded, call):
@@ -258,14 +334,27 @@ def test_a_scheduler_without_steps_is_refused_in_words(recorded, call):
         call("PlanCache", profile=recorded, sigmas=torch.tensor([]))
 
 
-def test_a_model_keeps_its_profile_whatever_is_patched_into_it(recorded, flux, cached, sample, report_of, part):
+def test_a_model_keeps_its_profile_whatever_is_patched_into_it(
+    recorded, flux, cached, sample, report_of, part
+):
     """ComfyUI leaves a LoRA in the weights after a run, and compiled blocks in their places."""
-    name_of, known = part("nodes.host").name_of, recorded.identity["model"]
-    weights = {f"diffusion_model.{n}": w for n, w in flux.get_model_object("diffusion_model").named_parameters() if w.ndim > 1}
+    name_of, known = part("nodes.comfy.patching").name_of, recorded.identity["model"]
+    weights = {
+        f"diffusion_model.{n}": w
+        for n, w in flux.get_model_object("diffusion_model").named_parameters()
+        if w.ndim > 1
+    }
     patched = flux.clone()
-    patched.add_patches({key: (torch.randn(w.shape, generator=torch.Generator().manual_seed(0)),) for key, w in weights.items()})
-    patched.add_object_patch("diffusion_model.double_blocks.0", torch.compile(flux.get_model_object("diffusion_model.double_blocks.0"),
-                                                                              backend="eager"))
+    patched.add_patches(
+        {
+            key: (torch.randn(w.shape, generator=torch.Generator().manual_seed(0)),)
+            for key, w in weights.items()
+        }
+    )
+    patched.add_object_patch(
+        "diffusion_model.double_blocks.0",
+        torch.compile(flux.get_model_object("diffusion_model.double_blocks.0"), backend="eager"),
+    )
     planned, said = cached(patched, preset="planned", speedup=2.0), []
     for model in (planned, planned, flux):
         assert name_of(model) == known

@@ -35,7 +35,10 @@ def variant(request, build_flux, condition, sample):
     g = torch.Generator().manual_seed(5)
     extras = {
         "reference": {"reference_latents": [torch.randn(1, 16, 6, 8, generator=g)]},
-        "fill": {"concat_latent_image": torch.randn(1, 16, 8, 8, generator=g), "concat_mask": torch.ones(1, 1, 64, 64)},
+        "fill": {
+            "concat_latent_image": torch.randn(1, 16, 8, 8, generator=g),
+            "concat_mask": torch.ones(1, 1, 64, 64),
+        },
     }
 
     def make(which, seed):
@@ -44,7 +47,9 @@ def variant(request, build_flux, condition, sample):
         return condition(seed, **own, **extra)
 
     positive, negative = make("positive", 1), make("negative", 2)
-    return build_flux(**config), lambda model, **kw: sample(model, positive, negative, **{"steps": 6, **options, **kw})
+    return build_flux(**config), lambda model, **kw: sample(
+        model, positive, negative, **{"steps": 6, **options, **kw}
+    )
 
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, indirect=True)
@@ -54,7 +59,9 @@ each_variant = pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 
 
 @each_variant
-@pytest.mark.parametrize("how", [{"preset": "off"}, {"kinds": "FFFFFF", "attention": "live"}], ids=["off", "all full"])
+@pytest.mark.parametrize(
+    "how", [{"preset": "off"}, {"kinds": "FFFFFF", "attention": "live"}], ids=["off", "all full"]
+)
 def test_without_skips_the_result_is_bit_identical(variant, cached, report_of, how):
     model, run = variant
     patched = cached(model, **how)
@@ -113,7 +120,20 @@ def test_nothing_given_to_the_sampler_is_written_to(flux, cached, condition):
     given = [noise, latent] + [t for c in (positive, negative) for t in (c[0][0], c[0][1]["pooled_output"])]
     before = [t.clone() for t in given]
     patched = cached(flux, DUCA, attention="live")
-    comfy.sample.sample(patched, noise, 6, 3.0, "euler", "simple", positive, negative, latent, denoise=0.8, disable_pbar=True, seed=0)
+    comfy.sample.sample(
+        patched,
+        noise,
+        6,
+        3.0,
+        "euler",
+        "simple",
+        positive,
+        negative,
+        latent,
+        denoise=0.8,
+        disable_pbar=True,
+        seed=0,
+    )
     assert all(torch.equal(a, b) for a, b in zip(given, before))
 
 
@@ -142,7 +162,11 @@ def count_calls(model, monkeypatch):
 def limit_memory(model, monkeypatch, short):
     """Makes ComfyUI believe that a batch of two does not fit while `short()` says so."""
     required = model.model.memory_required
-    monkeypatch.setattr(model.model, "memory_required", lambda shape, **kw: 1e30 if short() and shape[0] > 1 else required(shape, **kw))
+    monkeypatch.setattr(
+        model.model,
+        "memory_required",
+        lambda shape, **kw: 1e30 if short() and shape[0] > 1 else required(shape, **kw),
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -159,7 +183,9 @@ def test_guidance_in_one_call_equals_two_calls(flux, cached, sample, ran, report
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_free_memory_may_regroup_the_calls_in_the_middle_of_a_run(flux, cached, sample, ran, monkeypatch, method):
+def test_free_memory_may_regroup_the_calls_in_the_middle_of_a_run(
+    flux, cached, sample, ran, monkeypatch, method
+):
     patched = cached(flux, **METHODS[method])
     together, kinds = sample(patched, steps=6, cfg=3.0), ran(patched)
     sizes = count_calls(flux, monkeypatch)
@@ -175,12 +201,23 @@ def test_a_batch_equals_its_images(flux, cached, condition, method, cfg):
     noise = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(3))
 
     def run(noise):
-        return comfy.sample.sample(patched, noise, 6, cfg, "euler", "simple", condition(1), condition(2), torch.zeros_like(noise),
-                                   disable_pbar=True, seed=0)
+        return comfy.sample.sample(
+            patched,
+            noise,
+            6,
+            cfg,
+            "euler",
+            "simple",
+            condition(1),
+            condition(2),
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=0,
+        )
 
     batch = run(noise)
     for i in range(3):
-        assert close(run(noise[i:i + 1])[0], batch[i])
+        assert close(run(noise[i : i + 1])[0], batch[i])
 
 
 # --- nothing survives -----------------------------------------------------------------------------
@@ -189,7 +226,7 @@ def test_a_batch_equals_its_images(flux, cached, condition, method, cfg):
 @pytest.fixture
 def controllers(part, monkeypatch):
     """Weak references to the controllers that runs make."""
-    host, made = part("nodes.host"), []
+    host, made = part("nodes.comfy.patching"), []
     real = host.Controller
 
     def make(*args, **kwargs):
@@ -206,7 +243,9 @@ def test_nothing_survives_a_run(flux, cached, sample, shims, controllers, part):
     sample(patched, steps=6, cfg=3.0)
     (controller,) = controllers
     assert not controller._branches and not controller._blocks and not shims(flux)
-    assert {k: v for k, v in patched.model_options["transformer_options"].items() if k != "wrappers"} == options
+    assert {
+        k: v for k, v in patched.model_options["transformer_options"].items() if k != "wrappers"
+    } == options
     alive = weakref.ref(controller)
     controllers.clear()
     del controller
@@ -222,15 +261,22 @@ def in_callback(error):
     def callback(step, x0, x, total):
         if step == 2:
             raise error
+
     return callback
 
 
-ENDS = [comfy.model_management.InterruptProcessingException(), comfy.model_management.OOM_EXCEPTION("full"), Trouble()]
+ENDS = [
+    comfy.model_management.InterruptProcessingException(),
+    comfy.model_management.OOM_EXCEPTION("full"),
+    Trouble(),
+]
 
 
 @pytest.mark.parametrize("error", ENDS, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("place", ["callback", "block"])
-def test_a_run_that_ends_early_leaves_nothing(flux, cached, sample, shims, report_of, controllers, error, place):
+def test_a_run_that_ends_early_leaves_nothing(
+    flux, cached, sample, shims, report_of, controllers, error, place
+):
     plain, patched = sample(flux, steps=6, cfg=3.0), cached(flux, "FFFCAC")
     whole = sample(patched, steps=6, cfg=3.0)
     handle = None
@@ -271,7 +317,9 @@ def test_patched_clones_are_independent(flux, cached, sample, ran, report_of):
     assert not torch.equal(first, second)
     assert ran(one) == DUCA and ran(two) == "FAAFAA"
     assert torch.equal(sample(flux, steps=6), plain)
-    assert "transformer_options" not in flux.model_options or not any("dual_cache" in k for k in flux.model_options["transformer_options"])
+    assert "transformer_options" not in flux.model_options or not any(
+        "dual_cache" in k for k in flux.model_options["transformer_options"]
+    )
 
 
 def test_the_report_is_found_when_another_node_clones_the_model(flux, cached, sample, report_of):
@@ -300,14 +348,30 @@ def test_one_file_gives_one_result_in_comfyui_and_without_it(part, cached, tmp_p
     for name, p in net.named_parameters():
         p.data = torch.randn(p.shape, generator=g) * 0.08 + (1.0 if name.endswith("norm.scale") else 0.0)
     save_file(net.state_dict(), tmp_path / "tiny.safetensors")
-    model = part("nodes.host").load_flux(tmp_path / "tiny.safetensors")
+    model = part("nodes.comfy.patching").load_flux(tmp_path / "tiny.safetensors")
     patched = cached(model, **METHODS[method])
     captions, sigmas = ["a large red heart center", ""], sampler.schedule_sigmas(6)
-    conds = [[[tokens[None], {"pooled_output": pooled[None]}]] for tokens, pooled in map(scenes.encode_caption, captions)]
+    conds = [
+        [[tokens[None], {"pooled_output": pooled[None]}]]
+        for tokens, pooled in map(scenes.encode_caption, captions)
+    ]
     noise = sampler.noise_for([0], 64)
-    out = comfy.sample.sample(patched, noise, 6, 2.0, "euler", "simple", *conds, torch.zeros_like(noise), sigmas=torch.tensor(sigmas),
-                              disable_pbar=True, seed=0)
-    settings = part("nodes.host").request_of(patched).settings
+    out = comfy.sample.sample(
+        patched,
+        noise,
+        6,
+        2.0,
+        "euler",
+        "simple",
+        *conds,
+        torch.zeros_like(noise),
+        sigmas=torch.tensor(sigmas),
+        disable_pbar=True,
+        seed=0,
+    )
+    settings = part("nodes.comfy.patching").request_of(patched).settings
     expected = sampler.sample(net, captions[:1], sigmas=sigmas, guidance=2.0, size=64, settings=settings)
-    assert [r.actual for r in expected.report.records] == [r.actual for r in part("nodes.host").request_of(patched).box.report.records]
+    assert [r.actual for r in expected.report.records] == [
+        r.actual for r in part("nodes.comfy.patching").request_of(patched).box.report.records
+    ]
     assert close(model.model.process_latent_in(out), expected.latents)

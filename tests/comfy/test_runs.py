@@ -20,7 +20,7 @@ READ_INSIDE = {"hunyuan dit": "block.3"}
 @pytest.fixture
 def blocks_at(part):
     """`blocks_at(base)`: the blocks of a model."""
-    families = part("cache_core.families")
+    families = part("cache_core.models.families")
     return lambda base: families.blocks_of(base.diffusion_model, families.find_family(base.diffusion_model))
 
 
@@ -29,7 +29,7 @@ def masks_for(blocks, part):
     names = [".".join(map(str, b.name)) for b in blocks]
     assert len(names) > 1
     for kept in {0, len(names) // 2, len(names) - 1}:
-        yield part("cache_core.masks").Mask.of(5, {"*": [1], names[kept]: [2, 3, 4]}, runs=True)
+        yield part("cache_core.schedule.masks").Mask.of(5, {"*": [1], names[kept]: [2, 3, 4]}, runs=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,19 +45,31 @@ def test_runs_of_every_family_are_exact_at_the_same_input(models, runs, count, b
         report = cache.finish()
         kinds = "".join(r.actual for r in report.records)
         assert all(close(out, exact, 1e-4) for out in outs) and not left_behind(base)
-        assert kinds == ("FFFFF" if name in READ_INSIDE and mask.names == (READ_INSIDE[name],) else "FFCCC"), report.messages
-        assert ("C" not in kinds) == any("do not behave" in m and "conservative steps run in full" in m for m in report.messages)
+        assert kinds == (
+            "FFFFF" if name in READ_INSIDE and mask.names == (READ_INSIDE[name],) else "FFCCC"
+        ), report.messages
+        assert ("C" not in kinds) == any(
+            "do not behave" in m and "conservative steps run in full" in m for m in report.messages
+        )
         assert report.peak_bytes <= report.estimated_bytes <= 1.5 * report.peak_bytes
         if "C" in kinds:
             assert {".".join(map(str, block)) for block, _ in seen} == set(mask.names)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.model in NAMES])
-def test_runs_stay_exact_with_what_stands_between_the_blocks(models, runs, monkeypatch, blocks_at, part, name):
+def test_runs_stay_exact_with_what_stands_between_the_blocks(
+    models, runs, monkeypatch, blocks_at, part, name
+):
     case = CASES[name]
     base, data, later = models(case.model), arguments(case), arguments(case, 1)
-    if "face_pixel_values" in case.more:  # the encoder of 512 pixels in the square stands before the blocks and takes long
-        monkeypatch.setattr(base.diffusion_model.motion_encoder, "get_motion", lambda face: face.flatten(1).repeat(1, 3)[:, :512])
+    if (
+        "face_pixel_values" in case.more
+    ):  # the encoder of 512 pixels in the square stands before the blocks and takes long
+        monkeypatch.setattr(
+            base.diffusion_model.motion_encoder,
+            "get_motion",
+            lambda face: face.flatten(1).repeat(1, 3)[:, :512],
+        )
     exact = call(base, 0.8, opened(data), case.options)
     for mask in masks_for(blocks_at(base), part):
         cache, evaluate = runs(base, "FFCCC", mask=mask)
@@ -67,5 +79,7 @@ def test_runs_stay_exact_with_what_stands_between_the_blocks(models, runs, monke
         outs = [run(0.8, opened(data)) for _ in range(3)]
         report = cache.finish()
         assert all(close(out, exact, 1e-4) for out in outs) and not left_behind(base)
-        never = case.model in READ_INSIDE or "skips" in name  # a block that does not run leaves nothing to put back
+        never = (
+            case.model in READ_INSIDE or "skips" in name
+        )  # a block that does not run leaves nothing to put back
         assert never or "".join(r.actual for r in report.records) == "FFCCC", report.messages

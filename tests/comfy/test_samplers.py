@@ -5,14 +5,17 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from cache_core.clock import breaks
+from cache_core.schedule.sampler_traits import breaks
 
 STEPS = 6
 NAMES = comfy.samplers.SAMPLER_NAMES
 OPTIONS = {"steps": STEPS, "cfg": 2.0, "scheduler": "simple"}
 
 # From ComfyUI's dpm_fast, dpm_adaptive and deis.
-pytestmark = [pytest.mark.filterwarnings("ignore:To copy construct from a tensor"), pytest.mark.filterwarnings("ignore:__array_wrap__")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:To copy construct from a tensor"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__"),
+]
 
 
 def test_the_list_is_that_of_the_sampler_nodes():
@@ -67,23 +70,39 @@ def test_cached_runs_are_finite_and_counted(watched, calls, cached, sample, repo
     assert [r.sigma for r in records] == levels and totals["evaluations"] == len(levels) >= STEPS - 1
     # The model ran once more, without its blocks, when the first full step was checked.
     checked = 0 if breaks(name) else 1
-    assert totals["calls"] == sum(r.calls for r in records) == len(calls) - checked and all(r.calls >= 1 for r in records)
+    assert totals["calls"] == sum(r.calls for r in records) == len(calls) - checked and all(
+        r.calls >= 1 for r in records
+    )
     assert all(r.full_calls == (r.calls if r.actual == "F" else 0) for r in records)
     # Never more skipped than planned: a step runs as planned or in full, and what the plan does not cover runs in full.
     plan = report.schedule["kinds"]
     assert len(plan) == STEPS and all(r.actual in ("F", r.planned) for r in records)
     assert all(r.planned == (plan[r.step] if r.step < STEPS else "F") for r in records)
     stages = max(r.phase for r in records) + 1
-    assert totals["skipped"] <= plan.count("A") * stages and totals["conservative"] <= plan.count("C") * stages
+    assert (
+        totals["skipped"] <= plan.count("A") * stages and totals["conservative"] <= plan.count("C") * stages
+    )
     # Going back to a higher noise level is never skipped.
-    assert all(now.actual == "F" for before, now in zip(records, records[1:]) if now.sigma > before.sigma * 1.01)
-    assert totals["changed"] == 0 or any(r.reason in ("rising", "beyond", "no_snapshot", breaks(name)) for r in records)
+    assert all(
+        now.actual == "F" for before, now in zip(records, records[1:]) if now.sigma > before.sigma * 1.01
+    )
+    assert totals["changed"] == 0 or any(
+        r.reason in ("rising", "beyond", "no_snapshot", breaks(name)) for r in records
+    )
     assert not shims(clone)
 
 
-@pytest.mark.parametrize(("name", "said"), [("euler", ""), ("dpmpp_2m", ""), ("dpmpp_2m_sde", "fresh noise"),
-                                            ("euler_ancestral", "fresh noise"), ("euler_cfg_pp", "CFG++"),
-                                            ("euler_ancestral_cfg_pp", "fresh noise")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("euler", ""),
+        ("dpmpp_2m", ""),
+        ("dpmpp_2m_sde", "fresh noise"),
+        ("euler_ancestral", "fresh noise"),
+        ("euler_cfg_pp", "CFG++"),
+        ("euler_ancestral_cfg_pp", "fresh noise"),
+    ],
+)
 def test_samplers_that_stray_further_are_told(model, cached, sample, report_of, name, said):
     for patched, told in ((cached(model, "FFCAFA"), bool(said)), (cached(model, preset="off"), False)):
         sample(patched, sampler=name, **OPTIONS)
@@ -91,12 +110,17 @@ def test_samplers_that_stray_further_are_told(model, cached, sample, report_of, 
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "cfg_pp" in name and "euler" not in name])
-def test_samplers_that_make_broken_pictures_of_forecasts_are_left_alone(model, cached, sample, report_of, name):
+def test_samplers_that_make_broken_pictures_of_forecasts_are_left_alone(
+    model, cached, sample, report_of, name
+):
     patched = cached(model, "FFCAFA")
     assert torch.equal(sample(patched, sampler=name, **OPTIONS), sample(model, sampler=name, **OPTIONS))
     report = report_of(patched)
     assert {r.actual for r in report.records} == {"F"} and f"{name} enlarges" in report.messages[0]
-    assert "until the picture breaks" in report.why_nothing() and "Choose another sampler" in report.why_nothing()
+    assert (
+        "until the picture breaks" in report.why_nothing()
+        and "Choose another sampler" in report.why_nothing()
+    )
 
 
 def test_a_sampler_that_looks_ahead_runs_the_plan_but_where_it_goes_back(model, cached, sample, report_of):
@@ -112,7 +136,9 @@ FIXED = {"euler": 1, "dpmpp_2m": 1, "uni_pc": 1, "heun": 2, "dpm_2": 2, "dpmpp_s
 
 
 @pytest.mark.parametrize(("name", "stages"), FIXED.items())
-def test_samplers_with_a_fixed_number_of_evaluations_run_the_whole_plan(model, cached, sample, report_of, ran, name, stages):
+def test_samplers_with_a_fixed_number_of_evaluations_run_the_whole_plan(
+    model, cached, sample, report_of, ran, name, stages
+):
     """Each evaluation of a step runs as the step does, and each has a cache of its own; the last step may need fewer."""
     patched = cached(model, "FFCAFA")
     sample(patched, sampler=name, **OPTIONS)
@@ -130,8 +156,12 @@ def test_cached_runs_repeat(model, cached, sample, name):
     assert not torch.equal(first, sample(model, sampler=name, **OPTIONS))
 
 
-@pytest.mark.parametrize("name", ["dpm_2", "heun", "dpmpp_sde", "dpmpp_2s_ancestral", "seeds_2", "exp_heun_2_x0", "sa_solver_pece"])
-def test_live_attention_on_all_tokens_is_exact_with_several_evaluations_per_step(model, cached, sample, ran, name):
+@pytest.mark.parametrize(
+    "name", ["dpm_2", "heun", "dpmpp_sde", "dpmpp_2s_ancestral", "seeds_2", "exp_heun_2_x0", "sa_solver_pece"]
+)
+def test_live_attention_on_all_tokens_is_exact_with_several_evaluations_per_step(
+    model, cached, sample, ran, name
+):
     patched = cached(model, "FCCFCC", ratio=1.0, attention="live")
     plain = sample(model, sampler=name, **OPTIONS)
     result = sample(patched, sampler=name, **OPTIONS)

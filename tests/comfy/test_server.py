@@ -35,8 +35,18 @@ def node(name, **inputs):
 
 def settings(**changes):
     """What KSampler and the Dual Cache Sampler have in common."""
-    return {"seed": 11, "steps": STEPS, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple", "positive": ["2", 0],
-            "negative": ["3", 0], "latent_image": ["4", 0], "denoise": 1.0, **changes}
+    return {
+        "seed": 11,
+        "steps": STEPS,
+        "cfg": 2.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "positive": ["2", 0],
+        "negative": ["3", 0],
+        "latent_image": ["4", 0],
+        "denoise": 1.0,
+        **changes,
+    }
 
 
 CACHING = {"preset": "balanced", "forecast": "from preset", "gain": 0.9}
@@ -63,8 +73,12 @@ def graph(*, loaders=False, **changes):
 
 def with_ksampler(nodes):
     """The same graph through Dual Cache and ComfyUI's KSampler."""
-    return {**nodes, "5": node("KSampler", model=["10", 0], **settings()), "10": node("DualCache", model=["1", 0], **CACHING),
-            "8": node("CacheReport", model=["10", 0], latent=["5", 0])}
+    return {
+        **nodes,
+        "5": node("KSampler", model=["10", 0], **settings()),
+        "10": node("DualCache", model=["1", 0], **CACHING),
+        "8": node("CacheReport", model=["10", 0], latent=["5", 0]),
+    }
 
 
 def of_type(messages, kind):
@@ -81,8 +95,10 @@ def check_report(messages, outputs, sender):
     (begun,) = of_type(messages, "execution_start")
     assert {d["prompt_id"] for d in [*steps, end]} == {begun["prompt_id"]}
     # Errors and indicators are read when the run ends, so that no step waits for the device.
-    live, final = ([{k: v for k, v in r.items() if k not in ("forecast_error", "indicator")} for r in records]
-                   for records in ([d["record"] for d in steps], report["records"]))
+    live, final = (
+        [{k: v for k, v in r.items() if k not in ("forecast_error", "indicator")} for r in records]
+        for records in ([d["record"] for d in steps], report["records"])
+    )
     assert live == final and {d["steps"] for d in steps} == {STEPS}
     assert end["report"] == report and end["text"] == text
     assert "FLUX" in text and report["family"] == "FLUX" and not report["messages"]
@@ -103,8 +119,15 @@ def first(server):
 
 def test_the_pack_is_loaded_under_a_name_that_needs_quoting(server):
     info = server.get("/object_info")
-    for name in ("CacheScheduleBuilder", "DualCache", "VCacheAttentionPatch", "DualCacheSampler", "CacheReport", "DualCacheDemoModel",
-                 "DualCacheDemoCaption"):
+    for name in (
+        "CacheScheduleBuilder",
+        "DualCache",
+        "VCacheAttentionPatch",
+        "DualCacheSampler",
+        "CacheReport",
+        "DualCacheDemoModel",
+        "DualCacheDemoCaption",
+    ):
         assert info[name]["python_module"] == f"custom_nodes.{FOLDER}", name
     log = server.log.read_text(encoding="utf-8")
     assert "IMPORT FAILED" not in log and FOLDER in log
@@ -120,13 +143,20 @@ def test_what_the_front_end_fetches_is_served(server):
     templates = {path.stem: path for path in (ROOT / "workflows").glob("*.json")}
     assert set(server.get("/api/workflow_templates")[FOLDER]) == set(templates)
     for name, path in templates.items():
-        assert server.get(f"/api/workflow_templates/{FOLDER}/{name}.json") == json.loads(path.read_text(encoding="utf-8"))
-        assert server.get(f"/api/workflow_templates/{FOLDER}/{name}.jpg") == path.with_suffix(".jpg").read_bytes()
+        assert server.get(f"/api/workflow_templates/{FOLDER}/{name}.json") == json.loads(
+            path.read_text(encoding="utf-8")
+        )
+        assert (
+            server.get(f"/api/workflow_templates/{FOLDER}/{name}.jpg")
+            == path.with_suffix(".jpg").read_bytes()
+        )
     translations = server.get("/i18n")
     assert all("DualCache" in translations[language]["nodeDefs"] for language in ("en", "zh"))
 
 
-@pytest.mark.parametrize("name", ["nothing.js", "../pyproject.toml", "%2e%2e/pyproject.toml", "..%2fpyproject.toml", "docs/"])
+@pytest.mark.parametrize(
+    "name", ["nothing.js", "../pyproject.toml", "%2e%2e/pyproject.toml", "..%2fpyproject.toml", "docs/"]
+)
 def test_nothing_else_is_served(server, name):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.request("GET", f"/extensions/{quote(FOLDER)}/{name}")
@@ -163,8 +193,22 @@ def test_an_interrupted_run_leaves_nothing(server, first):
 
 
 def test_bad_input_is_one_sentence_on_the_node(server):
-    nodes = {**graph(), "11": node("CacheScheduleBuilder", preset="custom", steps=STEPS, interval=3, pattern="aggressive only", ratio=0.1,
-                                   warmup=1, tail=0, start=0.0, end=1.0, explicit="FXF")}
+    nodes = {
+        **graph(),
+        "11": node(
+            "CacheScheduleBuilder",
+            preset="custom",
+            steps=STEPS,
+            interval=3,
+            pattern="aggressive only",
+            ratio=0.1,
+            warmup=1,
+            tail=0,
+            start=0.0,
+            end=1.0,
+            explicit="FXF",
+        ),
+    }
     nodes["5"]["inputs"]["schedule"] = ["11", 0]
     messages, _ = server.queue(nodes)
     (error,) = of_type(messages, "execution_error")
@@ -209,11 +253,20 @@ def test_a_saved_picture_carries_recipe_schedule_and_report(server, part, wire):
     report, runs = json.loads(outputs["8"]["dual_cache_report"][0]), carried(server.file(outputs, "7").info)
     run = runs["5"]
     assert list(runs) == ["5"] and run["node"] == ("10" if "10" in nodes else "5") and "earlier" not in run
-    assert run["schedule"] == run["records"]["actual"] == "FFFAAF" == "".join(r["actual"] for r in report["records"])
+    assert (
+        run["schedule"]
+        == run["records"]["actual"]
+        == "FFFAAF"
+        == "".join(r["actual"] for r in report["records"])
+    )
     assert run["records"]["milliseconds"] == [float(f"{r['milliseconds']:.4g}") for r in report["records"]]
-    assert run["totals"]["calls"] == report["totals"]["calls"] == STEPS and run["wall_seconds"] == float(f"{report['wall_seconds']:.4g}")
+    assert run["totals"]["calls"] == report["totals"]["calls"] == STEPS and run["wall_seconds"] == float(
+        f"{report['wall_seconds']:.4g}"
+    )
     recipes = part("cache_core.recipes")
-    assert recipes.settings_of(run["recipe"]) == recipes.from_preset("balanced") and len(json.dumps(runs)) < 4096
+    assert (
+        recipes.settings_of(run["recipe"]) == recipes.from_preset("balanced") and len(json.dumps(runs)) < 4096
+    )
     # ComfyUI makes the next picture from the latent that it still has: it carries the run that made it.
     nodes["7"]["inputs"]["filename_prefix"] = f"again/{len(nodes)}"
     messages, outputs = server.queue(nodes, extra=extra)
@@ -226,15 +279,23 @@ def test_a_picture_does_not_carry_the_run_of_another(server):
     nodes = {**graph(), "5": node("KSampler", model=["1", 0], **settings(seed=32))}
     del nodes["8"]
     extra = {"workflow": REQUEUED, "other": {"kept": [1, 2]}}
-    assert "dual_cache" not in json.loads(server.file(server.queue(nodes, extra=extra)[1], "7").info["workflow"])["extra"]
+    assert (
+        "dual_cache"
+        not in json.loads(server.file(server.queue(nodes, extra=extra)[1], "7").info["workflow"])["extra"]
+    )
     nodes = graph(seed=33)
-    runs = json.loads(server.file(server.queue(nodes, extra=extra)[1], "7").info["workflow"])["extra"]["dual_cache"]["runs"]
+    runs = json.loads(server.file(server.queue(nodes, extra=extra)[1], "7").info["workflow"])["extra"][
+        "dual_cache"
+    ]["runs"]
     assert list(runs) == ["5"] and runs["5"]["text"].startswith("balanced on FLUX")
 
 
 def test_without_a_workflow_the_run_stands_beside_the_prompt(server):
     info = server.file(server.queue(graph(seed=34))[1], "7").info
-    assert json.loads(info["dual_cache"])["runs"]["5"]["schedule"] == "FFFAAF" and set(info) == {"dual_cache", "prompt"}
+    assert json.loads(info["dual_cache"])["runs"]["5"]["schedule"] == "FFFAAF" and set(info) == {
+        "dual_cache",
+        "prompt",
+    }
 
 
 def test_odd_metadata_loses_no_picture(server):

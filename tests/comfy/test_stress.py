@@ -11,13 +11,19 @@ from stress import branches, lifecycle, others, paths, samplers
 SHORT = {
     "samplers": samplers.cases(["heunpp2", "dpmpp_sde"], ["beta"]),
     "branches": branches.cases(["Perp-Neg", "two experts"]),
-    "lifecycle": lifecycle.cases(["out of memory at a random operation", "two clones, two settings"], times=1, memory=False),
-    "paths": paths.cases(["up and down again", "device with an ending", "link to a file", "link to a folder"]),
+    "lifecycle": lifecycle.cases(
+        ["out of memory at a random operation", "two clones, two settings"], times=1, memory=False
+    ),
+    "paths": paths.cases(
+        ["up and down again", "device with an ending", "link to a file", "link to a folder"]
+    ),
     "others": others.cases(["8-bit packed weights, as GGUF"]),
 }
 
 
-CASES = [pytest.param(case, id=f"{question}: {name}") for question, found in SHORT.items() for name, case in found]
+CASES = [
+    pytest.param(case, id=f"{question}: {name}") for question, found in SHORT.items() for name, case in found
+]
 
 
 @pytest.mark.parametrize("case", CASES)

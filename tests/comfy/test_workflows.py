@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 import nodes as core_nodes
-from scripts.api_form import FRONT_END_NODES, to_api
-from scripts.graphs import BLUEPRINT, WORKFLOWS, blueprint
-from scripts.litegraph import INPUT_END, OUTPUT_END, Graph, inputs_of, is_widget, widget_slots
-from scripts.make_workflows import kinds_of
+from tools.api_form import FRONT_END_NODES, to_api
+from tools.graphs import BLUEPRINT, WORKFLOWS, blueprint
+from tools.litegraph import INPUT_END, OUTPUT_END, Graph, inputs_of, is_widget, widget_slots
+from tools.workflows import kinds_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
@@ -48,8 +48,14 @@ def describe_node(kind: str, cls) -> dict:
     if hasattr(cls, "GET_NODE_INFO_V1"):
         return cls.GET_NODE_INFO_V1()
     names = getattr(cls, "RETURN_NAMES", cls.RETURN_TYPES)
-    return {"name": kind, "input": cls.INPUT_TYPES(), "output": list(cls.RETURN_TYPES), "output_name": list(names),
-            "output_node": bool(getattr(cls, "OUTPUT_NODE", False)), "python_module": getattr(cls, "RELATIVE_PYTHON_MODULE", "nodes")}
+    return {
+        "name": kind,
+        "input": cls.INPUT_TYPES(),
+        "output": list(cls.RETURN_TYPES),
+        "output_name": list(names),
+        "output_node": bool(getattr(cls, "OUTPUT_NODE", False)),
+        "python_module": getattr(cls, "RELATIVE_PYTHON_MODULE", "nodes"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +79,23 @@ def test_all_described_workflows_are_there():
 
 
 def test_every_node_exists_in_this_comfyui(definitions):
-    missing = [f"{kind:30} {name}" for name in FILES for kind in sorted({n["type"] for n in used(read(name))} - set(definitions))]
-    assert not missing, "Nodes that this ComfyUI lacks, and the workflows that use them:\n" + "\n".join(missing)
+    missing = [
+        f"{kind:30} {name}"
+        for name in FILES
+        for kind in sorted({n["type"] for n in used(read(name))} - set(definitions))
+    ]
+    assert not missing, "Nodes that this ComfyUI lacks, and the workflows that use them:\n" + "\n".join(
+        missing
+    )
 
 
 def test_only_core_nodes_and_ours(definitions):
-    foreign = {kind: info["python_module"] for kind, info in definitions.items()
-               if info["python_module"] != OURS and info["python_module"].split(".")[0] not in ("nodes", "comfy_extras")}
+    foreign = {
+        kind: info["python_module"]
+        for kind, info in definitions.items()
+        if info["python_module"] != OURS
+        and info["python_module"].split(".")[0] not in ("nodes", "comfy_extras")
+    }
     assert not foreign
 
 
@@ -98,7 +114,11 @@ def test_links_fit(name, definitions):
         else:
             assert link in nodes[source]["outputs"][out]["links"]
             given = definitions[nodes[source]["type"]]["output"][out]
-        wanted = row["type"] if target == OUTPUT_END else inputs_of(definitions[nodes[target]["type"]])[row["name"]][0]
+        wanted = (
+            row["type"]
+            if target == OUTPUT_END
+            else inputs_of(definitions[nodes[target]["type"]])[row["name"]][0]
+        )
         where = f"{name}, link {link} of type {kind}: {row['name']} takes {wanted}, the origin gives {given}"
         assert given == kind and wanted in (kind, "*"), where
 
@@ -110,7 +130,11 @@ def test_inputs_fit(name, definitions):
         inputs = inputs_of(definitions[node["type"]])
         linked = {row["name"] for row in node["inputs"] if row["link"] is not None}
         assert {row["name"] for row in node["inputs"]} <= set(inputs), node["type"]
-        needed = {key for key, (kind, options) in inputs.items() if not options["optional"] and not is_widget(kind, options)}
+        needed = {
+            key
+            for key, (kind, options) in inputs.items()
+            if not options["optional"] and not is_widget(kind, options)
+        }
         assert needed <= linked, f"{node['type']} lacks {needed - linked}"
 
 
@@ -121,23 +145,39 @@ def test_widget_values_fit(name, definitions):
         slots, values = widget_slots(definitions[node["type"]]), node["widgets_values"]
         where = f"{name}, {node['type']} {node['id']}"
         assert len(values) <= len(slots), f"{where}: {len(values)} values for {[s[0] for s in slots]}"
-        assert all(spec and spec[1]["optional"] for _, spec in slots[len(values):]), f"{where}: values are missing"
+        assert all(spec and spec[1]["optional"] for _, spec in slots[len(values) :]), (
+            f"{where}: values are missing"
+        )
         for (key, spec), value in zip(slots, values):
-            assert problem(node, key, spec, value) is None, f"{where}: {key} {problem(node, key, spec, value)}"
+            assert problem(node, key, spec, value) is None, (
+                f"{where}: {key} {problem(node, key, spec, value)}"
+            )
 
 
 def problem(node: dict, key: str, spec, value) -> str | None:
     if spec is None:
-        return None if value in ("fixed", "randomize", "increment", "decrement", "image") else "is no choice of the front end"
+        return (
+            None
+            if value in ("fixed", "randomize", "increment", "decrement", "image")
+            else "is no choice of the front end"
+        )
     kind, options = spec
     if key in LOADERS:
         files = [model["name"] for model in node["properties"].get("models", ())]
         return None if value in files else f"names {value}, which is not among the node's models {files}"
     if kind == "COMBO":
-        return None if value in (options["options"] if key != "image" else [EXAMPLE_PICTURE]) else f"has no option {value}"
+        return (
+            None
+            if value in (options["options"] if key != "image" else [EXAMPLE_PICTURE])
+            else f"has no option {value}"
+        )
     if kind in ("INT", "FLOAT"):
         number = isinstance(value, int if kind == "INT" else (int, float)) and not isinstance(value, bool)
-        return None if number and options.get("min", value) <= value <= options.get("max", value) else f"cannot be {value}"
+        return (
+            None
+            if number and options.get("min", value) <= value <= options.get("max", value)
+            else f"cannot be {value}"
+        )
     return None if isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind]) else f"cannot be {value!r}"
 
 
@@ -163,12 +203,20 @@ def test_layout_is_tidy(name):
     boxes = [(*node["pos"], *node["size"]) for node in data["nodes"]]
 
     def apart(a, b, title=30):
-        return a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] - title or b[1] + b[3] <= a[1] - title
+        return (
+            a[0] + a[2] <= b[0]
+            or b[0] + b[2] <= a[0]
+            or a[1] + a[3] <= b[1] - title
+            or b[1] + b[3] <= a[1] - title
+        )
 
-    assert all(apart(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1:])
+    assert all(apart(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
     for x, y, width, height in boxes:
-        around = [g for g in (group["bounding"] for group in data["groups"])
-                  if g[0] <= x and g[1] <= y - 30 and x + width <= g[0] + g[2] and y + height <= g[1] + g[3]]
+        around = [
+            g
+            for g in (group["bounding"] for group in data["groups"])
+            if g[0] <= x and g[1] <= y - 30 and x + width <= g[0] + g[2] and y + height <= g[1] + g[3]
+        ]
         assert len(around) == 1
 
 
@@ -181,27 +229,33 @@ def test_file_is_what_its_description_builds(describe, definitions):
     for data in (built, there):
         for node in data["nodes"]:
             node["properties"].pop("ver", None)
-    assert built == there, "run python -m scripts.make_workflows"
+    assert built == there, "run python -m tools.workflows"
 
 
 def test_blueprint_is_what_its_description_builds(definitions):
     built = json.loads(json.dumps(blueprint(Graph(definitions, PACKS))))
     there = json.loads(FILES[BLUEPRINT].read_text(encoding="utf-8"))
     for data in (built, there):
-        assert len(data["nodes"]) == 1 and data["nodes"][0]["type"] == data["definitions"]["subgraphs"][0]["id"]  # as the front end asks
+        assert (
+            len(data["nodes"]) == 1 and data["nodes"][0]["type"] == data["definitions"]["subgraphs"][0]["id"]
+        )  # as the front end asks
         for node in data["definitions"]["subgraphs"][0]["nodes"]:
             node["properties"].pop("ver", None)
-    assert built == there, "run python -m scripts.make_workflows"
+    assert built == there, "run python -m tools.workflows"
 
 
 def run(prompt: dict) -> dict:
     """Runs a prompt through ComfyUI's own validation and executor; returns what its output nodes showed."""
     valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt("test", prompt, None))
     assert valid, (error, node_errors)
-    server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, send_sync=lambda *_: None)
+    server = SimpleNamespace(
+        client_id=None, last_node_id=None, last_prompt_id=None, send_sync=lambda *_: None
+    )
     sizes = {"cache_args": {"lru": 0, "ram": 0, "ram_inactive": 0}}  # newer versions ask for them
     known = signature(execution.PromptExecutor).parameters
-    executor = execution.PromptExecutor(server, **{key: value for key, value in sizes.items() if key in known})
+    executor = execution.PromptExecutor(
+        server, **{key: value for key, value in sizes.items() if key in known}
+    )
     executor.execute(prompt, "test", {}, outputs)
     assert executor.success, executor.status_messages
     return executor.history_result["outputs"]
@@ -211,7 +265,10 @@ def pictures(shown: dict) -> list[np.ndarray]:
     """The pictures of all output nodes in the order of the nodes, 0 to 255."""
     files = [file for node in sorted(shown, key=int) for file in shown[node].get("images", ())]
     folders = [folder_paths.get_directory_by_type(file["type"]) for file in files]
-    return [np.asarray(Image.open(Path(folder, file["subfolder"], file["filename"])), np.float32) for folder, file in zip(folders, files)]
+    return [
+        np.asarray(Image.open(Path(folder, file["subfolder"], file["filename"])), np.float32)
+        for folder, file in zip(folders, files)
+    ]
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -223,12 +280,24 @@ def test_runs(name, definitions):
         if "steps" in node["inputs"]:
             node["inputs"]["steps"] = steps
     shown = run(prompt)
-    report = next(json.loads(node["dual_cache_report"][0]) for node in shown.values() if "dual_cache_report" in node)
+    report = next(
+        json.loads(node["dual_cache_report"][0]) for node in shown.values() if "dual_cache_report" in node
+    )
     kinds = kinds_of("planned" if name == "planned" else "balanced", steps)
-    assert report["family"] and (report["totals"]["full"], report["totals"]["skipped"]) == (kinds.count("F"), kinds.count("A"))
+    assert report["family"] and (report["totals"]["full"], report["totals"]["skipped"]) == (
+        kinds.count("F"),
+        kinds.count("A"),
+    )
     images = pictures(shown)
     if name == "compare_cached_uncached":
-        (sheet,), (drawn,) = images, [json.loads(node["dual_cache_compare"][0]) for node in shown.values() if "dual_cache_compare" in node]
+        (sheet,), (drawn,) = (
+            images,
+            [
+                json.loads(node["dual_cache_compare"][0])
+                for node in shown.values()
+                if "dual_cache_compare" in node
+            ],
+        )
         assert sheet.std() > 20 and [way["calls"] for way in drawn["ways"][:2]] == [steps, steps]
         assert 20 < drawn["ways"][1]["closeness"]["psnr"] < 70  # close, and not the same
         return
@@ -238,7 +307,12 @@ def test_runs(name, definitions):
     elif name == "planned":
         uncached, planned, fast = images
         spread = np.abs(uncached - uncached.mean((0, 1))).mean()
-        assert 0 < np.abs(planned - uncached).mean() < spread / 4 and 0 < np.abs(fast - uncached).mean() < spread / 4
+        assert (
+            0 < np.abs(planned - uncached).mean() < spread / 4
+            and 0 < np.abs(fast - uncached).mean() < spread / 4
+        )
     else:
         before, after = images
-        assert np.abs(after - before)[:, :112].mean() < 2 < 5 < np.abs(after - before)[:, 144:].mean()  # the right half alone is new
+        assert (
+            np.abs(after - before)[:, :112].mean() < 2 < 5 < np.abs(after - before)[:, 144:].mean()
+        )  # the right half alone is new

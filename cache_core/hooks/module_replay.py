@@ -1,0 +1,176 @@
+"""Replaying sub-modules of blocks that the table describes by their layout.
+
+What a sub-module gave is kept before its gate and put back by a shim on it; the unmodified block gates it with the current step's
+modulation. Rows of an MLP are computed afresh by the MLP itself, on gathered rows of what the block gives it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+
+from ..base.errors import CacheMismatch
+from ..cache.rows import put_rows_, take_rows
+from ..models.block_spec import BlockLayout
+from ..models.families import Block
+from .call_context import Call
+from .shims import shim
+
+
+def present(block: Block, paths) -> dict[str, nn.Module]:
+    """The sub-modules at these paths; a block need not have all of them."""
+    found = {}
+    for path in paths:
+        module = block.module
+        for name in path.split("."):
+            module = getattr(module, name, None)
+        if isinstance(module, nn.Module):
+            found[path] = module
+    return found
+
+
+def record(original, block: Block, call: Call, args, kwargs):
+    """Runs the block and keeps what its sub-modules give."""
+    layout, seen, again = block.adapter, {}, []
+
+    def recorder(path):
+        def make(inner):
+            def forward(*a, **k):
+                if path in seen:
+                    again.append(path)
+                seen[path] = out = inner(*a, **k)
+                return out
+
+            return forward
+
+        return make
+
+    with ExitStack() as stack:
+        for path, module in present(block, layout.modules).items():
+            stack.enter_context(shim(module, recorder(path)))
+        out = original(*args, **kwargs)
+    if again:
+        call.batch.refuse(f"{again[0]} runs several times in a block")
+        return out
+    for path, value in seen.items():
+        bare = isinstance(value, torch.Tensor)
+        parts = (value,) if bare else value
+        for i, part in enumerate(parts):
+            if isinstance(part, torch.Tensor):
+                call.record(
+                    (*block.name, path, i, 0 if bare else len(parts)), part.clone() if layout.writes else part
+                )
+    return out
+
+
+def replay(original, block: Block, call: Call, args, kwargs):
+    """Runs the block on what its sub-modules gave, with the chosen rows of its MLPs computed afresh on a conservative step."""
+    layout = block.adapter
+    computed = call.parts(block.name, layout.parts)
+    kept: dict[str, list[tuple]] = {}
+    for name in call.batch.branches[0].sites:
+        if name[:2] == block.name and len(name) == 5:
+            kept.setdefault(name[2], []).append(name)
+
+    def player(path):
+        def make(inner):
+            def forward(*a, **k):
+                if path not in kept:
+                    raise CacheMismatch(
+                        "A module that runs now did not run on the last full step, so this call ran in full."
+                    )
+                sites = {site[3]: site for site in kept[path]}
+                if computed & {"", layout.part(path)}:
+                    return _computed(inner, sites, call, *a, **k)
+                if path in layout.rows and call.kind == "C":
+                    return _refresh(inner, sites[0], call, block, layout.rows[path], *a, **k)
+                count = sites[min(sites)][4]
+                values = {i: call.module_value(site, owned=layout.writes) for i, site in sites.items()}
+                return tuple(values.get(i) for i in range(count)) if count else values[0]
+
+            return forward
+
+        return make
+
+    with ExitStack() as stack:
+        for path, module in present(block, layout.modules).items():
+            stack.enter_context(shim(module, player(path)))
+        return original(*args, **kwargs)
+
+
+def _computed(inner, sites, call: Call, *args, **kwargs):
+    """A sub-module's output on all tokens, which becomes the correction of its sites."""
+    out = inner(*args, **kwargs)
+    for i, part in enumerate((out,) if isinstance(out, torch.Tensor) else out):
+        if i in sites:
+            call.batch.correct(sites[i], part, call.settings.modules)
+    return out
+
+
+def _refresh(
+    inner, site, call: Call, block: Block, stream: str, x: torch.Tensor, *args, **kwargs
+) -> torch.Tensor:
+    """An MLP's output with the chosen rows computed from x [B,...,d]; they become the site's correction."""
+    flat = x.flatten(1, -2)
+    rows = call.choose(block.name, stream, flat.shape[1], x.device)
+    out = call.module_value(site, owned=True)
+    if rows is None:
+        return out
+    fresh = inner(take_rows(flat, rows), *args, **kwargs)
+    if out.ndim > 3:
+        raise CacheMismatch(
+            "A module gives its tokens in another shape than the block table says, so this call ran in full."
+        )
+    call.batch.correct(site, fresh, call.settings.modules, rows)
+    return put_rows_(out, rows, fresh)
+
+
+def opened(value):
+    """A dict of its own, with lists of its own, from which a model may take things; anything else as it is."""
+    return {k: list(v) if type(v) is list else v for k, v in value.items()} if type(value) is dict else value
+
+
+def copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Arguments that may be written into: tensors are copies, also in tuples and lists; dicts and the lists in them are new."""
+
+    def one(value):
+        if type(value) in (tuple, list):
+            return type(value)(map(one, value))
+        return value.clone() if isinstance(value, torch.Tensor) else opened(value)
+
+    return one(args), {k: one(v) for k, v in kwargs.items()}
+
+
+class _Seen(Exception):
+    """Ends a block at its attention, whose input is all that was wanted."""
+
+
+def modulated_input(original, block: Block, args, kwargs) -> torch.Tensor | None:
+    """What the block's attention reads, [B,n,d] in the order of `BlockLayout.joined` of the last blocks; None where the table has no word.
+
+    The unmodified block runs up to there: its norm and its modulation.
+    """
+    layout: BlockLayout = block.adapter
+    path, places = layout.probe or ((layout.modules[0], (0,)) if layout.modules else ("", ()))
+    module = present(block, [path] if path else []).get(path)
+    if module is None:
+        return None
+    found: list[torch.Tensor] = []
+
+    def make(inner):
+        def forward(*a, **k):
+            found.extend(v for v in (*a, *k.values()) if isinstance(v, torch.Tensor))
+            raise _Seen
+
+        return forward
+
+    if layout.writes:  # a block that leaves its attention out runs to its end
+        args, kwargs = copied(args, kwargs)
+    with shim(module, make):
+        try:
+            original(*args, **kwargs)
+        except _Seen:
+            return torch.cat([layout.flat(found[i]) for i in places], 1) if len(found) > max(places) else None
+    return None

@@ -1,0 +1,175 @@
+"""What a run's caches may hold: the estimate against the budget, and what gives way when they would not fit.
+
+The check is made at the door of the first block of every kind on a full step, when the sizes of the tokens are known and nothing has
+been kept yet. What does not fit is lowered there, and the call is repeated from its beginning; the expensive blocks have not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+from ..base.names import NAMES, OUTPUT
+from ..base.wording import size
+from ..config import Settings
+from ..models.families import Block
+from ..predictors.extrapolation import predictor
+from ..schedule.masks import Mask
+from .estimate import Footprint, Shapes, Sizes, footprint
+
+WINDOW = 2
+"""Sites whose snapshots lie on the model's device at once while the others are kept elsewhere: the one in use and the next."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that caches may take.
+
+    limit: on the model's device. elsewhere: of main memory, for snapshots between two uses; 0 where the model runs in main memory itself.
+    branches: that an evaluation is expected to have (2 for guidance), of which the first call may show fewer.
+    """
+
+    limit: float = inf
+    elsewhere: float = 0
+    branches: int = 1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a model's branches are cached by: its fitted settings, blocks, and the rest as `footprint` takes it."""
+
+    settings: Settings
+    kinds: str
+    ratios: Sequence[float]
+    mask: Mask | None
+    blocks: Sequence[Block]
+    first: int
+    conserves: bool
+
+    def of(self, shapes: Shapes) -> Footprint:
+        return footprint(
+            self.settings, self.kinds, self.ratios, self.mask, self.blocks, shapes, self.first, self.conserves
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One way to need less: the settings and kinds of steps, and what it means in words. settings None: nothing is cached."""
+
+    settings: Settings | None
+    kinds: str
+    words: str
+
+
+def steps_down(settings: Settings, kinds: str, blocks: bool) -> Iterator[Step]:
+    """Ways to need less, from the mildest; each holds what those before it changed.
+
+    Conservative steps go first: they need the most and gave the least wherever they were measured. blocks: whether the model has any.
+    """
+    words: dict[str, str] = {}
+
+    def step(part: str, what: str) -> Step:
+        words[part] = what
+        return Step(settings, kinds, ", ".join(words.values()))
+
+    if "C" in kinds:
+        kinds = kinds.replace("C", "A" if settings.mask is None else "F")
+        yield step(
+            "steps", f"conservative steps run as {'aggressive' if settings.mask is None else 'full'} ones"
+        )
+    if settings.level in ("module", "block") and blocks:
+        settings = replace(settings, level="final", module_predictor=None)
+        yield step("level", f"aggressive steps put back {NAMES['final']}")
+    if settings.predictor.needs > 2 or settings.predictor.probe:
+        settings = replace(settings, predictor=predictor("linear", gain=0.9))
+        yield step("forecast", "forecasts follow a line through two snapshots")
+    if settings.predictor.needs > 1:
+        settings = replace(settings, predictor=predictor("reuse"))
+        yield step("forecast", "one snapshot is kept and reused")
+    if settings.level != "output":
+        settings = replace(settings, level="output", first=0)
+        yield step("level", f"aggressive steps put back {NAMES['output']}")
+    yield Step(None, "F" * len(kinds), "nothing is cached")
+
+
+class Memory:
+    """The estimate of one run, as far as its branches are known.
+
+    stages: evaluations per step, each with branches of its own.
+    """
+
+    def __init__(self, budget: Budget | None = None, stages: int = 1):
+        self.budget, self.stages = budget or Budget(), stages
+        self.estimate = 0
+        """Bytes expected at the worst moment, as known so far."""
+        self._output, self._settled = 0, False
+        self._seen: dict[Hashable, tuple[Hashable, Shapes]] = {}
+
+    def expect(self, wanted: Wanted, shapes: Shapes) -> int:
+        """The estimate before the first call."""
+        self._output = shapes.output
+        self.estimate = wanted.of(shapes).total * self.budget.branches * self.stages
+        return self.estimate
+
+    def settle(self) -> None:
+        """Every branch of a step has been met."""
+        self._settled = True
+
+    def forget(self, keys: Iterable[Hashable]) -> None:
+        """Branches that were freed."""
+        for key in keys:
+            self._seen.pop(key, None)
+
+    def note(
+        self, model: Hashable, keys: Iterable[Hashable], kind: str, sizes: Sizes, item: int, samples: int
+    ) -> bool:
+        """Sizes at the door of a kind of block of a model, for these branches, or of its output; whether they are news."""
+        news = False
+        for key in keys:
+            _, old = self._seen.get(key, (model, Shapes({}, self._output)))
+            if kind == OUTPUT[0]:
+                new = replace(
+                    old, output=sum(n * d for n, d in sizes.values()), bytes_per_value=item, samples=samples
+                )
+            else:
+                new = replace(
+                    old, doors={**old.doors, kind: dict(sizes)}, bytes_per_value=item, samples=samples
+                )
+            if self._seen.get(key) != (model, new):
+                news, self._seen[key] = True, (model, new)
+        return news
+
+    def needs(self, wanted: Mapping[Hashable, Wanted]) -> Footprint:
+        """All branches together, also those that are expected and have not been met; `wanted` by model."""
+        parts: dict[tuple, Footprint] = {}
+        each = []
+        for model, shapes in self._seen.values():
+            mark = (
+                model,
+                tuple((k, tuple(d.items())) for k, d in shapes.doors.items()),
+                shapes.output,
+                shapes.samples,
+            )
+            if mark not in parts:
+                parts[mark] = wanted[model].of(shapes)
+            each.append(parts[mark])
+        if not each:
+            return Footprint()
+        share = 1.0 if self._settled else max(1.0, self.budget.branches * self.stages / len(each))
+        return Footprint(
+            round(share * sum(f.snapshots for f in each)),
+            round(share * sum(f.rest for f in each)),
+            max(f.largest for f in each),
+        )
+
+    def fits(self, need: Footprint, away: bool) -> bool:
+        """Whether this may be held, all of it on the model's device or its snapshots elsewhere."""
+        if not away:
+            return need.total <= self.budget.limit
+        window = min(need.snapshots, WINDOW * need.largest * self.budget.branches)
+        return need.snapshots <= self.budget.elsewhere and need.rest + window <= self.budget.limit
+
+    def too_much(self, need: Footprint, words: str) -> str:
+        """The sentence about what gave way."""
+        return f"The caches would need about {size(need.total)}, and {size(self.budget.limit)} are allowed: {words}."

@@ -1,0 +1,341 @@
+"""How many bytes the caches of a run will hold, from the model's blocks and the sizes of its tokens, before anything is kept.
+
+The plan is followed step by step: snapshots pile up with full steps, corrections stand from a conservative step to the next full one.
+Left out is what a forecast learns beside them (labels of channels, gains), which is less than one token's worth per site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+import torch
+from torch import nn
+
+from ..config import Settings
+from ..hooks.flux_adapter import FluxDouble, FluxSingle
+from ..hooks.module_replay import present
+from ..models.block_spec import BlockLayout, Family
+from ..models.families import Block
+from ..predictors.build import watches
+from ..schedule.masks import Mask
+from ..selectors.token_selection import count_rows
+
+Sizes = Mapping[str, tuple[int, int]]
+"""Tokens per sample and width of each main tensor at a block's door."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Of one branch of one model: `doors` by kind of block, in running order, and the `output`'s values per sample.
+
+    bytes_per_value: of the tokens and of the output. samples: in the branch.
+    """
+
+    doors: Mapping[str, Sizes]
+    output: int
+    bytes_per_value: int = 2
+    samples: int = 1
+
+    def at(self, block: Block) -> Sizes:
+        """Of a block; where its kind has not been seen they follow from those before."""
+        if block.name[0] in self.doors or not self.doors:
+            return self.doors.get(block.name[0], {})
+        before: dict[str, tuple[int, int]] = {}
+        for door in self.doors.values():
+            before.update(door)
+        joint = (sum(n for n, _ in before.values()), max(d for _, d in before.values()))
+        if not isinstance(block.adapter, BlockLayout):
+            return {"x": joint}
+        if block.adapter.joined:
+            return {block.adapter.streams[0]: joint}
+        return {s: before.get(s, joint) for s in block.adapter.streams}
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one branch at the worst moment of a run.
+
+    snapshots: of full steps, which may lie elsewhere between two uses. rest: corrections, probes, keys and values. largest: the
+    snapshots of the largest site.
+    """
+
+    snapshots: int = 0
+    rest: int = 0
+    largest: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.snapshots + self.rest
+
+
+def _area(sizes: Sizes, streams=None) -> int:
+    return sum(n * d for s, (n, d) in sizes.items() if streams is None or s in streams)
+
+
+def _level_sites(level: str, blocks: Sequence[Block], shapes: Shapes) -> list[int]:
+    """Values of each site where aggressive steps put features back; modules are not among them."""
+    if level == "output" or not blocks:
+        return [shapes.output]
+    if level in ("final", "stack"):
+        last = blocks[-1]
+        sizes = shapes.at(last)
+        if isinstance(last.adapter, BlockLayout):
+            return [_area(sizes, (s,)) for s in last.adapter.reads]
+        return [_area(sizes)]
+    if level == "block":
+        return [n * d for b in blocks for n, d in shapes.at(b).values()]
+    return []
+
+
+def _run_sites(mask: Mask, blocks: Sequence[Block], shapes: Shapes) -> list[int]:
+    """Values of the deltas of a mask's runs, one per stream."""
+    return [
+        n * d for _, last in mask.held([b.name for b in blocks]) for n, d in shapes.at(blocks[last]).values()
+    ]
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module's site: its key, its `values`, the `part` that a mask names, and the stream whose rows a conservative step refreshes."""
+
+    key: tuple
+    values: int
+    part: str = ""
+    rows: str | None = None
+
+
+def _modules(block: Block, sizes: Sizes, live: bool) -> Iterator[_Module]:
+    """The sites of a block's modules, as `record` makes them."""
+    layout = block.adapter
+    if layout is FluxDouble:
+        for key in layout.outputs:
+            stream, part = key.split("_")
+            yield _Module(
+                (*block.name, key), _area(sizes, (stream,)), part, stream if live or part == "mlp" else None
+            )
+    elif layout is FluxSingle:
+        yield _Module((*block.name, "out"), _area(sizes), "", "any")
+    elif isinstance(layout, BlockLayout):
+        for path in present(block, layout.modules):
+            yield _Module(
+                (*block.name, path),
+                _area(sizes, _streams_of(layout, path)),
+                layout.part(path),
+                layout.rows.get(path),
+            )
+
+
+def _streams_of(layout: BlockLayout, path: str) -> tuple[str, ...]:
+    """The streams that a module's output has tokens of."""
+    if path in layout.rows:
+        return (layout.rows[path],)
+    if len(layout.streams) == 1:
+        return layout.streams
+    if layout.packed:  # each module has one of both, and is named by it
+        return ("audio",) if path.startswith("audio_attn") or path.endswith("to_audio_attn") else ("img",)
+    return ("img",) if "self_attn" in path else layout.streams
+
+
+def _refreshed(settings: Settings, ratio: float, sizes: Sizes, stream: str) -> bool:
+    """Whether a conservative step computes any row of a stream."""
+
+    def some(name: str) -> bool:
+        share = settings.text_ratio if name == "txt" and settings.text_ratio is not None else ratio
+        return bool(count_rows(share, max(sizes.get(name, (1, 0))[0], 1)))
+
+    return some("img") or some("txt") if stream == "any" else some(stream)
+
+
+def footprint(
+    settings: Settings,
+    kinds: str,
+    ratios: Sequence[float],
+    mask: Mask | None,
+    blocks: Sequence[Block],
+    shapes: Shapes,
+    first: int = 0,
+    conserves: bool = False,
+) -> Footprint:
+    """What one branch holds at the worst moment of a run; nothing when no step is skipped.
+
+    settings: as fitted to the model. kinds, ratios: of its steps, as in `CacheSchedule`. first: see `Settings.blocks_run`. conserves:
+    whether the model can run conservative steps.
+    """
+    conservative = conserves and "C" in kinds
+    if "A" not in kinds and not conservative and not watches(settings.predictor):
+        return Footprint()
+    live, level = settings.attention == "live", settings.level
+    runs = mask is not None and mask.runs
+    sites = _run_sites(mask, blocks, shapes) if runs else _level_sites(level, blocks, shapes)
+    rows = conservative and mask is None
+    modules: list[_Module] = []
+    fixed = 0  # bytes that do not grow with the run
+    item = shapes.bytes_per_value
+    if not runs and (conservative or level == "module" or watches(settings.modules)):
+        for block in blocks:
+            sizes = shapes.at(block)
+            modules += _modules(block, sizes, live)
+            if not rows or isinstance(block.adapter, BlockLayout):
+                continue
+            if live:
+                fixed += 2 * _area(sizes) * item
+            elif block.adapter is FluxSingle:
+                modules.append(_Module((*block.name, "attn"), _area(sizes), "none"))
+            if settings.selector.score != "random":
+                fixed += 4 * sum(n for n, _ in sizes.values())
+    probe = _probe(settings, blocks, shapes, first)
+    full, corrected, worst = 0, set(), Footprint()
+    for step, kind in enumerate(kinds):
+        if not full or kind == "F" or (kind == "C" and not conservative):
+            full, corrected = full + 1, set()
+        elif kind == "C" and not runs:  # whose deltas are those of full steps
+            corrected |= {("level", i) for i in range(len(sites))}
+            corrected |= {
+                m.key
+                for m in modules
+                if _computed(m, settings, ratios[step], shapes, blocks, mask and mask.at(step))
+            }
+        kept, kept_modules = min(full, settings.predictor.needs), min(full, settings.modules.needs)
+        snapshots = kept * sum(sites) + kept_modules * sum(m.values for m in modules)
+        fresh = sum(v for i, v in enumerate(sites) if ("level", i) in corrected) + sum(
+            m.values for m in modules if m.key in corrected
+        )
+        rest = (fresh + kept * probe) * item + fixed
+        if snapshots * item + rest > worst.total:
+            largest = max([kept * v for v in sites] + [kept_modules * m.values for m in modules], default=0)
+            worst = Footprint(snapshots * item, rest, largest * item)
+    return Footprint(*(shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest)))
+
+
+def _computed(module: _Module, settings, ratio: float, shapes: Shapes, blocks, names) -> bool:
+    """Whether a conservative step leaves a correction of this module."""
+    block = ".".join(map(str, module.key[:2]))
+    if names is not None:
+        return module.part != "none" and (
+            block in names or (module.part and f"{block}.{module.part}" in names)
+        )
+    if module.rows is None:
+        return False
+    first = next(iter(shapes.doors.values()), {})
+    return _refreshed(settings, ratio, first, module.rows)
+
+
+def _probe(settings: Settings, blocks: Sequence[Block], shapes: Shapes, first: int) -> int:
+    """Values of what a forecast looks at on a step, which is kept for each of its full steps."""
+    if settings.level == "output" and settings.predictor.probe == "latent":
+        return shapes.output
+    probe = settings.predictor.probe if settings.level in ("final", "stack") else None
+    if probe is None or not blocks:
+        return 0
+    block = blocks[min(first, len(blocks) - 1)]
+    sizes, layout = shapes.at(block), block.adapter
+    if not isinstance(layout, BlockLayout):
+        return _area(sizes)
+    if probe == "block":
+        return _area(sizes, layout.reads[:1])
+    if layout.probe is None and not layout.modules:
+        return 0
+    places = layout.probe[1] if layout.probe else (0,)
+    return _area(sizes) if len(places) > 1 else _area(sizes, ("img",) if "img" in sizes else tuple(sizes)[:1])
+
+
+# --- before the first call -----------------------------------------------------------------------
+
+
+_UNPATCHED = ("LTX-Video", "LTX-2", "Lens", "Ideogram 4")
+"""Families whose latents are tokens already, whatever patch size they name."""
+_WIDTHS = (
+    "hidden_size",
+    "hidden_size_x",
+    "dim",
+    "inner_dim",
+    "model_channels",
+    "hidden_dim",
+    "model_dim",
+    "embed_dim",
+    "d_model",
+    "width",
+    "features",
+)
+_PATCHES = ("patch_size", "patch_spatial")
+
+
+def _attribute(model: nn.Module, names: Sequence[str], kind=int):
+    """The first of these attributes that a model, its parameters or its configuration has."""
+    for holder in (
+        model,
+        getattr(model, "params", None),
+        getattr(model, "config", None),
+        getattr(model, "tconf", None),
+    ):
+        for name in names:
+            value = getattr(holder, name, None)
+            if isinstance(value, kind) and not isinstance(value, bool):
+                return value
+    return None
+
+
+def _width(model: nn.Module, block: Block) -> int | None:
+    """Hidden width: by its name in the model, else by what the first block's last linear layer gives."""
+    found = _attribute(model, _WIDTHS)
+    if found is not None:
+        return found
+    linear = [m for m in block.module.modules() if isinstance(m, nn.Linear)]
+    return linear[-1].out_features if linear else None
+
+
+def _tokens(model: nn.Module, family: Family, latent: Sequence[int]) -> int:
+    """Tokens of a latent [C,(T,)H,W] or [C,L] by the model's patch size."""
+    patch = 1 if family.name in _UNPATCHED else _attribute(model, _PATCHES, (int, tuple, list))
+    space = tuple(latent[1:])
+    if patch is None:
+        patch = 1 if len(space) == 1 else 2
+    if isinstance(patch, int):
+        patch = (1,) * (len(space) - 2) + (patch,) * min(len(space), 2)
+    patch = (1,) * (len(space) - len(patch)) + tuple(patch)[-len(space) :] if space else ()
+    return prod(ceil(n / p) for n, p in zip(space, patch))
+
+
+def expected_shapes(
+    model: nn.Module,
+    family: Family | None,
+    blocks: Sequence[Block],
+    latents: Sequence[Sequence[int]],
+    text: int,
+    dtype: torch.dtype,
+    samples: int = 1,
+) -> Shapes | None:
+    """Shapes of a branch before the model has been called: tokens by the patch size, text as long as it comes from its encoder.
+
+    latents: sizes without the batch, [C,(T,)H,W], of the picture or video and of what stands beside it as tokens (reference latents).
+    text: its tokens. None where the model tells no width. What a model pads, drops or adds of its own shows at the first call only.
+    """
+    item = torch.empty((), dtype=dtype).element_size()
+    output = prod(latents[0])
+    if family is None or not blocks:
+        return Shapes({}, output, item, samples)
+    width = _width(model, blocks[0])
+    if width is None:
+        return None
+    image, first = sum(_tokens(model, family, latent) for latent in latents), blocks[0].adapter
+    if not isinstance(first, BlockLayout):
+        streams = (
+            {"img": (image, width), "txt": (text, width)}
+            if first is FluxDouble
+            else {"x": (image + text, width)}
+        )
+    elif len(first.streams) > 1:
+        second = (0, width) if first.packed else (text, width)
+        streams = {s: (image, width) if s == first.reads[0] else second for s in first.streams}
+    else:
+        streams = {first.streams[0]: (image + (0 if _reads_text_aside(first) else text), width)}
+    return Shapes({blocks[0].name[0]: streams}, output, item, samples)
+
+
+def _reads_text_aside(layout: BlockLayout) -> bool:
+    """Whether text comes to the blocks through cross-attention, and is no token of theirs."""
+    return not layout.modules or any(
+        path.startswith(("cross_attn", "cross_attention", "attn2")) for path in layout.modules
+    )

@@ -1,0 +1,114 @@
+"""Which of the levels a model can have: settings are fitted to it, coarser where the block table does not reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..base.names import LEVELS, NAMES
+from ..config import Settings
+from ..predictors.extrapolation import predictor
+from .block_spec import BlockLayout, Family
+from .detection import DETECTED
+from .families import Block
+
+
+def levels_of(family: Family | None) -> tuple[str, ...]:
+    """The levels that models of a row can have; those without a row have their output alone."""
+    if family is not None and family.refusal:
+        return ()
+    if family is None or not family.lists:
+        return ("output",)
+    if family.module == DETECTED:
+        return ("output", "final")
+    lacking = {"module": not family.modules, "stack": not _one_run(family.lists[0][2], family.lists[-1][2])}
+    return tuple(level for level in LEVELS if not lacking.get(level))
+
+
+def abilities(family: Family | None) -> list[str]:
+    """The levels of a row, and "tokens" where conservative steps can refresh token rows alone."""
+    return [*levels_of(family), *(["tokens"] if family is not None and family.tokens else [])]
+
+
+def fit(
+    settings: Settings, family: Family | None, blocks: Sequence[Block], model: str, conservative: bool
+) -> tuple[Settings, list[str]]:
+    """Settings that a model with these blocks can have, and a sentence for everything in which they differ.
+
+    model: the name of its class. conservative: whether the plan has such steps. Without blocks a model's output is all there is; a
+    family's refusal is not looked at.
+    """
+    fitted, sentence = _levelled(settings, family, blocks, model)
+    said = [s for s in (sentence, gave_way(settings, fitted)) if s]
+    settings = fitted
+    if blocks and family.module == DETECTED:
+        said.insert(
+            0,
+            f"{family.name} is not a model this pack knows; the {len(blocks)} blocks found at {family.lists[0][0]} are taken "
+            "for its own, which is experimental.",
+        )
+    if not conservative or settings.mask is not None or not blocks or not family.tokens or family.attention:
+        return settings, said
+    if settings.selector.needs_values:
+        settings = replace(settings, selector=replace(settings.selector, score="random"))
+        said.append(f"The attention values of {family.name} are out of reach; tokens are chosen at random.")
+    if settings.attention == "live":
+        settings = replace(settings, attention="frozen")
+        said.append(f"Attention of single tokens of {family.name} cannot be computed afresh; it is replayed.")
+    return settings, said
+
+
+def _levelled(
+    settings: Settings, family: Family | None, blocks: Sequence[Block], model: str
+) -> tuple[Settings, str | None]:
+    """The settings at a level that the model can have."""
+    if not blocks:
+        if family is None:
+            why = f"{model} is not a model this pack knows"
+        elif family.output_only and settings.level == "output":
+            return settings, None
+        elif family.output_only:
+            why = f"{family.name} can be cached at its output only, because {family.output_only}"
+        else:
+            why = f"The blocks of {family.name} are not where this pack knows them to be"
+        return coarser(settings, "output"), f"{why}; aggressive steps put back {NAMES['output']}."
+    if family.module == DETECTED and settings.level not in levels_of(family):
+        return coarser(
+            settings, "final"
+        ), f"Of blocks that were guessed, aggressive steps put back {NAMES['final']}."
+    if settings.level == "module" and not family.modules:
+        return coarser(settings, "block"), (
+            f"{family.name} has no level of modules in this pack; aggressive steps put back {NAMES['block']}."
+        )
+    if settings.level == "stack" and not _one_run(
+        blocks[settings.blocks_run([b.name[0] for b in blocks])[0]].adapter, blocks[-1].adapter
+    ):
+        return coarser(settings, "final"), (
+            f"The blocks of {family.name} change their tokens on the way; aggressive steps put back {NAMES['final']}."
+        )
+    return settings, None
+
+
+def coarser(settings: Settings, level: str) -> Settings:
+    """The settings at another level; a predictor that looks at a probe gives way to its first rule where there is none."""
+    rule = settings.predictor
+    if rule.probe and level not in ("final", "stack") and not (rule.probe == "latent" and level == "output"):
+        rule = getattr(rule, "pool", (predictor("reuse"),))[0]
+    return replace(settings, level=level, predictor=rule)
+
+
+def gave_way(before: Settings, after: Settings) -> str | None:
+    """A sentence where a level has no probe for the forecast of the settings, None elsewhere."""
+    if after.predictor == before.predictor:
+        return None
+    return (
+        f"The forecast {before.predictor.name} looks at the first blocks of a step, which is of no use here; {after.predictor.name} "
+        "stands in."
+    )
+
+
+def _one_run(first: type | BlockLayout, last: type | BlockLayout) -> bool:
+    """Whether what the blocks from one of the `first` sort to one of the `last` add can be put back as one tensor per stream."""
+    if not isinstance(last, BlockLayout) or first == last:
+        return True
+    return set(last.joined or last.reads) <= set(first.streams)

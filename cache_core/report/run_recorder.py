@@ -1,0 +1,127 @@
+"""What a run writes down while it goes on: records of its evaluations, sentences, sizes, and the report at its end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..base.coordinates import Node
+from ..cache.feature_cache import Site
+from ..config import Settings
+from ..hooks.call_context import Call
+from ..models.families import Block
+from ..predictors.build import Forecast
+from ..schedule.cost import CostModel
+from ..schedule.masks import Mask
+from ..schedule.plan import CacheSchedule
+from .run_report import Report, StepRecord
+
+
+class Logbook:
+    """The book of one run.
+
+    seconds: the clock. aggressive: work of an aggressive step as a share of a full one. held: bytes in caches now.
+    Errors and indicators stay tensors on their device until the report is made, so that no step waits for one.
+    """
+
+    def __init__(self, seconds: Callable[[], float] = time.perf_counter):
+        self.records: list[StepRecord] = []
+        self.messages: list[str] = []
+        self.family = ""
+        self.aggressive = 0.0
+        self.held = 0
+        self._peak = 0
+        self._size: CostModel | None = None
+        self._errors: dict[int, torch.Tensor] = {}
+        self._indicators: dict[int, torch.Tensor] = {}
+        self._seconds = seconds
+        self._start = self._mark = seconds()
+
+    @property
+    def record(self) -> StepRecord | None:
+        """Of the evaluation that goes on."""
+        return self.records[-1] if self.records else None
+
+    def say(self, message: str) -> None:
+        """Adds a sentence, once."""
+        if message not in self.messages:
+            self.messages.append(message)
+
+    def close(self) -> None:
+        """An evaluation has ended."""
+        now = self._seconds()
+        if self.records:
+            self.records[-1].milliseconds = (now - self._mark) * 1e3
+        self._mark = now
+
+    def ran(self, call: Call, blocks: Sequence[Block], held: int | None) -> None:
+        """A call has run; held: bytes in caches behind it, None where it kept nothing."""
+        if self._size is None and call.tokens:
+            kinds = Counter(b.name[0] for b in blocks)
+            self._size = CostModel(
+                call.width, call.tokens - call.n_txt, call.n_txt, kinds["double"], kinds["single"]
+            )
+        self._note_indicator(call)
+        if held is not None:
+            self.held, self._peak = held, max(self._peak, held)
+        self.record.cached_bytes = self.held
+
+    def note_error(self, site: Site | None, truth: torch.Tensor, rule: Forecast, now: Node) -> None:
+        """How far off a forecast of the feature `truth` [B,N,d] at a site would have been, once per evaluation."""
+        index = len(self.records) - 1
+        if index in self._errors or site is None or not site.snapshots:
+            return
+        own = truth[: site.snapshots[0].shape[0]].float()
+        guess = site.value(rule, now)
+        if guess.shape == own.shape:
+            self._errors[index] = (guess.float() - own).norm() / own.norm().clamp_min(1e-12)
+
+    def _note_indicator(self, call: Call) -> None:
+        """Keeps what the forecast of this evaluation went by: of the first branch and the first site that says so."""
+        sites = call.batch.branches[0].sites.values()
+        found = next((s.learned["indicator"] for s in sites if "indicator" in s.learned), None)
+        if found is not None:
+            self._indicators.setdefault(len(self.records) - 1, found)
+            for site in sites:
+                site.learned.pop("indicator", None)
+
+    def report(self, settings: Settings, schedule: CacheSchedule, mask: Mask | None, estimate: int) -> Report:
+        """What happened; estimate: bytes that were expected."""
+        wall = self._seconds() - self._start
+        for name, notes in (("forecast_error", self._errors), ("indicator", self._indicators)):
+            for i, value in notes.items():
+                setattr(self.records[i], name, float(value))
+            notes.clear()
+        return Report(
+            records=self.records,
+            method=settings.method,
+            family=self.family,
+            predictor=settings.predictor.name,
+            selector=settings.selector.score,
+            steps=schedule.steps,
+            wall_seconds=wall,
+            messages=self.messages,
+            peak_bytes=self._peak,
+            estimated_bytes=estimate,
+            schedule=schedule.to_dict(),
+            conservative_cost=self._conservative_cost(settings, mask),
+            aggressive_cost=self.aggressive,
+        )
+
+    def _conservative_cost(self, settings: Settings, mask: Mask | None) -> float | None:
+        """Work of a conservative step as a share of a full one, on average."""
+        size, conservative = self._size, [r for r in self.records if r.actual == "C"]
+        if not conservative or size is None:
+            return None
+
+        def work(r: StepRecord) -> float:
+            return (
+                size.flops_computed(mask.at(r.step))
+                if mask
+                else size.flops_conservative(r.ratio, live_attention=settings.attention == "live")
+            )
+
+        return sum(map(work, conservative)) / len(conservative) / size.flops_full()

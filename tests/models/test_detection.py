@@ -1,0 +1,136 @@
+"""Blocks found in models that the table does not know: right ones are skipped, wrong guesses end at the model's output."""
+
+import pytest
+import torch
+from torch import nn
+
+from cache_core.config import Settings
+from cache_core.controller import Controller
+from cache_core.models.capabilities import levels_of
+from cache_core.models.detection import detect
+from cache_core.models.families import blocks_of
+from cache_core.recipes import settings_of
+from cache_core.schedule.plan import explicit
+from tests.tiny_flux import assert_untouched
+
+WIDTH = 8
+STILL = [0.9] * 6 + [0.0]
+
+
+class Block(nn.Module):
+    runs = 0
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden, sigma):
+        Block.runs += 1
+        return hidden + 0.3 * self.layer(hidden) * sigma
+
+
+class Stranger(nn.Module):
+    """A model of which the table knows nothing. way: what it does otherwise than one block after the other."""
+
+    def __init__(self, way="", count=5):
+        super().__init__()
+        torch.manual_seed(0)
+        self.way = way
+        self.first, self.layers = nn.Linear(WIDTH, WIDTH), nn.ModuleList(Block() for _ in range(count))
+        self.head = nn.Linear(2 * WIDTH if way == "widens" else WIDTH, WIDTH)
+        self.requires_grad_(False)
+
+    def forward(self, x, sigma):
+        h, kept = self.first(x), 0.0
+        for i, block in enumerate(reversed(self.layers) if self.way == "backwards" else self.layers):
+            if self.way == "pairs":
+                h = block((h, h)[i % 2], sigma)
+            elif self.way == "half":
+                h = torch.cat([block(h[:, :3], sigma), h[:, 3:]], 1)
+            elif self.way == "skips the last" and i == len(self.layers) - 1:
+                continue
+            else:
+                h = block(h, sigma)
+            kept = kept + h if self.way == "sums" else kept
+        return self.head(torch.cat([h, h], -1) if self.way == "widens" else h + kept) * sigma
+
+
+def data(seed=0):
+    return torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def sampled(model, level="final", kinds="FAFAFA", detects=True):
+    """A run at one input: kinds, messages, how many blocks the aggressive steps ran; every result is as without the cache."""
+    cache, exact, ran = (
+        Controller(Settings(schedule=explicit(kinds), level=level, detect=detects), STILL),
+        model(data(), 0.9),
+        0,
+    )
+    for _ in kinds:
+        cache.begin_evaluation(0.9)
+        Block.runs = 0
+        with cache.call(model, ["cond"]) as kind:
+            out = model(data(), 0.9)
+        assert torch.equal(out, exact) if kind == "F" else torch.allclose(out, exact, atol=1e-5)
+        ran += Block.runs if kind == "A" else 0
+        assert_untouched(model)
+    report = cache.finish()
+    assert report.family == ""
+    return "".join(r.actual for r in report.records), report.messages, ran
+
+
+FOUND = "Stranger is not a model this pack knows; the 5 blocks found at layers are taken for its own, which is experimental."
+WHOLE = "Of blocks that were guessed, aggressive steps put back the final hidden state."
+OUTPUT = "aggressive steps put back the model's output."
+
+
+@pytest.mark.parametrize("way", ["", "pairs", "widens", "half"])
+def test_blocks_that_are_found_are_skipped(way):
+    assert sampled(Stranger(way)) == ("FAFAFA", [FOUND], 0)
+
+
+@pytest.mark.parametrize("level", ["stack", "block", "module"])
+def test_a_guess_is_cached_as_a_whole(level):
+    """The self-check looks at one block of a class, and blocks of a stranger may differ by their place."""
+    assert sampled(Stranger(), level) == ("FAFAFA", [FOUND, WHOLE], 0)
+    assert levels_of(detect(Stranger())) == ("output", "final")
+
+
+def test_the_model_output_of_a_guess_can_be_cached():
+    assert sampled(Stranger(), "output") == ("FAFAFA", [FOUND], 0)
+
+
+@pytest.mark.parametrize("way", ["sums", "backwards", "skips the last"])
+@pytest.mark.parametrize("level", ["final", "stack"])
+def test_a_wrong_guess_ends_at_the_output(way, level):
+    kinds, messages, _ = sampled(Stranger(way), level)
+    assert messages[0] == FOUND and messages[-1].endswith(OUTPUT) and kinds.endswith("FA")
+
+
+@pytest.mark.parametrize(
+    "model", [Stranger(count=3), nn.Sequential(*[Block() for _ in range(6)])], ids=["few", "no list"]
+)
+def test_nothing_is_found_where_there_is_no_such_list(model):
+    assert detect(model) is None
+
+
+def test_lists_with_less_than_half_of_the_weights_are_left_alone():
+    model = Stranger()
+    model.large = nn.Linear(64, 64)
+    assert detect(model) is None
+
+
+def test_the_row_of_a_guess_names_the_argument_of_its_blocks():
+    row, model = detect(Stranger()), Stranger()
+    assert row.lists[0][2].takes == (("hidden", "hidden", 0),) and [
+        b.module for b in blocks_of(model, row)
+    ] == list(model.layers)
+
+
+def test_it_is_off_until_a_recipe_asks_for_it():
+    messages = ["Stranger is not a model this pack knows; aggressive steps put back the model's output."]
+    assert sampled(Stranger(), detects=False)[:2] == ("FAFAFA", messages)
+    recipe = {"name": "mine", "generator": {"type": "full"}}
+    assert not settings_of(recipe).detect and settings_of({**recipe, "detect": True}).detect
+    with pytest.raises(ValueError, match="detect must be true or false, not 1"):
+        settings_of({**recipe, "detect": 1})

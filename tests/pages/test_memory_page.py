@@ -1,0 +1,28 @@
+"""docs/memory.md is what the estimate gives, and what is known of real models."""
+
+import pytest
+
+from cache_core.config import Settings
+from cache_core.schedule.plan import explicit
+from tools import memory_page as make_memory
+
+
+def test_the_page_is_up_to_date():
+    assert make_memory.PAGE.read_text(encoding="utf-8") == make_memory.page(), (
+        "run `python -m tools.regenerate`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "values"),
+    [
+        ("FLUX.1-dev, 1024 x 1024", "final", 4608 * 3072),
+        ("FLUX.1-dev, 1024 x 1024", "module", (2 * 19 + 38) * 4608 * 3072),
+        ("Wan 2.1 and 2.2 14B, 832 x 480, 81 frames", "block", 40 * 32760 * 5120),
+        ("Wan 2.1 and 2.2 14B, 832 x 480, 81 frames", "module", 3 * 40 * 32760 * 5120),
+        ("Qwen-Image, 1328 x 1328", "output", 16 * 166 * 166),
+    ],
+)
+def test_sizes_worked_out_by_hand(name, level, values):
+    (real,) = [r for r in make_memory.REAL if r.name == name]
+    assert make_memory.needed(real, Settings(schedule=explicit("FA"), level=level)) == 2 * values
