@@ -1,8 +1,8 @@
-"""Serves web files and templates out of a folder whose name an address has to quote, such as one with a space.
+"""Serves web files and templates out of a folder whose name an address has to quote, such as one with a
+space.
 
-ComfyUI serves them by static routes, whose quoted name aiohttp has compared with the unquoted request since its version 3.10, so that the
-two never match. A pattern in a route is compared as it is.
-"""
+ComfyUI serves them by static routes, whose quoted name aiohttp has compared with the unquoted request since
+its version 3.10, so that the two never match. A pattern in a route is compared as it is."""
 
 from __future__ import annotations
 

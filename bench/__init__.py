@@ -1,8 +1,13 @@
 """Benchmarks, one command each: JSON in `results`, and a picture or a page in docs out.
 
-rivals      inside ComfyUI, against fewer steps and the caches of others; with rivals_worker (what runs in ComfyUI) and rivals_page
-quality     kinds of steps and token choices            forecasts   every forecast at the same full steps
-profile     plans from a profile                        transfer    plans away from where the profile was recorded
-calibrated  ERTACache and HyCa's clusters from a file   masks       plans module by module, with routers (training one)
-overhead    what our own code costs                     measured    writes the measurement behind each preset into the recipes
+rivals      inside ComfyUI, against fewer steps and the caches of others; with rivals_worker (what runs in
+            ComfyUI) and rivals_page
+quality     kinds of steps and token choices
+forecasts   every predictor at the same full steps
+profile     plans from a profile
+transfer    plans away from where the profile was recorded
+calibrated  ERTACache and HyCa's clusters from a file
+masks       plans module by module, with routers (training one)
+overhead    what our own code costs
+measured    writes the measurement behind each preset into the recipes
 """

@@ -1,9 +1,9 @@
-"""Methods that learn from a profile, at the same full calls on the embedded model: `python -m bench.calibrated`.
+"""Methods that learn from a profile, at the same full calls on the embedded model: `python -m
+bench.calibrated`.
 
-ERTACache whole and in parts, HyCa's pool with clusters of channels from the profile, and weights solved for each cluster, beside the plan
-that whole features give and fewer steps. 12 captions teach, 16 others judge. A run replaces what it measures in calibrated.json;
-docs/calibrated.md is written from all runs.
-"""
+ERTACache whole and in parts, HyCa's pool with clusters of channels from the profile, and weights solved for
+each cluster, beside the plan that whole features give and fewer steps. 12 captions teach, 16 others judge. A
+run replaces what it measures in calibrated.json; docs/calibrated.md is written from all runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ ROWS = {
     PLANNED: "Full steps and weights from the Gram matrices of whole features (Plan Cache).",
     "planned by cluster": f"The same full steps, weights solved for each of {CLUSTERS} clusters of channels.",
     "planned by cluster, own steps": "Full steps by the costs of the clusters too.",
-    "HyCa's pool by cluster": "The planned full steps; each cluster takes the rule of HyCa's pool that serves it best in the profile.",
+    "HyCa's pool by cluster": "The planned full steps; each cluster takes the rule of HyCa's pool that "
+    "serves it best in the profile.",
     "ERTACache": "Its reuse set, step lengths and rectifier.",
     "ERTACache, no step lengths": "Its reuse set and rectifier at even noise levels.",
     "ERTACache, no rectifier": "Its reuse set and step lengths.",
@@ -72,7 +73,8 @@ def _cached(name: str, steps: int, budget: int, made: Plan | ErtaPlan) -> Config
 
 
 def configurations(profile: Profile, budgets: Sequence[int], rows: Sequence[str]) -> list[Config]:
-    """The uncached run and the named rows at these numbers of full steps. ERTACache may have less where no threshold gives so many."""
+    """The uncached run and the named rows at these numbers of full steps. ERTACache may have less where no
+    threshold gives so many."""
     steps, ratios, out = (
         profile.steps,
         reuse_ratios(profile),
@@ -111,7 +113,8 @@ def page(data: dict) -> str:
         "",
         "Written by `python -m bench.calibrated` from `bench/results/calibrated.json`; do not edit.",
         "",
-        "PSNR in dB to the uncached picture of the same caption and seed, median / worst, at the same number of full",
+        "PSNR in dB to the uncached picture of the same caption and seed, median / worst, at the same "
+        "number of full",
         "calls; in brackets the calls where a method has fewer. Embedded model, 256 px.",
         "",
     ]

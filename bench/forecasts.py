@@ -1,9 +1,10 @@
 """Every forecast on the embedded model at the same full steps: `python -m bench.forecasts`.
 
-All cached runs of one interval share their schedule (3 full steps, then one every N), so that only the forecast and the level differ,
-beside the honest rival: the same number of full calls as fewer Euler steps. Each run of the command measures one step count at one
-guidance, or the cost of a step, and replaces that part of forecasts.json; the page docs/forecasts.md is written from all of them.
-"""
+All cached runs of one interval share their schedule (3 full steps, then one every N), so that only the
+forecast and the level differ,
+beside the honest rival: the same number of full calls as fewer Euler steps. Each run of the command measures
+    one step count at one guidance, or the cost of a step, and replaces that part of forecasts.json; the page
+    docs/forecasts.md is written from all of them."""
 
 from __future__ import annotations
 
@@ -144,7 +145,8 @@ COSTED = (
 
 
 def best(runs: Sequence[dict]) -> dict[str, dict]:
-    """Per interval and measure the row that leads, over all runs; for the page and whoever chooses a default."""
+    """Per interval and measure the row that leads, over all runs; for the page and whoever chooses a
+    default."""
     found: dict[str, dict] = {}
     for run in runs:
         for r in run["rows"]:
@@ -163,13 +165,15 @@ def place(machine: dict) -> str:
 
 
 def by_aggressive(row: dict) -> float:
-    """Realised over ideal speed-up where full steps take as long as plain ones, from the measured cost of an aggressive step."""
+    """Realised over ideal speed-up where full steps take as long as plain ones, from the measured cost of an
+    aggressive step."""
     full, steps = row["full_calls"], row["steps"]
     return steps / (full + (steps - full) * row["step_cost"]["A"]) / row["ideal"]
 
 
 def leads(rows: Sequence[dict], names: Sequence[str], rivals: Sequence[str]) -> list[str]:
-    """How far named rows lie from each rival at equal budgets, in sentences that hold whatever the numbers are; blank lines between."""
+    """How far named rows lie from each rival at equal budgets, in sentences that hold whatever the numbers
+    are; blank lines between."""
     of = {(r["curve"], r["budget"]): r["psnr_median"] for r in rows}
     budgets, lines = sorted({b for _, b in of}, reverse=True), []
     for rival in rivals:
@@ -190,8 +194,10 @@ def page(data: dict) -> str:
         "",
         "Written by `python -m bench.forecasts` from `bench/results/forecasts.json`; do not edit.",
         "",
-        "PSNR in dB to the uncached picture of the same caption and seed, median / worst. Every cached run of a column has the same",
-        f"full steps: {WARMUP} at the beginning, then one every N. *Fewer steps* are that many Euler steps. Embedded model.",
+        "PSNR in dB to the uncached picture of the same caption and seed, median / worst. Every cached "
+        "run of a column has the same",
+        f"full steps: {WARMUP} at the beginning, then one every N. *Fewer steps* are that many Euler "
+        "steps. Embedded model.",
         "",
     ]
     for run in data["runs"]:
@@ -223,14 +229,16 @@ def page(data: dict) -> str:
             "",
             f"Side by side, {cost['rounds']} rounds, N = 5, {cost['batch']} pictures at a time, "
             f"{place(cost['machine'])}. F and A: median time of a full and of an"
-            " aggressive step over one of plain sampling. Ideal: by FLOPs. A full step does no more than keep what it saw, so"
+            " aggressive step over one of plain sampling. Ideal: by FLOPs. A full step does no more than "
+            "keep what it saw, so"
             " how far F lies from 1 shows how noisy the machine was. The last column counts it as 1.",
             "",
             "| | F | A | ideal speed-up | realised | realised over ideal | by the cost of A alone |",
             "|---|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| {r['name']} | {r['step_cost']['F']:.3f} | {r['step_cost']['A']:.3f} | {r['ideal']:.2f} | {r['speedup']:.2f} | "
+            f"| {r['name']} | {r['step_cost']['F']:.3f} | {r['step_cost']['A']:.3f} | {r['ideal']:.2f} | "
+            f"{r['speedup']:.2f} | "
             f"{r['realised_over_ideal']:.2f} | {by_aggressive(r):.2f} |"
             for r in cost["rows"]
         ]

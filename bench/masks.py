@@ -1,9 +1,10 @@
 """Masks of modules on the embedded model, at equal work: `python -m bench.masks`.
 
-What a step computes is chosen module by module: by BAC's plans from a profile of the modules, by a split of the blocks as in
-ProfilingDiT (one delta per run of blocks, or their modules replayed), or by a router that was trained (`--train`, a few minutes each).
-Rivals of the same FLOPs: fewer steps, FORA, and plans of whole steps from the same profile. A run measures the rows that it is asked for
-and replaces them in masks.json; docs/masks.md is written from all of them.
+What a step computes is chosen module by module: by BAC's plans from a profile of the modules, by a split of
+    the blocks as in ProfilingDiT (one delta per run of blocks, or their modules replayed), or by a router
+    that was trained (`--train`, a few minutes each).
+Rivals of the same FLOPs: fewer steps, FORA, and plans of whole steps from the same profile. A run measures
+    the rows that it is asked for and replaces them in masks.json; docs/masks.md is written from all of them.
 """
 
 from __future__ import annotations
@@ -45,13 +46,17 @@ ROWS = {
     "FORA, modules": "Uniform full steps, module outputs reused between and gated anew: FORA as published.",
     "whole steps, reuse": "Full steps planned for the least reuse error of all modules together.",
     "BAC, cosine": "Each module planned by itself, the published objective, without the union.",
-    "BAC, cosine, union": f"The same with the published union for the worst 1 to {TOP} modules, at fewer refreshes.",
+    "BAC, cosine, union": f"The same with the published union for the worst 1 to {TOP} modules, at fewer "
+    "refreshes.",
     "BAC, error": "Each module planned by itself for the least reuse error.",
     "BAC, error, union": f"The same with the union for the worst 1 to {TOP} modules.",
-    "split of blocks": "The blocks that change most run at every step, the others at some, and their modules are replayed between.",
-    "split of blocks, runs": "The same with one delta per run of neighbouring blocks added between: ProfilingDiT as published.",
+    "split of blocks": "The blocks that change most run at every step, the others at some, and their "
+    "modules are replayed between.",
+    "split of blocks, runs": "The same with one delta per run of neighbouring blocks added between: "
+    "ProfilingDiT as published.",
     "trained router": "As HarmoniCa: scores trained on other captions, held to the budget.",
-    "planned, final state": "Full steps and forecast weights planned from the profile of the final hidden state.",
+    "planned, final state": "Full steps and forecast weights planned from the profile of the final "
+    "hidden state.",
 }
 
 
@@ -64,7 +69,8 @@ def dearest(masks: Iterable[Mask], share: float, cost: CostModel) -> Mask:
 
 
 def split_of(profile: Profile, budget: int, cost: CostModel, runs: bool = False) -> Mask:
-    """As many foreground blocks as leave the others half of the refreshes that a plan of whole steps would have; runs: see `split_mask`."""
+    """As many foreground blocks as leave the others half of the refreshes that a plan of whole steps would
+    have; runs: see `split_mask`."""
     steps, parts = profile.steps, {}
     for name, gram in profile.modules.items():
         parts.setdefault(".".join(name.split(".")[:2]), []).append(reuse_error(gram))
@@ -151,8 +157,10 @@ def page(data: dict) -> str:
         "",
         "Written by `python -m bench.masks` from `bench/results/masks.json`; do not edit.",
         "",
-        "PSNR in dB to the uncached picture of the same caption and seed, median / worst, and in brackets the work by FLOPs",
-        f"as a share of an uncached run. Embedded model, {data['steps']} steps, guidance {data['guidance']:g},",
+        "PSNR in dB to the uncached picture of the same caption and seed, median / worst, and in "
+        "brackets the work by FLOPs",
+        f"as a share of an uncached run. Embedded model, {data['steps']} steps, guidance "
+        f"{data['guidance']:g},",
         f"{len(data['prompts'])} captions; profile and router learned from {data['learned']} others.",
         f"{place(where)}.",
         "",

@@ -1,7 +1,8 @@
-"""The measurement behind each preset: `python -m bench.measured` writes it into cache_core/recipes.json as the field `measured`.
+"""The measurement behind each preset: `python -m bench.measured` writes it into cache_core/recipes.json as
+the field `measured`.
 
-Presets sampled inside ComfyUI cite rivals.json, the others forecasts.json or quality.json, where their parts run on a common plan.
-"""
+Presets sampled inside ComfyUI cite rivals.json, the others forecasts.json or quality.json, where their parts
+run on a common plan."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def _likeness(row: dict) -> str:
 
 
 def sentence(name: str) -> str:
-    """Where and how a preset was measured: PSNR to plain sampling, median / worst. ValueError where it was not."""
+    """Where and how a preset was measured: PSNR to plain sampling, median / worst. ValueError where it was
+    not."""
     runs = {run["part"]: run for run in _read("rivals.json")["runs"]}
     found = {
         part: row
@@ -59,8 +61,10 @@ def sentence(name: str) -> str:
             else ""
         )
         return (
-            f"rivals.json, {run['steps']} steps, guidance {run['guidance']:g}, {len(run['captions'])} captions: "
-            f"{row['calls']:g} full calls, {row['seconds'] / plain:.2f} of the time, {_likeness(row)} dB{guided}"
+            f"rivals.json, {run['steps']} steps, guidance {run['guidance']:g}, {len(run['captions'])} "
+            "captions: "
+            f"{row['calls']:g} full calls, {row['seconds'] / plain:.2f} of the time, {_likeness(row)} "
+            f"dB{guided}"
         )
     file, curves = ("forecasts.json", FORECASTS) if name in FORECASTS else ("quality.json", QUALITY)
     runs = _read(file)
@@ -68,7 +72,8 @@ def sentence(name: str) -> str:
         for row in run["rows"]:
             if (row["curve"], row["steps"], row["interval"], run["guidance"]) == (curves.get(name), 50, 5, 1):
                 return (
-                    f"{file}, 50 steps, guidance 1, {len(run['prompts'])} captions, N = 5: {row['full_calls']} full calls, "
+                    f"{file}, 50 steps, guidance 1, {len(run['prompts'])} captions, N = 5: "
+                    f"{row['full_calls']} full calls, "
                     f"{_likeness(row)} dB"
                 )
     raise ValueError(f"The preset {name} has not been measured.")

@@ -1,11 +1,12 @@
 """What our own code costs: `python -m bench.overhead`.
 
-At every step of a run the same evaluation is made several times, in random order: plainly, under the controller, and with all blocks left
-out, which is what no aggressive step can save (embedding and final layer). What a full step adds is small beside the step, so it is timed
-where the blocks, or their layers, hand back what they gave before: once plainly, once under a second controller. All is CPU time of
-the thread, and only ratios of neighbours are kept, so that other work on the machine disturbs little. A run under a profiler names the
-functions of ours that take more than 2 % of a plain evaluation, with what torch does in them. Writes overhead.json and docs/cost.md.
-"""
+At every step of a run the same evaluation is made several times, in random order: plainly, under the
+    controller, and with all blocks left out, which is what no aggressive step can save (embedding and final
+    layer). What a full step adds is small beside the step, so it is timed
+where the blocks, or their layers, hand back what they gave before: once plainly, once under a second
+    controller. All is CPU time of the thread, and only ratios of neighbours are kept, so that other work on
+    the machine disturbs little. A run under a profiler names the functions of ours that take more than 2 % of
+    a plain evaluation, with what torch does in them. Writes overhead.json and docs/cost.md."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ AGGRESSIVE, DUAL = "FFF" + "AAF" * 9, "FFF" + "CAF" * 9
 LARGE = 0.02
 """Share of a plain evaluation above which a function of ours has to be explained."""
 F_MOST, A_MOST = 0.02, 0.03
-"""What is aimed at: what a full step adds to plain sampling, and what an aggressive one takes beyond embedding and final layer."""
+"""What is aimed at: what a full step adds to plain sampling, and what an aggressive one takes beyond
+embedding and final layer."""
 
 
 def _recipe(name: str) -> Settings:
@@ -88,7 +90,8 @@ EXPLAINED = {
 
 
 class Stage:
-    """The embedded model at one step of a run: what an evaluation takes, plainly, under a controller, or without its blocks."""
+    """The embedded model at one step of a run: what an evaluation takes, plainly, under a controller, or
+    without its blocks."""
 
     def __init__(self, batch: int, size: int | None = None):
         self.model, self.batch, size = load_transformer(), batch, size or SIZE
@@ -97,7 +100,8 @@ class Stage:
         self.blocks = blocks_of(self.model, find_family(self.model))
 
     def evaluate(self, x, sigma: float, around=None):
-        """Velocity, and the CPU seconds of this thread for it with `around`, a context manager made in them."""
+        """Velocity, and the CPU seconds of this thread for it with `around`, a context manager made in
+        them."""
         t = torch.full((self.batch,), sigma)
         start = time.thread_time()
         with around() if around else nullcontext() as kind:
@@ -138,7 +142,8 @@ class Stage:
         return context
 
     def remember(self, x, sigma: float, whole: bool) -> None:
-        """Keeps what the blocks give at a step, all but the first, at which forecasts look; or what the layers in them give."""
+        """Keeps what the blocks give at a step, all but the first, at which forecasts look; or what the
+        layers in them give."""
         inner, rest = (self.blocks[:1], self.blocks[1:]) if whole else (self.blocks, [])
         layers = dict(
             enumerate(
@@ -162,8 +167,8 @@ class Stage:
 def timed(stage: Stage, settings: Settings, rounds: int, seed: int = 0) -> dict:
     """What each kind of step takes, as medians and quartiles of shares of a plain evaluation.
 
-    kinds: the whole step. beyond: an aggressive one, less what a model without blocks takes. added: what a full one adds to plain sampling.
-    """
+    kinds: the whole step. beyond: an aggressive one, less what a model without blocks takes. added: what a
+        full one adds to plain sampling."""
     sigmas, modules = schedule_sigmas(len(settings.schedule.kinds)), settings.level == "module"
     kinds: dict[str, list[float]] = {}
     found: dict[str, list[float]] = {"plain": [], "bare": [], "beyond": [], "added": []}
@@ -207,7 +212,8 @@ def spread(values: Sequence[float]) -> dict:
 
 @torch.no_grad()
 def profiled(stage: Stage, settings: Settings, plain: float) -> dict[str, dict[str, float]]:
-    """Per kind of step the functions of cache_core above `LARGE` of a plain evaluation: their own time and torch's in them.
+    """Per kind of step the functions of cache_core above `LARGE` of a plain evaluation: their own time and
+    torch's in them.
 
     The profiler slows Python down, so that these numbers are upper bounds.
     """
@@ -268,7 +274,8 @@ def misses(run: dict) -> list[str]:
         for kind, what, most in (("F", "added", F_MOST), ("A", "beyond", A_MOST)):
             if row[what]["median"] > most:
                 out.append(
-                    f"{row['name']}: {row[what]['median']:.1%} of a plain evaluation where {kind} may take {most:.0%}"
+                    f"{row['name']}: {row[what]['median']:.1%} of a plain evaluation where {kind} may "
+                    f"take {most:.0%}"
                 )
     return out
 
@@ -287,11 +294,16 @@ def page(data: dict) -> str:
         "",
         "Written by `python -m bench.overhead` from `bench/results/overhead.json`; do not edit.",
         "",
-        "Every evaluation of a run is made plainly, under the controller, and with all blocks left out, in random order. Medians",
-        "of ratios of neighbours, in CPU time, with quartiles, over a plain evaluation. *F*, *C*, *A*: the whole step. *F adds*: what",
-        "our code adds to a full step, timed where the blocks or their layers hand back kept results, since the difference of whole",
-        "steps is mostly noise. *A beyond*: what A takes beyond embedding and final layer (at the modules also beyond the layers that",
-        f"give the gates, which a replay needs). Aims: F adds at most {F_MOST:.0%}, A takes at most {A_MOST:.0%} beyond.",
+        "Every evaluation of a run is made plainly, under the controller, and with all blocks left out, "
+        "in random order. Medians",
+        "of ratios of neighbours, in CPU time, with quartiles, over a plain evaluation. *F*, *C*, *A*: "
+        "the whole step. *F adds*: what",
+        "our code adds to a full step, timed where the blocks or their layers hand back kept results, "
+        "since the difference of whole",
+        "steps is mostly noise. *A beyond*: what A takes beyond embedding and final layer (at the "
+        "modules also beyond the layers that",
+        f"give the gates, which a replay needs). Aims: F adds at most {F_MOST:.0%}, A takes at most "
+        f"{A_MOST:.0%} beyond.",
         "",
     ]
     for run in data["runs"]:

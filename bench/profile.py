@@ -1,8 +1,7 @@
 """Profiles on the embedded model: `python -m bench.profile`.
 
-Records uncached runs of some captions, solves weights and plans from them, and judges the plans on other captions, beside fewer steps and a
-uniform linear forecast with the same number of full calls.
-"""
+Records uncached runs of some captions, solves weights and plans from them, and judges the plans on other
+captions, beside fewer steps and a uniform linear forecast with the same number of full calls."""
 
 from __future__ import annotations
 
@@ -81,11 +80,11 @@ def run_job(
 def record(
     model, todo: Sequence[Job], address: str | None = None, tokens: int = 0, clusters: int = 0
 ) -> Profile:
-    """A profile of all jobs: one after the other in this process or, with the address of a Ray cluster, one task each.
+    """A profile of all jobs: one after the other in this process or, with the address of a Ray cluster, one
+    task each.
 
-    address: as `ray.init` takes it; "local" starts a cluster on this machine. RuntimeError where Ray is not installed. Clusters are those
-    that the first job finds, which therefore runs before the others.
-    """
+    address: as `ray.init` takes it; "local" starts a cluster on this machine. RuntimeError where Ray is not
+        installed. Clusters are those that the first job finds, which therefore runs before the others."""
     job, found, labels = todo[0], [], None
     if clusters:
         found, todo = [run_job(model, job, tokens, clusters)], todo[1:]
@@ -146,7 +145,8 @@ def config(name: str, steps: int, settings: Settings) -> Config:
 
 
 def closed_loop(model, captions: Sequence[str], steps: int, guidance: float, batch: int):
-    """Loss of a plan: mean squared distance of the cached latents to the uncached ones, over captions that it may learn from."""
+    """Loss of a plan: mean squared distance of the cached latents to the uncached ones, over captions that it
+    may learn from."""
     seeds = range(FIRST_SEED, FIRST_SEED + len(captions))
     truth = sample(model, captions, steps=steps, seeds=seeds, guidance=guidance).latents
 

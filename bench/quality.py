@@ -1,11 +1,12 @@
 """Quality and speed of the caching methods on the embedded model: `python -m bench.quality`.
 
-Every method is compared with the uncached pictures of the same captions and seeds, at several intervals, beside the honest rival: the same
-model with fewer steps. All cached runs share the same warm-up of full steps, so that one part differs at a time. Guidance is 1 (the caption
-alone), which halves the cost and leaves the comparison as it is. Writes quality.json and quality.png.
+Every method is compared with the uncached pictures of the same captions and seeds, at several intervals,
+    beside the honest rival: the same model with fewer steps. All cached runs share the same warm-up of full
+    steps, so that one part differs at a time. Guidance is 1 (the caption alone), which halves the cost and
+    leaves the comparison as it is. Writes quality.json and quality.png.
 
-The first step count gets the whole list of configurations, the others the comparison with random tokens; --full gives everything to all.
-"""
+The first step count gets the whole list of configurations, the others the comparison with random tokens;
+--full gives everything to all."""
 
 from __future__ import annotations
 
@@ -37,16 +38,16 @@ METHODS = ("fewer", "heun", "fora", "toca", "duca", "duca-linear", "linear", "li
 WARMUP = 3
 """Full steps at the beginning of every cached run, as in the FLUX recipes of DuCa and TaylorSeer."""
 DECODE_SHARE = 6.0
-"""Decoding and comparing a 256 px picture takes about as long as this many full evaluations of it; for planning only."""
+"""Decoding and comparing a 256 px picture takes about as long as this many full evaluations of it; for
+planning only."""
 
 
 @dataclass(frozen=True)
 class Config:
     """One line of the bench: a method of METHODS (or "uncached") against `steps` uncached Euler steps.
 
-    run_steps: steps it really takes, with `sampler`, at noise levels `sigmas` where they are not the even ones. parts: what the JSON says
-    of it. curve: its line in the picture.
-    """
+    run_steps: steps it really takes, with `sampler`, at noise levels `sigmas` where they are not the even
+        ones. parts: what the JSON says of it. curve: its line in the picture."""
 
     method: str
     curve: str
@@ -71,7 +72,8 @@ class Config:
 
     @property
     def work(self) -> float:
-        """Roughly what a picture takes, sampled, decoded and compared, in full evaluations; for planning only."""
+        """Roughly what a picture takes, sampled, decoded and compared, in full evaluations; for planning
+        only."""
         cheap = self.schedule.counts()["C"] * (0.1 + 0.7 * self.parts["ratio"]) if self.settings else 0
         return self.full_calls + cheap + DECODE_SHARE
 
@@ -98,7 +100,8 @@ def cached(
     attention: str = "frozen",
     ratio: float = 0.1,
 ) -> Config:
-    """A cached run: F every `interval` steps, `order` between; a gain means a linear forecast of the final hidden state."""
+    """A cached run: F every `interval` steps, `order` between; a gain means a linear forecast of the final
+    hidden state."""
     generator = {"type": "dual", "interval": interval, "order": order, "ratio": ratio, "warmup": WARMUP}
     settings = Settings(
         method=method,
@@ -132,9 +135,9 @@ def cached(
 def configurations(steps: int, whole: bool = True, full: bool = False) -> list[Config]:
     """The configurations for one step count, the uncached run first.
 
-    whole: every selector, three gains and live attention; else random tokens and one gain only, both at N = 3, 4, 5, 7. full: also
-    N = 2 and 6 without C steps, all gains at all intervals, more of Heun, of live attention and of dual caching with a forecast.
-    """
+    whole: every selector, three gains and live attention; else random tokens and one gain only, both at N =
+        3, 4, 5, 7. full: also N = 2 and 6 without C steps, all gains at all intervals, more of Heun, of live
+        attention and of dual caching with a forecast."""
     whole = whole or full
     main = (3, 4, 5, 7)
     skips = (2, 3, 4, 5, 6, 7) if full else main
@@ -172,7 +175,8 @@ def configurations(steps: int, whole: bool = True, full: bool = False) -> list[C
 def plan(
     steps: Sequence[int], only: Sequence[str] = METHODS, full: bool = False, quick: bool = False
 ) -> list[Config]:
-    """All configurations of a bench, with the uncached run of each step count; `quick` keeps one of each curve."""
+    """All configurations of a bench, with the uncached run of each step count; `quick` keeps one of each
+    curve."""
     out = []
     for i, n in enumerate(steps):
         chosen = [c for c in configurations(n, whole=i == 0, full=full) if c.method in ("uncached", *only)]
@@ -204,11 +208,12 @@ def measure(
     size: int,
     quiet: bool = False,
 ) -> list[dict]:
-    """Samples every configuration and compares it with the uncached run of its step count; one dict per configuration, in order.
+    """Samples every configuration and compares it with the uncached run of its step count; one dict per
+    configuration, in order.
 
-    Batches of captions are the outer loop, and each goes through the configurations in another order after the uncached run, so that a
-    drift of the machine's speed does not hit one method. Raises ValueError where a step count has no uncached run.
-    """
+    Batches of captions are the outer loop, and each goes through the configurations in another order after
+    the uncached run, so that a drift of the machine's speed does not hit one method. Raises ValueError where
+    a step count has no uncached run."""
     missing = {c.steps for c in configs} - {c.steps for c in configs if c.method == "uncached"}
     if missing:
         raise ValueError(
@@ -251,7 +256,8 @@ def measure(
 
 
 def row_of(config: Config, result: dict, uncached_seconds: float, cost: CostModel) -> dict:
-    """What the JSON says of one configuration. Counts are per batch of captions, as they ran; PSNR in dB is None where not finite."""
+    """What the JSON says of one configuration. Counts are per batch of captions, as they ran; PSNR in dB is
+    None where not finite."""
     totals = (
         result["report"].totals()
         if result["report"]
@@ -293,11 +299,11 @@ def realised(
     captions: Sequence[str],
     quiet: bool = False,
 ) -> list[dict]:
-    """Wall time of cached runs of `steps` steps, side by side: every round runs uncached and then each configuration (guidance 1).
+    """Wall time of cached runs of `steps` steps, side by side: every round runs uncached and then each
+    configuration (guidance 1).
 
-    The ideal is the ratio of FLOPs, speed-up the ratio of the median seconds; a step's cost is the median of its kind over a full uncached
-    step. The first round has few steps and is discarded.
-    """
+    The ideal is the ratio of FLOPs, speed-up the ratio of the median seconds; a step's cost is the median of
+    its kind over a full uncached step. The first round has few steps and is discarded."""
     ways: dict[str, Config | None] = {"uncached": None, **configs}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     kinds: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
@@ -393,7 +399,8 @@ def table_text(rows: Sequence[dict], again: Sequence[dict]) -> str:
             for r in again
         ]
         parts.append(
-            f"realised over ideal, {again[0]['steps']} steps, batch 1, alternating, median of {len(again[0]['cached_seconds'])}\n"
+            f"realised over ideal, {again[0]['steps']} steps, batch 1, alternating, median of "
+            f"{len(again[0]['cached_seconds'])}\n"
             + text_table(("", "calls", "ideal", "speed-up", "of ideal"), lines)
         )
     return "\n\n".join(parts)
@@ -453,7 +460,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configs = plan(list(dict.fromkeys(args.steps)), args.only, args.full, args.quick)
     work = sum(c.work for c in configs) * len(captions)
     print(
-        f"{len(configs)} configurations, {len(captions)} captions: work of about {work:.0f} full evaluations of one picture.",
+        f"{len(configs)} configurations, {len(captions)} captions: work of about {work:.0f} full "
+        "evaluations of one picture.",
         flush=True,
     )
     rows = measure(model, autoencoder, configs, captions, args.batch, args.guidance, size)

@@ -1,13 +1,15 @@
-"""Everything against everything on the embedded model inside ComfyUI: `python -m bench.rivals --packs FOLDER`.
+"""Everything against everything on the embedded model inside ComfyUI: `python -m bench.rivals --packs
+FOLDER`.
 
-Samples plain, with fewer steps by samplers of first and second order, with ComfyUI's own EasyCache and LazyCache, with the caching packs of
-others that lie in a folder, and with this pack's presets, and compares the pictures with those of plain sampling. Each part is one
-ComfyUI, one dtype and one guidance, measured by `bench.rivals_worker` under that ComfyUI's Python; a part replaces its old results in
-rivals.json, from which docs/rivals.md with its picture, the README's table and the presets' field `measured` are made.
+Samples plain, with fewer steps by samplers of first and second order, with ComfyUI's own EasyCache and
+LazyCache, with the caching packs of others that lie in a folder, and with this pack's presets, and compares
+the pictures with those of plain sampling. Each part is one ComfyUI, one dtype and one guidance, measured by
+`bench.rivals_worker` under that ComfyUI's Python; a part replaces its old results in rivals.json, from which
+docs/rivals.md with its picture, the README's table and the presets' field `measured` are made.
 
-ComfyUI is found as scripts/test.sh finds it: COMFYUI_PATH, else the one this pack stands in, else ~/comfy/ComfyUI, and the oldest
-supported one at COMFYUI_OLD_PATH or ~/comfy/ComfyUI-0.3.64; COMFYUI_PYTHON names their Python where they have no .venv or venv.
-"""
+ComfyUI is found as scripts/test.sh finds it: COMFYUI_PATH, else the one this pack stands in, else
+~/comfy/ComfyUI, and the oldest supported one at COMFYUI_OLD_PATH or ~/comfy/ComfyUI-0.3.64; COMFYUI_PYTHON
+names their Python where they have no .venv or venv."""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "bench" / "results" / "rivals.json", ROOT / "docs" / "rivals.md"
 README = ROOT / "README.md"
 STEPS, EXACT_STEPS = 30, 25
-"""Of plain sampling, as in the workflows; and of Heun's method for pictures that stand for the exact solution."""
+"""Of plain sampling, as in the workflows; and of Heun's method for pictures that stand for the exact
+solution."""
 PARTS = {
     "new": ("new", "float32", 1.0),
     "bf16": ("new", "bfloat16", 1.0),
@@ -79,7 +82,8 @@ def fewer(short: bool) -> list[dict]:
 
 
 def core(short: bool) -> list[dict]:
-    """ComfyUI's own caches over their threshold. EasyCache also as it comes, which in fp32 overwrites the sampler's own tensor."""
+    """ComfyUI's own caches over their threshold. EasyCache also as it comes, which in fp32 overwrites the
+    sampler's own tensor."""
     rows = []
     for threshold in (0.1,) if short else (0.03, 0.1, 0.3):
         inputs = {"reuse_threshold": threshold, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
@@ -131,7 +135,8 @@ PACK_NODES = {
         SEER,
     ),
 }
-"""Packs of others over their main setting, the rest as their nodes have it: pack, node, its inputs, and those of each row."""
+"""Packs of others over their main setting, the rest as their nodes have it: pack, node, its inputs, and those
+of each row."""
 
 
 def packs(short: bool) -> list[dict]:
@@ -151,7 +156,8 @@ FORECASTS = {
     "TAP": PRESETS["tap"]["predictor"],
     "least squares": {"name": "linear", "gain": 0.9, "adapt": "least_squares"},
 }
-"""Candidates for the general presets, which must do without a profile; others stand behind these in docs/forecasts.md."""
+"""Candidates for the general presets, which must do without a profile; others stand behind these in
+docs/forecasts.md."""
 ENDS = {"3 first, 1 last": {"warmup": 3, "tail": 1}, "1 first": {"warmup": 1}}
 
 
@@ -190,9 +196,8 @@ def ours(short: bool, candidates: bool) -> list[dict]:
 def rows_of(part: str) -> list[dict]:
     """What a part samples: plain sampling first, then perhaps what stands for the exact solution.
 
-    The packs of others have their range on the older ComfyUI, where they run; what the presets were chosen from stands on the newer one,
-    at both guidances.
-    """
+    The packs of others have their range on the older ComfyUI, where they run; what the presets were chosen
+    from stands on the newer one, at both guidances."""
     short = part != "new"
     exact = [] if short else [row(EXACT, EXACT, str(EXACT_STEPS), steps=EXACT_STEPS, sampler="heun")]
     others = packs(part != "old") if PARTS[part][2] == 1 else []
@@ -250,13 +255,15 @@ def commit_of(folder: Path) -> str | None:
 
 
 def measure(part: str, args, known: dict | None) -> dict:
-    """Runs a part's worker; adds its captions to those of `known` where the rows are the same. RuntimeError where it cannot run."""
+    """Runs a part's worker; adds its captions to those of `known` where the rows are the same. RuntimeError
+    where it cannot run."""
     which, dtype, guidance = PARTS[part]
     folder = comfyui(which)
     python = folder and python_of(folder)
     if not python:
         raise RuntimeError(
-            f"The part {part} needs a ComfyUI with a Python of its own; set COMFYUI_{'OLD_' * (which == 'old')}PATH to one."
+            f"The part {part} needs a ComfyUI with a Python of its own; set "
+            f"COMFYUI_{'OLD_' * (which == 'old')}PATH to one."
         )
     there, rows = (
         found_packs(args.packs),
@@ -311,7 +318,8 @@ def key_of(row: dict) -> tuple:
 
 
 def result(part: str, job: dict, lines: Sequence[dict], packs: dict, known: dict | None = None) -> dict:
-    """What the JSON says of a part: what its worker told of the captions that it finished, behind those of `known`."""
+    """What the JSON says of a part: what its worker told of the captions that it finished, behind those of
+    `known`."""
     whole = {line["caption"] for line in lines if "done" in line}
     about = {
         k: v for line in lines if "row" not in line for k, v in line.items() if k not in ("caption", "done")
@@ -354,7 +362,8 @@ def result(part: str, job: dict, lines: Sequence[dict], packs: dict, known: dict
 
 
 MEASURES = ("cpu", "wall", "full_calls", "psnr", "ssim", "exact")
-"""Of every caption: CPU and wall seconds, evaluations in full, PSNR and SSIM to plain sampling, PSNR to the exact solution."""
+"""Of every caption: CPU and wall seconds, evaluations in full, PSNR and SSIM to plain sampling, PSNR to the
+exact solution."""
 
 
 def _rounded(x: float) -> float | None:

@@ -1,4 +1,5 @@
-"""The results of the rivals bench for people: the front of what is best at its price, a page and a picture."""
+"""The results of the rivals bench for people: the front of what is best at its price, a page and a
+picture."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def _section(run: dict) -> list[str]:
     lines = [
         f"## ComfyUI {run['comfyui']}, {run['dtype']}, guidance {run['guidance']:g}",
         "",
-        f"{len(run['captions'])} captions, {run['size']} x {run['size']} pixels, {run['steps']} Euler steps; {where['cpu']}, "
+        f"{len(run['captions'])} captions, {run['size']} x {run['size']} pixels, {run['steps']} Euler "
+        f"steps; {where['cpu']}, "
         f"{run['threads']} thread, torch {run['torch']}{cast}, {where['date']}; load {load} on "
         f"{where['cores']} cores. Plain sampling took {plain:.2f} s of CPU time.",
         "",
@@ -98,7 +100,8 @@ def _section(run: dict) -> list[str]:
             sign = "m, w" if id(r) in both else best.get(id(r), "")
             ssim = f"{r['ssim_median']:.4f} / {r['ssim_worst']:.4f}"
             lines.append(
-                f"| {name_of(r)} | {r['calls']:g} | {r['seconds']:.2f} | {r['seconds'] / plain:.2f} | {_decibel(r, 'psnr')} "
+                f"| {name_of(r)} | {r['calls']:g} | {r['seconds']:.2f} | {r['seconds'] / plain:.2f} | "
+                f"{_decibel(r, 'psnr')} "
                 f"| {ssim} |" + f" {_decibel(r, 'exact')} |" * exact + f" {sign} |"
             )
     if any(r["group"] == "pack" for r in run["rows"]):
@@ -127,12 +130,18 @@ def page(data: dict) -> str:
         "",
         "Written by `python -m bench.rivals` from `bench/results/rivals.json`; do not edit.",
         "",
-        "The embedded model inside ComfyUI, sampled in every way, its pictures compared with those of plain sampling of the same",
-        "caption and seed: PSNR in dB and SSIM, median / worst. *Seconds* are CPU time of sampling one picture, median over captions;",
-        "all ways took turns, after one run of each that was discarded. *Full calls* ran all blocks. *To exact*: PSNR to Heun's",
-        "method with 25 steps, which stands for what all samplers approximate. *Front*: no other row is as fast and better, by the",
-        "median (m) or by the worst picture (w). EasyCache of ComfyUI adds into the tensor that it is handed, which in float32 is the",
-        "sampler's own; *input protected* hands it a copy. Settings that are not named are those of the nodes.",
+        "The embedded model inside ComfyUI, sampled in every way, its pictures compared with those of "
+        "plain sampling of the same",
+        "caption and seed: PSNR in dB and SSIM, median / worst. *Seconds* are CPU time of sampling one "
+        "picture, median over captions;",
+        "all ways took turns, after one run of each that was discarded. *Full calls* ran all blocks. *To "
+        "exact*: PSNR to Heun's",
+        "method with 25 steps, which stands for what all samplers approximate. *Front*: no other row is "
+        "as fast and better, by the",
+        "median (m) or by the worst picture (w). EasyCache of ComfyUI adds into the tensor that it is "
+        "handed, which in float32 is the",
+        "sampler's own; *input protected* hands it a copy. Settings that are not named are those of the "
+        "nodes.",
         "",
         "![PSNR against seconds](rivals.png)",
         "",
@@ -156,7 +165,8 @@ BEGIN, END = "<!-- written by python -m bench.rivals -->", "<!-- end -->"
 
 
 def readme_table(data: dict) -> str:
-    """The README's main comparison: the presets and their rivals on the newer ComfyUI, in float32, at guidance 1."""
+    """The README's main comparison: the presets and their rivals on the newer ComfyUI, in float32, at
+    guidance 1."""
     run = next(r for r in data["runs"] if r["part"] == "new")
     plain, lines = (
         plain_seconds(run),
@@ -169,7 +179,8 @@ def readme_table(data: dict) -> str:
                 likeness = "", _decibel(next(e for e in run["rows"] if e["group"] == "exact"), "psnr")
             setting = "" if r["group"] == "preset" else r["label"]
             lines.append(
-                f"| {title} | {setting} | {r['calls']:g} | {r['seconds'] / plain:.2f} | {likeness[0]} | {likeness[1]} |"
+                f"| {title} | {setting} | {r['calls']:g} | {r['seconds'] / plain:.2f} | {likeness[0]} | "
+                f"{likeness[1]} |"
             )
     return "\n".join(lines)
 

@@ -1,8 +1,9 @@
-"""The part of the rivals bench that runs inside a ComfyUI: `PYTHON_OF_COMFYUI -m bench.rivals_worker JOB.json OUT.jsonl`.
+"""The part of the rivals bench that runs inside a ComfyUI: `PYTHON_OF_COMFYUI -m bench.rivals_worker JOB.json
+OUT.jsonl`.
 
-It loads the pack, ComfyUI's own caches and the packs of others through ComfyUI's loader, as a user's ComfyUI does, calls their nodes,
-and samples each row with ComfyUI's sampler. The job comes as JSON, results go out as one JSON value per line; `bench.rivals` does the rest.
-"""
+It loads the pack, ComfyUI's own caches and the packs of others through ComfyUI's loader, as a user's ComfyUI
+does, calls their nodes, and samples each row with ComfyUI's sampler. The job comes as JSON, results go out as
+one JSON value per line; `bench.rivals` does the rest."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PLAIN, EXACT = REFERENCES = ("plain", "exact")
 """Groups of the rows that others are compared with; they come first among the rows."""
 WARM = (4, 10)
-"""Most steps of the run that is discarded; more for the packs of others, some of which break where their first steps are too few."""
+"""Most steps of the run that is discarded; more for the packs of others, some of which break where their
+first steps are too few."""
 MARGIN = 300
 """Most letters of an error that are kept."""
 
@@ -48,7 +50,8 @@ def start(job: dict):
     import nodes
 
     if args.bf16_unet:
-        # On a CPU ComfyUI keeps bf16 weights but computes in fp32; on a GPU it computes in bf16, which is what is asked for.
+        # On a CPU ComfyUI keeps bf16 weights but computes in fp32; on a GPU it computes in bf16, which is
+        # what is asked for.
         comfy.model_management.should_use_bf16 = lambda *_, **__: True
     logging.getLogger().setLevel(logging.ERROR)
     return nodes
@@ -104,7 +107,8 @@ def build(nodes, chain: list, model):
 
 
 def protected(model):
-    """A clone whose transformer is given a copy of the input: ComfyUI's EasyCache adds into the tensor that it is handed."""
+    """A clone whose transformer is given a copy of the input: ComfyUI's EasyCache adds into the tensor that
+    it is handed."""
     from comfy.patcher_extension import WrappersMP
 
     model = model.clone()
@@ -117,7 +121,8 @@ def protected(model):
 
 
 class Calls:
-    """Counts the evaluations that ran all blocks in full, by the last block's last linear layer and the tokens it was given."""
+    """Counts the evaluations that ran all blocks in full, by the last block's last linear layer and the
+    tokens it was given."""
 
     def __init__(self, net):
         self.seen: list[int] = []
@@ -165,7 +170,8 @@ class Bench:
         }
 
     def prepare(self) -> None:
-        """Builds every row's model and runs it once, discarded; a row that cannot run is told with its error and left out."""
+        """Builds every row's model and runs it once, discarded; a row that cannot run is told with its error
+        and left out."""
         for i, row in enumerate(self.rows):
             try:
                 if row.get("pack") in self.failed:
@@ -178,7 +184,8 @@ class Bench:
                 self.tell({"row": i, "error": f"{type(error).__name__}: {error}".splitlines()[0][:MARGIN]})
 
     def sample(self, i: int, caption: int, warm: bool = False) -> tuple[torch.Tensor, dict]:
-        """A latent of a row, and what it took: process seconds of the CPU and wall seconds of sampling, evaluations in full."""
+        """A latent of a row, and what it took: process seconds of the CPU and wall seconds of sampling,
+        evaluations in full."""
         row, job = self.rows[i], self.job
         latent = torch.zeros(1, 16, job["size"] // 8, job["size"] // 8)
         noise = self.sampler.prepare_noise(latent, caption)
@@ -209,7 +216,8 @@ class Bench:
         return time.perf_counter() - self.began > 60 * self.job["minutes"]
 
     def run(self) -> None:
-        """Captions are the outer loop, the rows within one are in random order; the references, which come first, excepted."""
+        """Captions are the outer loop, the rows within one are in random order; the references, which come
+        first, excepted."""
         for caption in self.job["todo"]:
             if self.late():
                 return

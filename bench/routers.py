@@ -1,11 +1,11 @@
 """A router trained on captions: which modules of the embedded model to compute at which step, for a budget.
 
-As HarmoniCa (ICML 2025) does: the cached model denoises from noise along the whole path beside the uncached one, every module's output is a
-mix of fresh and kept whose weight is a score made hard at the threshold (gradients pass straight through), each step's error is weighed by
-what caching that step does to the picture, and the scores' sum is held down. Ours: each score counts by its module's work, and how strongly
-the sum is held down is chosen anew for every path, so that the budget's share of the scores rises and the rest falls, instead of by hand.
-The scores start around the threshold, with the budget's share above it.
-"""
+As HarmoniCa (ICML 2025) does: the cached model denoises from noise along the whole path beside the uncached
+one, every module's output is a mix of fresh and kept whose weight is a score made hard at the threshold
+(gradients pass straight through), each step's error is weighed by what caching that step does to the picture,
+and the scores' sum is held down. Ours: each score counts by its module's work, and how strongly the sum is
+held down is chosen anew for every path, so that the budget's share of the scores rises and the rest falls,
+instead of by hand. The scores start around the threshold, with the budget's share above it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from demo.sampler import noise_for, schedule_sigmas
 from demo.scenes import encode_caption
 
 SIZE, BATCH, RATE, SPREAD, LIMIT = 64, 2, 0.3, 0.5, 5.0
-"""Pixels and captions of a training path, Adam's rate, the deviation of the first logits, and their bound (as published)."""
+"""Pixels and captions of a training path, Adam's rate, the deviation of the first logits, and their bound (as
+published)."""
 SEED = 5000
 """Of the first path's noise."""
 
@@ -44,7 +45,8 @@ class Threshold(torch.autograd.Function):
 
 
 class Mixing:
-    """Shims that mix fresh and kept outputs of a model's modules by a weight per column, or let them run and keep what they give.
+    """Shims that mix fresh and kept outputs of a model's modules by a weight per column, or let them run and
+    keep what they give.
 
     names: of the columns. weights [columns]: 1 takes what is fresh, 0 what was given last; None runs plainly.
     """
@@ -127,7 +129,8 @@ class Paths:
 
 @torch.no_grad()
 def step_weights(paths: Paths, mixing: Mixing) -> torch.Tensor:
-    """How much replaying every module at one step alone changes the latents at the end [T]: 0 at the first, mean 1 over the others."""
+    """How much replaying every module at one step alone changes the latents at the end [T]: 0 at the first,
+    mean 1 over the others."""
     velocities, states = paths.uncached()
     ways = states[0][:0]  # one per step so far: the run in which that step was replayed
     for step in range(len(velocities)):
@@ -151,7 +154,8 @@ def work_of(names: Sequence[str], cost: CostModel) -> torch.Tensor:
 def path_error(
     paths: Paths, mixing: Mixing, scores: torch.Tensor, truth: Sequence[torch.Tensor], weights: torch.Tensor
 ) -> float:
-    """One cached run: over its steps the sum of weight times relative squared error of the velocity; scores [T, columns] get gradients."""
+    """One cached run: over its steps the sum of weight times relative squared error of the velocity; scores
+    [T, columns] get gradients."""
     x, total = paths.noise, 0.0
     with mixing.shims():
         for step, wanted in enumerate(truth):
@@ -168,7 +172,8 @@ def path_error(
 def held_mask(
     scores: torch.Tensor, names: Sequence[str], share: float, cost: CostModel
 ) -> tuple[Mask, float]:
-    """The mask of most work within the share, and its threshold: the published one, or the nearest that keeps to the budget."""
+    """The mask of most work within the share, and its threshold: the published one, or the nearest that keeps
+    to the budget."""
     scores = torch.cat([torch.ones(1, scores.shape[1]), scores[1:]])  # the first step is full
 
     levels = sorted({0.0, *scores.flatten().tolist()})
@@ -195,9 +200,11 @@ def train(
     iterations: int | None = None,
     quiet: bool = False,
 ) -> dict:
-    """A mask that does with a share of an uncached run's work, learned for at most so many seconds (and `iterations`) from the captions.
+    """A mask that does with a share of an uncached run's work, learned for at most so many seconds (and
+    `iterations`) from the captions.
 
-    cost: of the size at which the mask is to be used; the paths are run at `size` pixels. Gives the mask's JSON, the threshold that keeps
+    cost: of the size at which the mask is to be used; the paths are run at `size` pixels. Gives the mask's
+        JSON, the threshold that keeps
     it to the budget, and how the training went: errors and shares of work by path.
     """
     start, mixing, model = time.perf_counter(), Mixing(model), model.requires_grad_(False)

@@ -1,9 +1,9 @@
 """What a profile is worth away from where it was recorded: `python -m bench.transfer`.
 
-Plans from the embedded model's own profile (30 steps, guidance 2, 256 px) are judged on captions that it has not seen, at every budget and
-at other guidance, step counts and sizes, beside fewer steps and an even linear forecast with the same number of full calls. The error that
-a plan expects stands beside the measured one. Replaces the judged places in transfer.json and writes docs/profiles.md.
-"""
+Plans from the embedded model's own profile (30 steps, guidance 2, 256 px) are judged on captions that it has
+not seen, at every budget and at other guidance, step counts and sizes, beside fewer steps and an even linear
+forecast with the same number of full calls. The error that a plan expects stands beside the measured one.
+Replaces the judged places in transfer.json and writes docs/profiles.md."""
 
 from __future__ import annotations
 
@@ -90,9 +90,8 @@ def judge(
 ) -> list[dict]:
     """One row per speed-up: quality of each way, and the plan's expected and measured error at the end.
 
-    The measured error is the distance of the latents to the uncached ones over the length of the path from the noise, as the expected one
-    is that of the summed features.
-    """
+    The measured error is the distance of the latents to the uncached ones over the length of the path from
+    the noise, as the expected one is that of the summed features."""
     plans = {s: plan_for_speedup(profile, schedule_sigmas(place.steps), s) for s in place.speedups}
     found = {s: {name: [] for name in ways(place, made)} for s, made in plans.items()}
     measured = {s: [] for s in plans}
@@ -146,12 +145,16 @@ def page(data: dict) -> str:
         f"One profile of the embedded model ({data['profile']}), {len(data['prompts'])} other captions, "
         f"{said['cpu']}, {said['threads']} thread(s), torch {said['torch']}, {said['date']}.",
         "",
-        "PSNR in dB to the uncached picture of the same caption and seed, median / worst; all of a row spend the same full calls.",
-        "*Lead*: the plan's distance from the better of fewer steps and the even linear forecast. *Error*: what the plan expected",
+        "PSNR in dB to the uncached picture of the same caption and seed, median / worst; all of a row "
+        "spend the same full calls.",
+        "*Lead*: the plan's distance from the better of fewer steps and the even linear forecast. "
+        "*Error*: what the plan expected",
         "at the end of the path beside what was measured, both relative to its length.",
         "",
-        "Plans have full and aggressive steps only. The planner places no conservative steps: on this model they cost more than",
-        "aggressive ones and come less close (README), and a profile of final hidden states cannot tell what they would gain.",
+        "Plans have full and aggressive steps only. The planner places no conservative steps: on this "
+        "model they cost more than",
+        "aggressive ones and come less close (README), and a profile of final hidden states cannot tell "
+        "what they would gain.",
         "",
     ]
     for place in data["places"]:

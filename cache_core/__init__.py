@@ -1,7 +1,7 @@
 """Feature caching for diffusion transformers, in pure torch: the method without its host.
 
-A host makes a `Controller` for every sampling run, tells it when an evaluation begins, and wraps every model call in
-`Controller.call`. `Settings` says what to do; `recipes.from_preset` builds them by name.
+A host makes a `Controller` for every sampling run, tells it when an evaluation begins, and wraps every model
+call in `Controller.call`. `Settings` says what to do; `recipes.from_preset` builds them by name.
 
 Imports point one way, from a package to those above it in this list:
 

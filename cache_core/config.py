@@ -20,15 +20,20 @@ class Settings:
     """The parts of a caching method.
 
     schedule: an explicit plan, or None to make one from `generator` for the run's number of steps.
-    mask: which modules conservative steps compute, on all tokens; the plan is then the mask's own, whatever schedule and generator say.
-    level: where aggressive steps put features back, one of `LEVELS`. first: level stack only, how many blocks run on every step, or the
+    mask: which modules conservative steps compute, on all tokens; the plan is then the mask's own, whatever
+        schedule and generator say.
+    level: where aggressive steps put features back, one of `LEVELS`. first: level stack only, how many blocks
+        run on every step, or the
         kind of block with which the skipped run begins.
-    predictor: of the features at that level. module_predictor: of the module outputs that conservative steps replay, None for reuse; at
+    predictor: of the features at that level. module_predictor: of the module outputs that conservative steps
+        replay, None for reuse; at
         level module they are one and the same.
-    selector: which tokens a conservative step refreshes; ratio: their share, None for the schedule's. attention: "frozen" replays attention
-        outputs (DuCa), "live" recomputes it for the refreshed rows against kept keys and values. text_ratio: share of text tokens
-        refreshed, None for the step's own ratio. seed: of the token choice.
-    speedup: for hosts that keep profiles: steps over full steps that a plan from a matching profile is made for, None for no such plan.
+    selector: which tokens a conservative step refreshes; ratio: their share, None for the schedule's.
+        attention: "frozen" replays attention
+        outputs (DuCa), "live" recomputes it for the refreshed rows against kept keys and values. text_ratio:
+        share of text tokens refreshed, None for the step's own ratio. seed: of the token choice.
+    speedup: for hosts that keep profiles: steps over full steps that a plan from a matching profile is made
+        for, None for no such plan.
     detect: whether the blocks of a model that the block table does not know are looked for (experimental).
     families: other settings for models of a family, by its name in the block table.
     """
@@ -66,11 +71,13 @@ class Settings:
         if self.predictor.probe == "latent":
             if self.level != "output":
                 raise ValueError(
-                    f"predictor {self.predictor.name} is of the model's output, so level must be output, not {self.level}."
+                    f"predictor {self.predictor.name} is of the model's output, so level must be output, "
+                    f"not {self.level}."
                 )
         elif self.predictor.probe and self.level not in ("final", "stack"):
             raise ValueError(
-                f"predictor {self.predictor.name} needs a probe, so level must be final or stack, not {self.level}."
+                f"predictor {self.predictor.name} needs a probe, so level must be final or stack, not "
+                f"{self.level}."
             )
         if self.modules.probe:
             raise ValueError(f"module_predictor cannot be {self.modules.name}, which looks at a probe.")
@@ -91,7 +98,8 @@ class Settings:
         return _REUSE if self.module_predictor is None else self.module_predictor
 
     def blocks_run(self, kinds: Sequence[str]) -> tuple[int, int]:
-        """Of a model with blocks of these kinds: how many stand before the run that aggressive steps skip, and how many more a probe runs.
+        """Of a model with blocks of these kinds: how many stand before the run that aggressive steps skip,
+        and how many more a probe runs.
 
         At least one block is skipped. A kind that the model lacks stands for its first half.
         """
@@ -108,7 +116,8 @@ class Settings:
         return self.families.get(name, self)
 
     def schedule_for(self, steps: int) -> CacheSchedule:
-        """The plan for a run of `steps` steps: the mask's or the explicit one, scaled if need be, or a generated one."""
+        """The plan for a run of `steps` steps: the mask's or the explicit one, scaled if need be, or a
+        generated one."""
         if self.mask is not None:
             return self.mask.scaled(steps).schedule()
         plan = (

@@ -1,8 +1,8 @@
-"""The one loop: decides for every evaluation whether it runs in full, conservatively or aggressively, and keeps what that needs.
+"""The one loop: decides for every evaluation whether it runs in full, conservatively or aggressively, and
+keeps what that needs.
 
-A controller belongs to one sampling run. The host tells it when an evaluation begins and wraps every model call in `call`; all
-state lives here and is gone after `finish`.
-"""
+A controller belongs to one sampling run. The host tells it when an evaluation begins and wraps every model
+call in `call`; all state lives here and is gone after `finish`."""
 
 from __future__ import annotations
 
@@ -42,11 +42,12 @@ __all__ = ["FINAL", "OUTPUT", "STACK", "CacheMismatch", "Controller"]
 class Controller:
     """Caching of one sampling run.
 
-    settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per step, or of each (see `clock`).
-    refusal: why every step of this run is sampled plainly, as the host found out, or None. flow: whether sigma is the share of noise of a
-    flow model, for log-SNR. host: name and version of what runs the models, for sentences. budget: of memory, None for no limit. Raises
-    ValueError for fewer than two sigmas. The host sets `compilation` where the model of a call is compiled.
-    """
+    settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per
+        step, or of each (see `clock`).
+    refusal: why every step of this run is sampled plainly, as the host found out, or None. flow: whether
+        sigma is the share of noise of a flow model, for log-SNR. host: name and version of what runs the
+        models, for sentences. budget: of memory, None for no limit. Raises ValueError for fewer than two
+        sigmas. The host sets `compilation` where the model of a call is compiled."""
 
     def __init__(
         self,
@@ -69,13 +70,15 @@ class Controller:
         self._mask = settings.mask and settings.mask.scaled(self.steps)
         if settings.mask is not None and settings.mask.steps != self.steps:
             self.say(
-                f"The mask was made for {settings.mask.steps} steps; its refreshes stand at the same places of the {self.steps}."
+                f"The mask was made for {settings.mask.steps} steps; its refreshes stand at the same "
+                f"places of the {self.steps}."
             )
         elif (
             settings.mask is None and settings.schedule is not None and settings.schedule.steps != self.steps
         ):
             self.say(
-                f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {self.steps}."
+                f"The schedule was made for {settings.schedule.steps} steps and has been scaled to "
+                f"{self.steps}."
             )
         self._clock = Clock(self.steps, stages)
         self._branches: dict[Hashable, Branch] = {}
@@ -101,18 +104,21 @@ class Controller:
             self.say(f"Nothing was cached: {refusal}.")
 
     def _spanned(self, settings: Settings, sigmas: Sequence[float]) -> Settings:
-        """Predictors that fit a curve to a whole run are told where it begins and ends; those solved for another run are replaced."""
+        """Predictors that fit a curve to a whole run are told where it begins and ends; those solved for
+        another run are replaced."""
 
         def over(part):
             solved = getattr(part, "solved", False)
             if solved and part.steps != self.steps:
                 self.say(
-                    f"The forecast was solved for {part.steps} steps; at {self.steps} a {part.fallback.name} one stands in for it."
+                    f"The forecast was solved for {part.steps} steps; at {self.steps} a "
+                    f"{part.fallback.name} one stands in for it."
                 )
                 part = part.fallback
             elif solved and part.sigmas and not same_levels(part.sigmas, sigmas):
                 self.say(
-                    f"The forecast was solved for other noise levels; a {part.fallback.name} one stands in for it. Make the "
+                    f"The forecast was solved for other noise levels; a {part.fallback.name} one stands "
+                    "in for it. Make the "
                     "plan for the run's noise levels, or sample at the plan's: connect sigmas."
                 )
                 part = part.fallback
@@ -133,7 +139,8 @@ class Controller:
         return self.book.messages
 
     def begin_evaluation(self, sigma: float) -> None:
-        """Tells that the sampler evaluates the model next, at noise level `sigma` (once per evaluation, however many calls it takes)."""
+        """Tells that the sampler evaluates the model next, at noise level `sigma` (once per evaluation,
+        however many calls it takes)."""
         self.book.close()
         now = self._now = self._clock.tick(float(sigma))
         self._seen.clear()
@@ -160,7 +167,8 @@ class Controller:
         )
 
     def _forget_unused(self, step: int) -> None:
-        """Frees branches that no step has used since the full step before the last: context windows that move do not come back."""
+        """Frees branches that no step has used since the full step before the last: context windows that move
+        do not come back."""
         older, self._full_steps = self._full_steps[0], (self._full_steps[1], step)
         for key in [k for k, used in self._used.items() if used < older]:
             del self._used[key]
@@ -177,10 +185,10 @@ class Controller:
     ) -> Iterator[str]:
         """Wraps one model call; yields the kind it runs as.
 
-        model: the diffusion model that really runs. chunks: one key per branch in the batch, in batch order, naming all that tells
-        branches apart. grid: rows and columns of the image tokens. refusal: why this call runs plainly, as the host found out, or None.
-        Raises CacheMismatch out of the model when what is cached does not fit; the host then repeats the call inside `retry`.
-        """
+        model: the diffusion model that really runs. chunks: one key per branch in the batch, in batch order,
+            naming all that tells branches apart. grid: rows and columns of the image tokens. refusal: why
+            this call runs plainly, as the host found out, or None. Raises CacheMismatch out of the model when
+            what is cached does not fit; the host then repeats the call inside `retry`."""
         known = self._model(model)
         record, now, refusal = self.book.record, self._now, refusal or known.refusal
         if now is None or refusal or not self._skips:
@@ -317,10 +325,11 @@ class Controller:
         grid: tuple[int, int] | None = None,
         refusal: str | None = None,
     ):
-        """One model call, `run()`, inside `call`; repeated in full where the caches do not fit the call or the memory.
+        """One model call, `run()`, inside `call`; repeated in full where the caches do not fit the call or
+        the memory.
 
-        Gives what it returned. When memory runs out while something is cached, that is freed and the rest of the run is sampled plainly.
-        """
+        Gives what it returned. When memory runs out while something is cached, that is freed and the rest of
+        the run is sampled plainly."""
         attempt, mismatches = self.call(model, chunks, grid, refusal), 0
         while True:
             try:
@@ -339,7 +348,8 @@ class Controller:
             attempt = self.retry(model, grid)
 
     def _give_way(self, error: Exception) -> bool:
-        """Frees everything that is cached and stops caching or recording; False when nothing is, and the error is the model's own."""
+        """Frees everything that is cached and stops caching or recording; False when nothing is, and the
+        error is the model's own."""
         held = any(b.bytes for b in self._branches.values())
         if not self._skips or not (held or raised_here(error)):
             return False
@@ -347,11 +357,13 @@ class Controller:
         if watches(self.settings.predictor):
             self.settings.predictor.abandon("memory ran out during the run")
             self.say(
-                "Memory ran out while the run was recorded, so the recording has ended, and the rest was sampled plainly."
+                "Memory ran out while the run was recorded, so the recording has ended, and the rest was "
+                "sampled plainly."
             )
             return True
         self.say(
-            "Memory ran out while features were cached: the caches have been freed, and the rest of the run was sampled plainly. "
+            "Memory ran out while features were cached: the caches have been freed, and the rest of the "
+            "run was sampled plainly. "
             "Set memory to fewer GB, or choose a preset that keeps less."
         )
         return True
@@ -388,7 +400,8 @@ class Controller:
         dtype: torch.dtype,
         samples: int = 1,
     ) -> int | None:
-        """Bytes that caches will hold, before the first call, or None where the model does not tell; see `expected_shapes`."""
+        """Bytes that caches will hold, before the first call, or None where the model does not tell; see
+        `expected_shapes`."""
         known = self._model(model)
         if not self._skips or known.refusal:
             return 0
@@ -396,7 +409,8 @@ class Controller:
         return shapes and self.memory.expect(self._wanted(known), shapes)
 
     def _door(self, known: Model, call: Call):
-        """What weighs the caches at the first block of every kind on a full step; CacheTooLarge when something has given way."""
+        """What weighs the caches at the first block of every kind on a full step; CacheTooLarge when
+        something has given way."""
         seen, keys = set(), list(self._keys)
 
         def door(name, sizes, item):
@@ -482,9 +496,11 @@ class Controller:
         if kind == "C" and not known.conserves(self._mask is not None):
             if known.rows:
                 self.say(
-                    f"Conservative steps ran in full: the modules of {known.name} cannot be chosen one by one."
+                    f"Conservative steps ran in full: the modules of {known.name} cannot be chosen one "
+                    "by one."
                     if self._mask
-                    else f"Conservative steps ran in full: this pack cannot refresh single tokens of {known.name}."
+                    else "Conservative steps ran in full: this pack cannot refresh single tokens of "
+                    f"{known.name}."
                 )
             return "F", "refused"
         if kind == "C" or known.settings.level == "module":
@@ -496,7 +512,8 @@ class Controller:
         return kind, record.reason
 
     def _note_error(self, name: tuple, truth: torch.Tensor) -> None:
-        """Measures how far off the forecast of a full step's feature would have been: of the first branch, at the level's last site."""
+        """Measures how far off the forecast of a full step's feature would have been: of the first branch, at
+        the level's last site."""
         if self._called and (name in (FINAL, OUTPUT, STACK) or name[:2] == self._witness):
             now = Node(float(self._now.step), self._now.sigma, self._flow)
             self.book.note_error(self._called[0].sites.get(name), truth, self._site_rule, now)

@@ -2,15 +2,19 @@
 
 A recipe is what the nodes offer and what users share. Its fields, all but the plan optional:
 about, source    sentences for people
-measured         the measurement behind it: a file of bench/results, what was sampled, PSNR in dB to plain sampling, median / worst
-generator        the plan for any number of steps, as `schedule.from_generator` reads it, or
-kinds            a list of steps that is scaled to the run, perhaps with ratios, the share of tokens of each of them, or
-mask             which modules are computed at which steps, as `masks.Mask` reads it; with runs the level plays no part
+measured         the measurement behind it: a file of bench/results, what was sampled, PSNR in dB to plain
+                 sampling, median / worst
+generator        the plan for any number of steps, as `schedule.plan.from_generator` reads it, or
+kinds            a list of steps that is scaled to the run, perhaps with ratios, the share of tokens of each
+                 of them, or
+mask             which modules are computed at which steps, as `schedule.masks.Mask` reads it; with runs the
+                 level plays no part
 level, first     where aggressive steps put features back, as in `Settings`
-predictor, module_predictor    as `forecasts.forecast` reads them
+predictor, module_predictor    as `predictors.build.forecast` reads them
 selector, attention, ratio, text_ratio, seed    of conservative steps
-speedup          where a profile of the model is at hand: what a plan from it is made for, in place of the recipe's own
-detect           whether the blocks of a model that the block table does not know are looked for (experimental)
+speedup          where a profile of the model is at hand: what a plan from it is made for, in place of the
+                 recipe's own
+detect           whether the blocks of a model that the registry does not know are looked for (experimental)
 families         by name of a model family: fields that differ for its models
 """
 
@@ -51,7 +55,8 @@ def preset(name: str) -> dict:
 
 
 def from_preset(name: str, schedule: CacheSchedule | None = None, **changes) -> Settings:
-    """Settings of a named recipe, its plan replaced by `schedule` when one is given, and any field of Settings by `changes`.
+    """Settings of a named recipe, its plan replaced by `schedule` when one is given, and any field of
+    Settings by `changes`.
 
     Raises ValueError for an unknown name.
     """
@@ -59,7 +64,8 @@ def from_preset(name: str, schedule: CacheSchedule | None = None, **changes) -> 
 
 
 def settings_of(recipe: Mapping, schedule: CacheSchedule | None = None, **changes) -> Settings:
-    """Settings of a recipe; `changes` replace fields of Settings, for every family alike. ValueError in one sentence, naming the field."""
+    """Settings of a recipe; `changes` replace fields of Settings, for every family alike. ValueError in one
+    sentence, naming the field."""
     _check(recipe)
     name = recipe.get("name", "custom")
     own = _settings(recipe, name, schedule, changes)
@@ -99,7 +105,8 @@ def _settings(recipe: Mapping, name: str, schedule: CacheSchedule | None, change
 
 
 def parts_of_plan(schedule: CacheSchedule) -> dict:
-    """The fields of Settings that a plan brings: itself, its mask or none, and the forecast that was solved for it, if any."""
+    """The fields of Settings that a plan brings: itself, its mask or none, and the forecast that was solved
+    for it, if any."""
     mask = None if schedule.mask is None else Mask.from_json(schedule.mask)
     if mask is not None and mask.kinds != schedule.kinds:
         raise ValueError("mask must give the kinds of its schedule.")

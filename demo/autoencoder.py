@@ -1,9 +1,10 @@
-"""The embedded model's autoencoder, in the TAESD layout that ComfyUI's VAELoader reads (16 latent channels, 8x smaller).
+"""The embedded model's autoencoder, in the TAESD layout that ComfyUI's VAELoader reads (16 latent channels,
+8x smaller).
 
-The encoder is exact and not trained: its latents are a principal-component basis of 8x8 pixel blocks, written into TAESD's
-convolutions (every residual block is the identity). The decoder is trained to undo it. Latents are in the
-model's space; a FLUX VAE's scale and shift stand in the file, so that ComfyUI converts as it does for FLUX.
-"""
+The encoder is exact and not trained: its latents are a principal-component basis of 8x8 pixel blocks, written
+    into TAESD's convolutions (every residual block is the identity). The decoder is trained to undo it.
+    Latents are in the model's space; a FLUX VAE's scale and shift stand in the file, so that ComfyUI converts
+    as it does for FLUX."""
 
 from __future__ import annotations
 
@@ -78,9 +79,8 @@ def blocks_of(pictures: torch.Tensor) -> torch.Tensor:
 def block_basis(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Principal components of pixel blocks: weight [16,192] and bias [16].
 
-    Colour components get unit deviation; the sparse detail components are scaled by their tail, so that the decoder's soft clamp at 3
-    loses little.
-    """
+    Colour components get unit deviation; the sparse detail components are scaled by their tail, so that the
+    decoder's soft clamp at 3 loses little."""
     rows = blocks_of(pictures).double()
     mean = rows.mean(0)
     _, _, v = torch.linalg.svd(rows - mean, full_matrices=False)
@@ -94,9 +94,9 @@ def block_basis(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def write_encoder(net: nn.Sequential, weight: torch.Tensor, bias: torch.Tensor) -> None:
     """Writes `latent = weight @ block + bias` into TAESD's encoder layers, exactly.
 
-    Pixels are not negative, so ReLUs pass them: three stride-2 convolutions gather a block's pixels as channels. The last
-    one would need 192 channels; it forms the 16 components instead, as pairs +c and -c that survive a ReLU.
-    """
+    Pixels are not negative, so ReLUs pass them: three stride-2 convolutions gather a block's pixels as
+        channels. The last one would need 192 channels; it forms the 16 components instead, as pairs +c and -c
+        that survive a ReLU."""
     with torch.no_grad():
         for p in net.parameters():
             p.zero_()
@@ -110,8 +110,8 @@ def write_encoder(net: nn.Sequential, weight: torch.Tensor, bias: torch.Tensor) 
                     for dx in range(2):
                         conv.weight[(c * 2 + dy) * 2 + dx, c, 1 + dy, 1 + dx] = 1
             channels *= 4
-        # After two gatherings channel ((c*2+y1)*2+x1)*4 + y2*2+x2 holds pixel (2*y2+y1, 2*x2+x1) of its 4x4 block: the
-        # first gathering holds the lowest bit of a coordinate.
+        # After two gatherings channel ((c*2+y1)*2+x1)*4 + y2*2+x2 holds pixel (2*y2+y1, 2*x2+x1) of its 4x4
+        # block: the first gathering holds the lowest bit of a coordinate.
         w = weight.reshape(CHANNELS, 3, 2, 2, 2, 2, 2, 2)  # k, c, y3, y2, y1, x3, x2, x1
         for y3 in range(2):
             for x3 in range(2):

@@ -1,8 +1,8 @@
 """How well the embedded model draws what it is told: `python -m demo.evaluate`.
 
-Samples 64 captions without a cache (30 Euler steps), lets the judge read shape and colour off the pictures, and does the same with
-pictures straight from the generator, which shows how far the judge itself can be trusted.
-"""
+Samples 64 captions without a cache (30 Euler steps), lets the judge read shape and colour off the pictures,
+and does the same with pictures straight from the generator, which shows how far the judge itself can be
+trusted."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def main() -> None:
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(
-        f"Shape and colour read right, at the place told: {right} of {args.pictures} sampled, {own} of {args.pictures} drawn pictures."
+        f"Shape and colour read right, at the place told: {right} of {args.pictures} sampled, {own} of "
+        f"{args.pictures} drawn pictures."
     )
 
 

@@ -1,8 +1,9 @@
-"""A small rectified-flow transformer in FLUX.1's state-dict layout (Black Forest Labs 2024), for runs without ComfyUI.
+"""A small rectified-flow transformer in FLUX.1's state-dict layout (Black Forest Labs 2024), for runs without
+ComfyUI.
 
-Widths and depths are free; parameter names, block order, modulation and rotary embedding are FLUX.1's, so that ComfyUI's own
-loader detects and runs the same file. Attention and modules are called in FLUX's order, in the names the cache's block table uses.
-"""
+Widths and depths are free; parameter names, block order, modulation and rotary embedding are FLUX.1's, so
+that ComfyUI's own loader detects and runs the same file. Attention and modules are called in FLUX's order, in
+the names the cache's block table uses."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def rotary(ids: torch.Tensor, axes, theta: float) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def positions(h: int, w: int, n_txt: int, step: float, axes, theta: float, device) -> torch.Tensor:
-    """Rotary matrices for `n_txt` unplaced text tokens and an h x w grid; a step of 2 spreads a coarse grid over a fine one."""
+    """Rotary matrices for `n_txt` unplaced text tokens and an h x w grid; a step of 2 spreads a coarse grid
+    over a fine one."""
     ids = torch.zeros(h, w, 3, device=device)
     offset = (step - 1) / 2
     ids[..., 1] += torch.arange(h, device=device)[:, None] * step + offset
@@ -70,7 +72,8 @@ def _rotate(x, pe):
 
 
 def attention(q, k, v, pe=None, transformer_options=None):
-    """Rotated attention on [B, heads, N, D] -> [B, N, heads*D]; honours ComfyUI's `optimized_attention_override`."""
+    """Rotated attention on [B, heads, N, D] -> [B, N, heads*D]; honours ComfyUI's
+    `optimized_attention_override`."""
     if pe is not None:
         q, k = _rotate(q, pe), _rotate(k, pe)
 

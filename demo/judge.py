@@ -1,8 +1,9 @@
-"""A small classifier that reads shape and colour off a picture: how we know that the embedded model draws what it is told.
+"""A small classifier that reads shape and colour off a picture: how we know that the embedded model draws
+what it is told.
 
-Trained on generator pictures only. It looks at a 3 x 3 grid of places and says for each which shape and which colour
-stands there, or none; a sampled picture counts as right when every object of its caption is read correctly at its place.
-"""
+Trained on generator pictures only. It looks at a 3 x 3 grid of places and says for each which shape and which
+colour stands there, or none; a sampled picture counts as right when every object of its caption is read
+correctly at its place."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def labels_of(scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_judge(steps: int = 900, batch: int = 48, seed: int = 11, progress=range) -> Judge:
-    """Trains the judge on generator pictures, with noise and blur so that it does not depend on their exact pixels."""
+    """Trains the judge on generator pictures, with noise and blur so that it does not depend on their exact
+    pixels."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     net = Judge().train()

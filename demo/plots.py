@@ -1,4 +1,5 @@
-"""Pictures of a run: the plan with what it took, quality against calls, and the grid of samples with their captions."""
+"""Pictures of a run: the plan with what it took, quality against calls, and the grid of samples with their
+captions."""
 
 from __future__ import annotations
 
@@ -35,10 +36,11 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def schedule_plot(reports: Mapping[str, Report], path: Path, note: str = "") -> Path:
-    """One panel per named report: a bar per evaluation, its height the measured milliseconds, its letter the kind that ran; sigma a line.
+    """One panel per named report: a bar per evaluation, its height the measured milliseconds, its letter the
+    kind that ran; sigma a line.
 
-    An evaluation that did not run as planned carries the planned letter in brackets. Returns `path`; ValueError without a report.
-    """
+    An evaluation that did not run as planned carries the planned letter in brackets. Returns `path`;
+    ValueError without a report."""
     if not reports:
         raise ValueError("reports must hold at least one report.")
     figure = Figure(figsize=(10, 0.6 + 2.6 * len(reports)), layout="constrained")
@@ -84,11 +86,12 @@ def schedule_plot(reports: Mapping[str, Report], path: Path, note: str = "") -> 
 
 
 def quality_curves(rows: Sequence[Mapping], path: Path, title: str = "") -> Path:
-    """PSNR of many runs as curves: a column per step count; median against full calls, worst against full calls, median against seconds.
+    """PSNR of many runs as curves: a column per step count; median against full calls, worst against full
+    calls, median against seconds.
 
-    rows: dicts with steps, method (sets the colour), curve (the line's name in the legend), full_calls, seconds, psnr_median and psnr_worst
-    in dB. Rows whose PSNR is None (the uncached runs) are left out. Returns `path`; ValueError when nothing is left.
-    """
+    rows: dicts with steps, method (sets the colour), curve (the line's name in the legend), full_calls,
+        seconds, psnr_median and psnr_worst in dB. Rows whose PSNR is None (the uncached runs) are left out.
+        Returns `path`; ValueError when nothing is left."""
     rows = [r for r in rows if r["psnr_median"] is not None]
     if not rows:
         raise ValueError("rows must hold at least one run with a PSNR.")
@@ -139,14 +142,16 @@ def quality_curves(rows: Sequence[Mapping], path: Path, title: str = "") -> Path
 def picture_grid(
     rows: Mapping[str, torch.Tensor], captions: Sequence[str], path: Path, title: str = ""
 ) -> Path:
-    """A grid of samples: a row per label of `rows` (pictures [B,3,H,W] in 0..1), a column per caption. Returns `path`.
+    """A grid of samples: a row per label of `rows` (pictures [B,3,H,W] in 0..1), a column per caption.
+    Returns `path`.
 
     ValueError when a row does not hold one picture per caption.
     """
     for label, pictures in rows.items():
         if pictures.ndim != 4 or len(pictures) != len(captions):
             raise ValueError(
-                f"rows[{label!r}] must hold one picture per caption: {len(captions)}, not {list(pictures.shape)}."
+                f"rows[{label!r}] must hold one picture per caption: {len(captions)}, not "
+                f"{list(pictures.shape)}."
             )
     if not rows or not captions:
         raise ValueError("rows and captions must not be empty.")

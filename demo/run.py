@@ -1,8 +1,8 @@
-"""The demo: `python -m demo.run`. The embedded model sampled uncached, with three ways of caching, and with fewer plain
-steps in equal time.
+"""The demo: `python -m demo.run`. The embedded model sampled uncached, with three ways of caching, and with
+fewer plain steps in equal time.
 
-Writes the pictures, the plan with the time of every step, and a table of calls, measured seconds and likeness to the uncached pictures.
-"""
+Writes the pictures, the plan with the time of every step, and a table of calls, measured seconds and likeness
+to the uncached pictures."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ SCENES = (
 
 @dataclass(frozen=True)
 class Options:
-    """What the demo samples: `scenes` at `size` pixels in `steps` Euler steps, `batch` captions at once, with the `presets` as rivals."""
+    """What the demo samples: `scenes` at `size` pixels in `steps` Euler steps, `batch` captions at once, with
+    the `presets` as rivals."""
 
     scenes: tuple[Scene, ...] = SCENES
     steps: int = 30
@@ -86,7 +87,8 @@ QUICK = Options(scenes=(SCENES[0], SCENES[5]), steps=8, size=64, batch=1)
 
 @dataclass(frozen=True)
 class Run:
-    """One way of sampling all captions: measured `seconds`, latents [B,16,h,w], the caching report of each batch (none without a cache)."""
+    """One way of sampling all captions: measured `seconds`, latents [B,16,h,w], the caching report of each
+    batch (none without a cache)."""
 
     name: str
     steps: int
@@ -151,7 +153,8 @@ def machine() -> dict:
 
 
 def equal_time_steps(steps: int, seconds: float, cached_seconds: float) -> int:
-    """Plain steps that fit into `cached_seconds` when `steps` of them take `seconds`: rounded half up, at least 1.
+    """Plain steps that fit into `cached_seconds` when `steps` of them take `seconds`: rounded half up, at
+    least 1.
 
     ValueError for times not above 0.
     """
@@ -251,7 +254,8 @@ def settings_of(preset: str, steps: int) -> Settings:
 
 
 def sample_all(model, options: Options, quiet: bool = False) -> list[Run]:
-    """The uncached run, one per preset, then the runs with fewer plain steps in the time of each preset, in that order."""
+    """The uncached run, one per preset, then the runs with fewer plain steps in the time of each preset, in
+    that order."""
     ways = {
         "uncached": (options.steps, None),
         **{p: (options.steps, settings_of(p, options.steps)) for p in options.presets},
@@ -366,12 +370,15 @@ def run_demo(out: Path, options: Options, quiet: bool = False) -> list[Row]:
     schedule_plot(
         {run.name: run.reports[0] for run in runs if run.reports},
         out / "schedule.png",
-        f"milliseconds measured for a batch of {min(options.batch, len(options.scenes))} with guidance on {where['cpu']}",
+        f"milliseconds measured for a batch of {min(options.batch, len(options.scenes))} with guidance "
+        f"on {where['cpu']}",
     )
     text = (
-        f"{table_text(rows)}\n\n{len(options.scenes)} captions, {options.size} px, Euler, guidance {options.guidance:g}; "
+        f"{table_text(rows)}\n\n{len(options.scenes)} captions, {options.size} px, Euler, guidance "
+        f"{options.guidance:g}; "
         f"seconds measured for all captions on {where['cpu']}, {where['threads']} thread(s).\n"
-        "Full calls per batch; PSNR in dB to the uncached pictures; read right: shape and colour as told, by a classifier.\n"
+        "Full calls per batch; PSNR in dB to the uncached pictures; read right: shape and colour as "
+        "told, by a classifier.\n"
         f"{scattered(rows)}"
     )
     (out / "table.txt").write_text(text, encoding="utf-8")

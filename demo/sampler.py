@@ -19,7 +19,8 @@ STAGES = {"euler": 1, "heun": 2}
 
 @dataclass(frozen=True)
 class Sampled:
-    """Latents [B,16,h,w] in the model's space, how often the model was called, and the caching report (None without caching)."""
+    """Latents [B,16,h,w] in the model's space, how often the model was called, and the caching report (None
+    without caching)."""
 
     latents: torch.Tensor
     calls: int
@@ -27,7 +28,8 @@ class Sampled:
 
 
 def schedule_sigmas(steps: int) -> list[float]:
-    """Noise levels 1 .. 0, evenly spaced: FLUX.1-schnell's "simple" schedule. Raises ValueError for fewer than one step."""
+    """Noise levels 1 .. 0, evenly spaced: FLUX.1-schnell's "simple" schedule. Raises ValueError for fewer
+    than one step."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}.")
     return [1 - i / steps for i in range(steps + 1)]
@@ -57,9 +59,9 @@ def sample(
 ) -> Sampled:
     """Samples one latent per caption.
 
-    guidance 1 runs the captions alone; above it the empty caption runs beside them, in the same call or, with `split`, in a second
-    one. seeds default to 0, 1, 2 ... `settings` turns caching on, within `budget`. Raises ValueError for an unknown sampler.
-    """
+    guidance 1 runs the captions alone; above it the empty caption runs beside them, in the same call or, with
+    `split`, in a second one. seeds default to 0, 1, 2 ... `settings` turns caching on, within `budget`.
+    Raises ValueError for an unknown sampler."""
     if sampler not in STAGES:
         raise ValueError(f"sampler must be one of {', '.join(STAGES)}, not {sampler!r}.")
     sigmas = sigmas or schedule_sigmas(steps)

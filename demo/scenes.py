@@ -1,7 +1,8 @@
 """Captions and the pictures they describe: the data of the embedded model.
 
 A scene is one or two flat shapes on a textured background. `draw_scene` renders it, `caption_of` puts it into
-words, `encode_caption` turns words into the two conditioning tensors of the FLUX.1 layout (text tokens and a pooled vector).
+words, `encode_caption` turns words into the two conditioning tensors of the FLUX.1 layout (text tokens and a
+pooled vector).
 Nothing is learned here: the token embedding is fixed, a one-hot word beside a one-hot phrase.
 """
 
@@ -73,7 +74,8 @@ assert len(WORDS) + PHRASES <= TOKEN_DIM and PHRASES * len(WORDS) <= POOLED_DIM
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `size`, `colour`, `shape` and `place` are words of the vocabulary; `shift` is a jitter in pixels."""
+    """One object: `size`, `colour`, `shape` and `place` are words of the vocabulary; `shift` is a jitter in
+    pixels."""
 
     size: str
     colour: str
@@ -122,9 +124,8 @@ def caption_of(scene: Scene) -> str:
 def read_caption(caption: str) -> list[tuple[str, int]]:
     """Words of a caption with the index of their phrase (0 and 1 objects, 2 background).
 
-    `and` or a comma starts the second object, `on` the background. Raises ValueError for a word outside the vocabulary, naming
-    the vocabulary, for a third object, and for a caption too long.
-    """
+    `and` or a comma starts the second object, `on` the background. Raises ValueError for a word outside the
+    vocabulary, naming the vocabulary, for a third object, and for a caption too long."""
     phrase, out = 0, []
     for word in re.findall(r"[a-z]+|,", caption.lower()):
         word = GRAY_NAMES.get(word, word)

@@ -1,8 +1,8 @@
 """Trains the embedded model from nothing: `python -m demo.train`.
 
-Stages, each with a progress bar and a checkpoint it resumes from: (1) the autoencoder's block basis, (2) the transformer, first on 64
-then on 256 tokens, (3) the autoencoder's decoder, (4) the judge, (5) export to safetensors. With --compile about an hour
-and a half on two CPU cores with AVX512-BF16; minutes on a GPU.
+Stages, each with a progress bar and a checkpoint it resumes from: (1) the autoencoder's block basis, (2) the
+    transformer, first on 64 then on 256 tokens, (3) the autoencoder's decoder, (4) the judge, (5) export to
+    safetensors. With --compile about an hour and a half on two CPU cores with AVX512-BF16; minutes on a GPU.
 """
 
 from __future__ import annotations
@@ -88,10 +88,11 @@ def optimizers(model, rate: float):
 def train_transformer(
     folder: Path, basis, seed: int, stages, rate: float, device: str, compiled: bool, every: int = 50
 ):
-    """Rectified-flow training (Liu et al. 2022; logit-normal times, Esser et al. 2024) of an exponential moving average.
+    """Rectified-flow training (Liu et al. 2022; logit-normal times, Esser et al. 2024) of an exponential
+    moving average.
 
-    stages: (edge in pixels, steps, batch) in order; the learning rate warms up once and falls to zero over the last 40 %.
-    """
+    stages: (edge in pixels, steps, batch) in order; the learning rate warms up once and falls to zero over
+        the last 40 %."""
     torch.manual_seed(seed)
     total = sum(s[1] for s in stages)
     model = Flux(FluxConfig()).to(device)
@@ -157,7 +158,8 @@ def train_transformer(
 
 
 def train_decoder(folder: Path, basis, seed: int, steps: int, device: str, batch: int = 24, crop: int = 64):
-    """Trains TAESD's decoder to undo the fixed encoder on random crops: L1 with a term on gradients, for sharp edges."""
+    """Trains TAESD's decoder to undo the fixed encoder on random crops: L1 with a term on gradients, for
+    sharp edges."""
     torch.manual_seed(seed)
     net = ae.decoder().to(device)
     opt = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.0)

@@ -26,9 +26,8 @@ _TINY = torch.float8_e4m3fn
 def _small(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor in the dtype it is stored in.
 
-    bfloat16 as FLUX.1 itself; the text stream's modulation, and TAESD blocks that are all zero, in float8, which keeps the files
-    below 30 MB.
-    """
+    bfloat16 as FLUX.1 itself; the text stream's modulation, and TAESD blocks that are all zero, in float8,
+    which keeps the files below 30 MB."""
     if not tensor.is_floating_point() or tensor.numel() == 1:
         return tensor
     if ".txt_mod." in name or not tensor.any():

@@ -1,8 +1,7 @@
 """What a user drags in. Each node turns widgets into a value.
 
-What touches ComfyUI beyond its API of nodes: `host` its models and samplers, `memory` its memory management, `metadata` and `events` the
-running prompt, `output_files` and `profile_files` its folders.
-"""
+What touches ComfyUI beyond its API of nodes: `host` its models and samplers, `memory` its memory management,
+    `metadata` and `events` the running prompt, `output_files` and `profile_files` its folders."""
 
 from comfy_api.latest import ComfyExtension
 

@@ -1,4 +1,5 @@
-"""Cache Compare: the same picture uncached, cached, and with fewer steps in the cached run's time, side by side and in numbers."""
+"""Cache Compare: the same picture uncached, cached, and with fewer steps in the cached run's time, side by
+side and in numbers."""
 
 from __future__ import annotations
 
@@ -23,14 +24,17 @@ UNCACHED, CACHED, FEWER = "uncached", "cached", "fewer steps"
 SHOWN = 8
 """Pictures or frames at most that the node shows."""
 TIMED = (
-    "Seconds are those of the whole sampler: noise, conditioning and all steps, until the device has finished. An uncounted call of "
-    "one step ran before, of a compiled model an uncounted run too, so neither loading nor compiling is in them; encoding the prompt "
+    "Seconds are those of the whole sampler: noise, conditioning and all steps, until the device has "
+    "finished. An uncounted call of "
+    "one step ran before, of a compiled model an uncounted run too, so neither loading nor compiling is "
+    "in them; encoding the prompt "
     "and decoding are not either."
 )
 
 
 class CacheCompare(io.ComfyNode):
-    """Samples uncached, cached and with fewer steps, or takes what is finished, and measures how close they are."""
+    """Samples uncached, cached and with fewer steps, or takes what is finished, and measures how close they
+    are."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,14 +43,16 @@ class CacheCompare(io.ComfyNode):
                 name,
                 types=[io.Image, io.Latent],
                 optional=True,
-                tooltip=f"Finished {what}, as images or latents. With uncached and cached, nothing is sampled.",
+                tooltip=f"Finished {what}, as images or latents. With uncached and cached, nothing is "
+                "sampled.",
             )
 
         return io.Schema(
             node_id="CacheCompare",
             display_name="Cache Compare",
             category=CATEGORY,
-            description="Samples one picture uncached, cached, and with fewer steps in the time of the cached run; shows them side by side "
+            description="Samples one picture uncached, cached, and with fewer steps in the time of the "
+            "cached run; shows them side by side "
             "and says how close they are and what each took.",
             inputs=[
                 io.Model.Input("model", optional=True, tooltip="A model patched by Dual Cache."),
@@ -67,7 +73,8 @@ class CacheCompare(io.ComfyNode):
                     "fewer_from",
                     options=[SECONDS, CALLS, NONE],
                     default=SECONDS,
-                    tooltip="How many steps the rival gets: as many as fit into the cached run's measured seconds, or into its "
+                    tooltip="How many steps the rival gets: as many as fit into the cached run's "
+                    "measured seconds, or into its "
                     "counted full model calls; or no rival.",
                 ),
                 io.Int.Input(
@@ -85,7 +92,8 @@ class CacheCompare(io.ComfyNode):
                         "batch",
                         options=[AUTO, PICTURES, VIDEO],
                         default=AUTO,
-                        tooltip="Whether several pictures are frames of a video; latents with a time axis say so "
+                        tooltip="Whether several pictures are frames of a video; latents with a time "
+                        "axis say so "
                         "themselves.",
                     )
                 ),
@@ -130,7 +138,8 @@ class CacheCompare(io.ComfyNode):
             made.ways = [Way(name) for name in results]
         elif uncached is not None or cached is not None or fewer_steps is not None:
             raise ValueError(
-                "Cache Compare needs both uncached and cached to compare finished pictures; leave all three empty to sample."
+                "Cache Compare needs both uncached and cached to compare finished pictures; leave all "
+                "three empty to sample."
             )
         else:
             needed = {
@@ -143,7 +152,8 @@ class CacheCompare(io.ComfyNode):
             missing = [name for name, value in needed.items() if value is None]
             if missing:
                 raise ValueError(
-                    f"Cache Compare needs {', '.join(missing)} to sample, or finished pictures at uncached and cached."
+                    f"Cache Compare needs {', '.join(missing)} to sample, or finished pictures at "
+                    "uncached and cached."
                 )
             options = dict(
                 seed=seed,
@@ -178,7 +188,8 @@ def _clips(result) -> int:
 
 
 def _pixels(result, vae) -> tuple[torch.Tensor, list[int]]:
-    """Pictures [B,3,H,W] in 0..1 of an IMAGE or a LATENT, and which of them hold values that are not finite; those values are black."""
+    """Pictures [B,3,H,W] in 0..1 of an IMAGE or a LATENT, and which of them hold values that are not finite;
+    those values are black."""
     if isinstance(result, dict):
         if vae is None:
             raise ValueError("Cache Compare needs a vae to decode latents.")
@@ -221,7 +232,8 @@ def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> 
     rival = _rival(steps, fewer_from, *ways)
     if rival is not None and rival.steps == steps:
         notes.append(
-            f"By the {MEASURES[fewer_from]} the cached run took as long as all {steps} steps: there is no rival of fewer steps."
+            f"By the {MEASURES[fewer_from]} the cached run took as long as all {steps} steps: there is "
+            "no rival of fewer steps."
         )
     elif rival is not None:
         for _ in range(repeats):
@@ -232,12 +244,14 @@ def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> 
                 results[FEWER], _ = run(rival, uncached, plain)
         ways.append(rival)
         notes.append(
-            f"The rival has {counted(rival.steps, 'step')} because of the cached run's {MEASURES[fewer_from]}; sampler and "
+            f"The rival has {counted(rival.steps, 'step')} because of the cached run's "
+            f"{MEASURES[fewer_from]}; sampler and "
             "scheduler are the same."
         )
         if fewer_from == SECONDS and _far(rival, ways[1]):
             notes.append(
-                "Its seconds are far from those of the cached run: times scatter on this machine, or few steps leave no choice. "
+                "Its seconds are far from those of the cached run: times scatter on this machine, or few "
+                "steps leave no choice. "
                 "More repeats help, or equal calls."
             )
     notes += [m for m in (report.why_nothing(), *report.messages) if m]
@@ -285,7 +299,8 @@ def shown(made: Comparison, pixels: dict[str, torch.Tensor], clips: int) -> io.N
     for way, other in zip(made.ways[1:], others):
         if other.shape != reference.shape:
             raise ValueError(
-                f"The pictures of {way.name} are {_size(other)}, those of {UNCACHED} {_size(reference)}; only equal sizes can "
+                f"The pictures of {way.name} are {_size(other)}, those of {UNCACHED} {_size(reference)}; "
+                "only equal sizes can "
                 "be compared."
             )
         if not made.unmeasured(way):
@@ -293,7 +308,8 @@ def shown(made: Comparison, pixels: dict[str, torch.Tensor], clips: int) -> io.N
     made.notes += [_broken(way, len(reference)) for way in made.ways if way.not_finite]
     if any(way.closeness and way.closeness["lpips"] is None for way in made.ways):
         made.notes.append(
-            "LPIPS is left out: the package lpips or its AlexNet weights are not on this machine, and nothing is downloaded."
+            "LPIPS is left out: the package lpips or its AlexNet weights are not on this machine, and "
+            "nothing is downloaded."
         )
     maps, scale = difference_maps(reference, others)
     worst = (

@@ -10,7 +10,8 @@ from .comfy import patching as host
 from .types import CATEGORY, Report, advanced
 
 OTHER = (
-    "No run of this model ended with this latent: it is another output of the sampler, another node has changed it, or the sampler "
+    "No run of this model ended with this latent: it is another output of the sampler, another node has "
+    "changed it, or the sampler "
     "had no step to run. This is the model's last run.\n\n"
 )
 
@@ -24,7 +25,8 @@ class CacheReport(io.ComfyNode):
             node_id="CacheReport",
             display_name="Cache Report",
             category=CATEGORY,
-            description="Shows what the cache did, step by step. Connect a report, or a model patched by Dual Cache "
+            description="Shows what the cache did, step by step. Connect a report, or a model patched by "
+            "Dual Cache "
             "together with the latent it produced.",
             inputs=[
                 Report.Input(
@@ -33,7 +35,8 @@ class CacheReport(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="A model patched by Dual Cache; needs the latent, so that this node runs after sampling.",
+                    tooltip="A model patched by Dual Cache; needs the latent, so that this node runs "
+                    "after sampling.",
                 ),
                 io.Latent.Input(
                     "latent", optional=True, tooltip="The latent that the patched model produced."
@@ -81,7 +84,8 @@ class CacheReport(io.ComfyNode):
             report, its_own = request.box.report_of(None if latent is None else latent["samples"])
             if latent is None or report is None:
                 raise ValueError(
-                    "This model has not been sampled yet: connect the latent that it produced to Cache Report too."
+                    "This model has not been sampled yet: connect the latent that it produced to Cache "
+                    "Report too."
                 )
             note = "" if its_own else OTHER
         text, data = note + report.text(), report.to_json()
@@ -89,7 +93,10 @@ class CacheReport(io.ComfyNode):
         shown = text
         if save:
             try:
-                shown += f"\n\nSaved as {output_files.keep(report.to_json(indent=1), file_name)} in the output folder."
+                shown += (
+                    f"\n\nSaved as {output_files.keep(report.to_json(indent=1), file_name)} in the "
+                    "output folder."
+                )
             except (ValueError, OSError) as error:
                 shown += f"\n\nNot saved: {str(error).rstrip('.')}."
         return io.NodeOutput(text, data, plot, ui={"text": [shown], "dual_cache_report": [data]})

@@ -1,4 +1,5 @@
-"""The embedded model in ComfyUI: a small FLUX-layout transformer that draws shapes, for trying the cache without a download."""
+"""The embedded model in ComfyUI: a small FLUX-layout transformer that draws shapes, for trying the cache
+without a download."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class DemoModel(io.ComfyNode):
             node_id="DualCacheDemoModel",
             display_name="Dual Cache Demo Model",
             category=CATEGORY + "/demo",
-            description="A 13 million parameter model in FLUX's layout that comes with this pack and draws coloured "
+            description="A 13 million parameter model in FLUX's layout that comes with this pack and "
+            "draws coloured "
             "shapes (256 x 256 pixels).",
             inputs=[],
             outputs=[io.Model.Output(), io.Vae.Output()],
@@ -40,7 +42,8 @@ class DemoCaption(io.ComfyNode):
             node_id="DualCacheDemoCaption",
             display_name="Dual Cache Demo Caption",
             category=CATEGORY + "/demo",
-            description="Turns a caption into conditioning for the Dual Cache Demo Model. An empty caption serves as the negative.",
+            description="Turns a caption into conditioning for the Dual Cache Demo Model. An empty "
+            "caption serves as the negative.",
             inputs=[
                 io.String.Input(
                     "caption",

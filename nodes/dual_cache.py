@@ -28,7 +28,8 @@ def forecast_inputs():
                 "forecast",
                 options=[FROM_PRESET, "reuse", "linear"],
                 default=FROM_PRESET,
-                tooltip="How the final hidden state is rebuilt on a skipped step: kept as it was, or drawn on "
+                tooltip="How the final hidden state is rebuilt on a skipped step: kept as it was, or "
+                "drawn on "
                 "along the last two full steps.",
             )
         ),
@@ -47,7 +48,8 @@ def forecast_inputs():
 
 
 def memory_input():
-    """The advanced input, shared too, that limits what caches hold; it stands last, since saved graphs name widgets by their place."""
+    """The advanced input, shared too, that limits what caches hold; it stands last, since saved graphs name
+    widgets by their place."""
     return advanced(
         io.Float.Input(
             "memory",
@@ -56,7 +58,8 @@ def memory_input():
             max=1024.0,
             step=0.25,
             optional=True,
-            tooltip="Most memory for caches in GB; 0 chooses by itself from what is free. What does not fit is kept in main "
+            tooltip="Most memory for caches in GB; 0 chooses by itself from what is free. What does not "
+            "fit is kept in main "
             "memory or made smaller, and the report says how.",
         )
     )
@@ -71,7 +74,8 @@ class DualCache(io.ComfyNode):
             node_id="DualCache",
             display_name="Dual Cache",
             category=CATEGORY,
-            description="Makes sampling faster by not computing what barely changes between steps. Works with any sampler node.",
+            description="Makes sampling faster by not computing what barely changes between steps. Works "
+            "with any sampler node.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to speed up."),
                 io.Combo.Input(

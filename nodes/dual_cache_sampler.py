@@ -19,7 +19,8 @@ class DualCacheSampler(io.ComfyNode):
             node_id="DualCacheSampler",
             display_name="Dual Cache Sampler",
             category=CATEGORY,
-            description="KSampler with dual caching: full, conservative and aggressive steps by a plan. Gives the latent "
+            description="KSampler with dual caching: full, conservative and aggressive steps by a plan. "
+            "Gives the latent "
             "and a report of what happened.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model."),

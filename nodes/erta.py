@@ -1,4 +1,5 @@
-"""ERTACache Plan: which steps reuse the model's residual, and the noise levels that go with them, from a profile."""
+"""ERTACache Plan: which steps reuse the model's residual, and the noise levels that go with them, from a
+profile."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class ERTACachePlan(io.ComfyNode):
             node_id="ERTACachePlan",
             display_name="ERTACache Plan",
             category=CATEGORY,
-            description="Finds which steps may reuse what the model added to its input, how long each step should be, and how to correct "
+            description="Finds which steps may reuse what the model added to its input, how long each "
+            "step should be, and how to correct "
             "what is reused, as ERTACache does, from what a profile knows of the model.",
             inputs=[
                 CacheProfile.Input("profile", tooltip="What is known of the model."),
@@ -48,13 +50,15 @@ class ERTACachePlan(io.ComfyNode):
                     max=2.0,
                     step=0.001,
                     round=0.001,
-                    tooltip="A step is skipped where what is reused is off by less than this, relative to its size. For the "
+                    tooltip="A step is skipped where what is reused is off by less than this, relative "
+                    "to its size. For the "
                     "target threshold.",
                 ),
                 io.Boolean.Input(
                     "step_lengths",
                     default=True,
-                    tooltip="Makes skipped steps shorter and the others longer. The sampler must then take the noise levels "
+                    tooltip="Makes skipped steps shorter and the others longer. The sampler must then "
+                    "take the noise levels "
                     "from this node.",
                 ),
                 io.Boolean.Input(
@@ -118,7 +122,8 @@ def describe(profile: Profile, made: ErtaPlan, limit: float, warmup: int) -> lis
     ]
     if gone:
         lines.append(
-            f"{counted(gone, 'step')} shrank to no length and went, so {len(kinds)} remain at other noise levels; connect "
+            f"{counted(gone, 'step')} shrank to no length and went, so {len(kinds)} remain at other "
+            "noise levels; connect "
             "sigmas to the sampler."
         )
     elif made.sigmas != profile.sigmas:

@@ -67,7 +67,8 @@ class FeatureForecast(io.ComfyNode):
             node_id="FeatureForecast",
             display_name="Feature Forecast",
             category=CATEGORY,
-            description="Dual Cache with every part at hand: how skipped features are rebuilt, and where they are taken and put back. "
+            description="Dual Cache with every part at hand: how skipped features are rebuilt, and where "
+            "they are taken and put back. "
             "Gives the recipe as text too.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to speed up."),
@@ -81,7 +82,8 @@ class FeatureForecast(io.ComfyNode):
                     "forecast",
                     options=[FROM_RECIPE, *NAMES],
                     default=FROM_RECIPE,
-                    tooltip="How a skipped feature is rebuilt from those of the last full steps. The help page says what "
+                    tooltip="How a skipped feature is rebuilt from those of the last full steps. The "
+                    "help page says what "
                     "each does.",
                 ),
                 io.Float.Input(
@@ -90,14 +92,16 @@ class FeatureForecast(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="Strength of the forecast: 0 keeps the last feature, below 1 damps. Used when forecast is set "
+                    tooltip="Strength of the forecast: 0 keeps the last feature, below 1 damps. Used "
+                    "when forecast is set "
                     "above.",
                 ),
                 io.Combo.Input(
                     "level",
                     options=[FROM_RECIPE, *LEVELS],
                     default=FROM_RECIPE,
-                    tooltip="Where features are put back: the final hidden state, the model's output, a run of blocks, every "
+                    tooltip="Where features are put back: the final hidden state, the model's output, a "
+                    "run of blocks, every "
                     "block or every module.",
                 ),
                 schedule_input("recipe"),
@@ -107,7 +111,8 @@ class FeatureForecast(io.ComfyNode):
                         default=OWN,
                         min=0,
                         max=5,
-                        tooltip="Order of the forecast, 0 for its usual one. Used when forecast is set above.",
+                        tooltip="Order of the forecast, 0 for its usual one. Used when forecast is set "
+                        "above.",
                     )
                 ),
                 advanced(
@@ -115,7 +120,8 @@ class FeatureForecast(io.ComfyNode):
                         "coordinate",
                         options=[FROM_RECIPE, *COORDINATES],
                         default=FROM_RECIPE,
-                        tooltip="What the forecast moves along: noise level, step or log-SNR. Used when forecast is set above.",
+                        tooltip="What the forecast moves along: noise level, step or log-SNR. Used when "
+                        "forecast is set above.",
                     )
                 ),
                 advanced(
@@ -123,7 +129,8 @@ class FeatureForecast(io.ComfyNode):
                         "adapt",
                         options=list(ADAPT),
                         default="fixed",
-                        tooltip="Whether the gain follows how well the last forecast did: solved for by least squares, or lower "
+                        tooltip="Whether the gain follows how well the last forecast did: solved for by "
+                        "least squares, or lower "
                         "orders when it failed. Used when forecast is set above.",
                     )
                 ),
@@ -132,7 +139,8 @@ class FeatureForecast(io.ComfyNode):
                         "recipe",
                         multiline=True,
                         default="",
-                        tooltip="A recipe as text, as this node gives it. When given, it stands in for the preset.",
+                        tooltip="A recipe as text, as this node gives it. When given, it stands in for "
+                        "the preset.",
                     )
                 ),
             ],

@@ -22,7 +22,8 @@ class ProfilePrompts(io.ComfyNode):
             node_id="DualCacheProfilePrompts",
             display_name="Profile Prompts",
             category=CATEGORY,
-            description="Samples a list of prompts, uncached, and records them into a profile that Plan Cache makes plans from. What has "
+            description="Samples a list of prompts, uncached, and records them into a profile that Plan "
+            "Cache makes plans from. What has "
             "been recorded is saved after each prompt; a second run goes on where the first has stopped.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to learn about."),
@@ -73,7 +74,8 @@ class ProfilePrompts(io.ComfyNode):
                     "sampler_name",
                     options=host.SAMPLERS,
                     default="euler",
-                    tooltip="The sampler of the runs to be planned, one that evaluates the model once per step.",
+                    tooltip="The sampler of the runs to be planned, one that evaluates the model once "
+                    "per step.",
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -153,7 +155,8 @@ class ProfilePrompts(io.ComfyNode):
         whole = profile_files.read(path)
         there = ", the others were there already" if len(missing) < len(wanted) else ""
         text = (
-            f"Recorded {len(missing)} of {len(wanted)} prompts{there}. {path.name} holds {len(whole.grams)} runs; with guidance, a "
+            f"Recorded {len(missing)} of {len(wanted)} prompts{there}. {path.name} holds "
+            f"{len(whole.grams)} runs; with guidance, a "
             "picture counts twice."
         )
         lacks = [

@@ -26,7 +26,8 @@ def recording_inputs() -> list[io.Input]:
                 default=0,
                 min=0,
                 max=4096,
-                tooltip="Also records every module of every block, from so many tokens; 0 records none. For masks; the file "
+                tooltip="Also records every module of every block, from so many tokens; 0 records none. "
+                "For masks; the file "
                 "grows by a matrix per module and picture.",
             )
         ),
@@ -51,7 +52,8 @@ class ProfileModel(io.ComfyNode):
             node_id="DualCacheProfileModel",
             display_name="Profile Model",
             category=CATEGORY,
-            description="Records the runs of a model, uncached, into a small file that Plan Cache makes plans from. Sample about a dozen "
+            description="Records the runs of a model, uncached, into a small file that Plan Cache makes "
+            "plans from. Sample about a dozen "
             "pictures with it, then take it out.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to learn about."),
@@ -117,7 +119,8 @@ class PlanCache(io.ComfyNode):
             node_id="PlanCache",
             display_name="Plan Cache",
             category=CATEGORY,
-            description="Finds full steps and the best forecast weights for a speed-up or an error, from what a profile knows of the "
+            description="Finds full steps and the best forecast weights for a speed-up or an error, from "
+            "what a profile knows of the "
             "model.",
             inputs=[
                 CacheProfile.Input("profile", tooltip="What is known of the model."),
@@ -125,7 +128,8 @@ class PlanCache(io.ComfyNode):
                     "target",
                     options=[SPEEDUP, ERROR],
                     default=SPEEDUP,
-                    tooltip="What to reach: a speed-up with the least error, or an error with the least steps.",
+                    tooltip="What to reach: a speed-up with the least error, or an error with the least "
+                    "steps.",
                 ),
                 io.Float.Input(
                     "speedup",
@@ -167,7 +171,8 @@ class PlanCache(io.ComfyNode):
                         "objective",
                         options=list(OBJECTIVES),
                         default="power",
-                        tooltip="What is kept small: the sum of the errors, the sum of their 4th powers, which avoids peaks, or the "
+                        tooltip="What is kept small: the sum of the errors, the sum of their 4th powers, "
+                        "which avoids peaks, or the "
                         "largest.",
                     )
                 ),
@@ -175,7 +180,8 @@ class PlanCache(io.ComfyNode):
                     io.Boolean.Input(
                         "by_cluster",
                         default=False,
-                        tooltip="Solves weights for each cluster of channels, where the profile was recorded with "
+                        tooltip="Solves weights for each cluster of channels, where the profile was "
+                        "recorded with "
                         "clusters.",
                     )
                 ),
@@ -187,7 +193,8 @@ class PlanCache(io.ComfyNode):
                 ),
                 io.String.Output(display_name="text", tooltip="What to expect, in words."),
             ],
-            is_output_node=True,  # so that it can be tried alone, and shows its plan again when nothing has changed
+            # so that it can be tried alone, and shows its plan again when nothing has changed
+            is_output_node=True,
         )
 
     @classmethod
@@ -254,7 +261,8 @@ def choose(
         if budget >= warmup:
             return at(min(budget, steps)), []
         return at(warmup), [
-            f"A speed-up of {speedup:g} is not reachable with {warmup} full steps at the beginning; nearest is "
+            f"A speed-up of {speedup:g} is not reachable with {warmup} full steps at the beginning; "
+            "nearest is "
             f"{steps / warmup:.2g}."
         ]
     for budget in range(warmup, steps):  # from the cheapest
@@ -269,12 +277,14 @@ def describe(profile: Profile, made: Plan) -> list[str]:
     full, steps = len(made.schedule.full_steps), profile.steps
     lines = [
         f"{full} full of {steps} steps, {steps / full:.2g} times fewer calls: {made.schedule.kinds}",
-        f"Expected error at the end {made.final:.2g}, of the worst single forecast {max(made.expected):.2g} (step "
+        f"Expected error at the end {made.final:.2g}, of the worst single forecast "
+        f"{max(made.expected):.2g} (step "
         f"{made.expected.index(max(made.expected)) + 1}); learned from {len(profile.grams)} recorded runs.",
     ]
     if made.final > TRUSTED:
         lines.append(
-            "Expect more than that: with so few full steps, what forecasts change on the way outweighs their own errors, with "
+            "Expect more than that: with so few full steps, what forecasts change on the way outweighs "
+            "their own errors, with "
             "guidance above all. Compare with fewer steps."
         )
     return [*lines, *told_adapted(profile)]

@@ -8,13 +8,15 @@ from ..cache_core.report.run_report import Report
 
 
 class ReportBox:
-    """Where a patched model's last report can be read; a plain object, because ComfyUI copies dicts and lists."""
+    """Where a patched model's last report can be read; a plain object, because ComfyUI copies dicts and
+    lists."""
 
     def __init__(self):
         self._reports: list[tuple[tuple | None, Report]] = []
 
     def __deepcopy__(self, memo) -> ReportBox:
-        """Itself: older ComfyUIs copy all options when another node clones the model, and the report must still be found."""
+        """Itself: older ComfyUIs copy all options when another node clones the model, and the report must
+        still be found."""
         return self
 
     @property
@@ -26,7 +28,8 @@ class ReportBox:
         self._reports = [*self._reports[-7:], (_fingerprint(samples), report)]
 
     def report_of(self, samples) -> tuple[Report | None, bool]:
-        """The report of the run that gave `samples` and True, or that of the last run and False when none gave them as they are."""
+        """The report of the run that gave `samples` and True, or that of the last run and False when none
+        gave them as they are."""
         mark = _fingerprint(samples)
         found = next(
             (report for own, report in reversed(self._reports) if own is not None and own == mark), None
@@ -35,10 +38,11 @@ class ReportBox:
 
 
 def _fingerprint(samples) -> tuple | None:
-    """Size and a few values of a latent, which tell the latents of one model apart without keeping them; None where it has none.
+    """Size and a few values of a latent, which tell the latents of one model apart without keeping them; None
+    where it has none.
 
-    Values count as float16 has them, which ComfyUI may round a result to. Video with sound counts as the one row that was sampled.
-    """
+    Values count as float16 has them, which ComfyUI may round a result to. Video with sound counts as the one
+    row that was sampled."""
     if getattr(samples, "is_nested", False) and not isinstance(samples, torch.Tensor):
         samples = torch.cat([part.flatten(1) for part in samples.unbind()], 1)
     if not isinstance(samples, torch.Tensor) or not samples.numel():

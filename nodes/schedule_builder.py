@@ -27,7 +27,8 @@ class CacheScheduleBuilder(io.ComfyNode):
             node_id="CacheScheduleBuilder",
             display_name="Cache Schedule Builder",
             category=CATEGORY,
-            description="Plans which steps run in full (F), which refresh a few tokens (C) and which skip the blocks (A).",
+            description="Plans which steps run in full (F), which refresh a few tokens (C) and which "
+            "skip the blocks (A).",
             inputs=[
                 io.Combo.Input(
                     "preset",

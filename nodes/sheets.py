@@ -1,4 +1,5 @@
-"""Draws what our nodes give out as an IMAGE: the sheet of a comparison, the plot of a report. With Pillow, which ComfyUI brings."""
+"""Draws what our nodes give out as an IMAGE: the sheet of a comparison, the plot of a report. With Pillow,
+which ComfyUI brings."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ ERROR, INDICATOR, CHANGED = "#d86bff", "#3fd0a0", "#ff6b6b"
 EDGE, MARGIN, SMALL, LARGE = 640, 24, 20, 26
 """Longest edge of a picture on a sheet, the space around things, and sizes of letters, in pixels."""
 HEAT = ((0.0, 0.0, 0.016), (0.34, 0.06, 0.43), (0.73, 0.21, 0.33), (0.97, 0.55, 0.04), (0.99, 1.0, 0.64))
-"""Colours of a difference from none to the largest: dark to bright throughout, so that they can be told apart without hue."""
+"""Colours of a difference from none to the largest: dark to bright throughout, so that they can be told apart
+without hue."""
 
 
 def heat(map_: torch.Tensor) -> torch.Tensor:
-    """Colours [H,W,3] in 0..1 of a map [H,W] in 0..1; what is not a number is as bright as the largest difference."""
+    """Colours [H,W,3] in 0..1 of a map [H,W] in 0..1; what is not a number is as bright as the largest
+    difference."""
     colours = torch.tensor(HEAT)
     place = map_.detach().float().cpu().nan_to_num(nan=1.0).clamp(0, 1) * (len(HEAT) - 1)
     low = place.long().clamp(max=len(HEAT) - 2)
@@ -53,9 +56,8 @@ def comparison_sheet(
 ) -> Image.Image:
     """Pictures of all ways in a row, below them where each differs from the first, and the table.
 
-    pictures: one per way. maps: one per way but the first. scale: the difference at the brightest colour. which: what is shown, such as
-    "frame 3 of 16", or empty.
-    """
+    pictures: one per way. maps: one per way but the first. scale: the difference at the brightest colour.
+        which: what is shown, such as "frame 3 of 16", or empty."""
     pictures, maps = [[_fitted(p) for p in row] for row in (pictures, maps)]
     wide, tall = pictures[0].size
     left = MARGIN
@@ -101,8 +103,9 @@ PLOT_WIDTH, AXIS, STRIP = 1280, 190, 150
 
 
 def report_plot(report: Report) -> Image.Image:
-    """A run from left to right: the kind of each evaluation, its milliseconds, and where they are known the error of the forecast and its
-    indicator. An evaluation that did not run as planned has a mark above its bar."""
+    """A run from left to right: the kind of each evaluation, its milliseconds, and where they are known the
+    error of the forecast and its indicator. An evaluation that did not run as planned has a mark above its
+    bar."""
     records, totals = report.records, report.totals()
     small, large = ImageFont.load_default(16), ImageFont.load_default(22)
     counts = ", ".join(f"{totals[name]} {name}" for name in KINDS.values())

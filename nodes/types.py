@@ -42,7 +42,8 @@ def schedule_input(part: str) -> io.Input:
 
 
 def sampler_inputs(steps: str) -> list[io.Input]:
-    """What a node that samples by itself takes after the model, as KSampler has it; `steps` is the tooltip of its steps."""
+    """What a node that samples by itself takes after the model, as KSampler has it; `steps` is the tooltip of
+    its steps."""
     return [
         io.Int.Input(
             "seed",

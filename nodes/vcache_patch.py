@@ -24,8 +24,10 @@ class VCacheAttentionPatch(io.ComfyNode):
             node_id="VCacheAttentionPatch",
             display_name="V-Cache Attention Patch",
             category=CATEGORY,
-            description="Chooses which tokens a conservative step refreshes, by the norm of their attention values or at random. "
-            "It needs Dual Cache or Dual Cache Sampler, before or after it, with a plan that has conservative steps.",
+            description="Chooses which tokens a conservative step refreshes, by the norm of their "
+            "attention values or at random. "
+            "It needs Dual Cache or Dual Cache Sampler, before or after it, with a plan that has "
+            "conservative steps.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model."),
                 io.Combo.Input(
@@ -41,7 +43,8 @@ class VCacheAttentionPatch(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the image tokens refreshed on a conservative step. It replaces the ratio in the plan.",
+                    tooltip="Share of the image tokens refreshed on a conservative step. It replaces the "
+                    "ratio in the plan.",
                 ),
                 advanced(
                     io.Float.Input(
@@ -60,7 +63,8 @@ class VCacheAttentionPatch(io.ComfyNode):
                         min=0.0,
                         max=2.0,
                         step=0.05,
-                        tooltip="Bonus for the best token of each 2 x 2 cell, which spreads the choice over the picture.",
+                        tooltip="Bonus for the best token of each 2 x 2 cell, which spreads the choice "
+                        "over the picture.",
                     )
                 ),
                 advanced(
@@ -70,7 +74,8 @@ class VCacheAttentionPatch(io.ComfyNode):
                         min=-1.0,
                         max=1.0,
                         step=0.01,
-                        tooltip="Share of the text tokens refreshed; -1 uses the same share as for the image.",
+                        tooltip="Share of the text tokens refreshed; -1 uses the same share as for the "
+                        "image.",
                     )
                 ),
                 advanced(
@@ -78,7 +83,8 @@ class VCacheAttentionPatch(io.ComfyNode):
                         "attention",
                         options=["frozen", "live"],
                         default="frozen",
-                        tooltip="Frozen keeps attention as the last full step left it (DuCa). Live recomputes it "
+                        tooltip="Frozen keeps attention as the last full step left it (DuCa). Live "
+                        "recomputes it "
                         "for the refreshed tokens.",
                     )
                 ),

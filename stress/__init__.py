@@ -1,1 +1,2 @@
-"""What the pack promises, tried at length: one file per question, one command (`bash scripts/stress.sh`), one table."""
+"""What the pack promises, tried at length: one file per question, one command (`bash scripts/stress.sh`), one
+table."""

@@ -1,8 +1,9 @@
-"""The stress run: `bash scripts/stress.sh`, or `python -m stress --comfyui FOLDER --comfyui-python PYTHON` in the repository's environment.
+"""The stress run: `bash scripts/stress.sh`, or `python -m stress --comfyui FOLDER --comfyui-python PYTHON` in
+the repository's environment.
 
-Every question is asked in a process of its own. Where all are asked, results go to stress/results/stress.json, question by question, and
-from there to docs/stress.md, else to out/stress.json; the exit status is 1 where a promise was broken.
-"""
+Every question is asked in a process of its own. Where all are asked, results go to
+stress/results/stress.json, question by question, and from there to docs/stress.md, else to out/stress.json;
+the exit status is 1 where a promise was broken."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ SHARES = {
 
 
 def ask(question: str, seconds: float, comfyui: Path, comfyui_python: str, packs: Path | None) -> dict:
-    """Asks a question in a process of its own; what it had found when it ended badly is kept, with a row that says so."""
+    """Asks a question in a process of its own; what it had found when it ended badly is kept, with a row that
+    says so."""
     environment = {
         **os.environ,
         "COMFYUI_UNDER_TEST": str(comfyui),

@@ -1,4 +1,5 @@
-"""Asks one question in a process of its own: `python -m stress.ask QUESTION --seconds N --out FILE`, with the Python that it needs."""
+"""Asks one question in a process of its own: `python -m stress.ask QUESTION --seconds N --out FILE`, with the
+Python that it needs."""
 
 from __future__ import annotations
 

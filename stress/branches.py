@@ -1,8 +1,8 @@
 """Guidance, regions, hooks, windows, masks, batches and passes: does every branch keep a cache of its own?
 
-Between equal noise levels an aggressive step must put back exactly what the full step before it had. A branch that met another one's cache
-would show there. Beside that each case runs 12 steps of the preset `balanced`, and its distance to plain sampling is recorded.
-"""
+Between equal noise levels an aggressive step must put back exactly what the full step before it had. A branch
+that met another one's cache would show there. Beside that each case runs 12 steps of the preset `balanced`,
+and its distance to plain sampling is recorded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ STILL_HALVES = (
 
 @dataclass
 class Case:
-    """How a case samples: a change of the model, conditioning and options of `embedded.sample`; or a function of its own."""
+    """How a case samples: a change of the model, conditioning and options of `embedded.sample`; or a function
+    of its own."""
 
     model: object = staticmethod(lambda m: m)
     positive: object = caption
@@ -174,7 +175,8 @@ def two_passes(base, positive, negative, **options):
 
 @cache
 def second_expert() -> dict:
-    """Differences that make another model of the embedded one; read once, as ComfyUI changes the weights in place."""
+    """Differences that make another model of the embedded one; read once, as ComfyUI changes the weights in
+    place."""
     return {
         k: (0.05 * w.clone(),)
         for k, w in embedded.load().model_state_dict().items()
@@ -183,7 +185,8 @@ def second_expert() -> dict:
 
 
 def two_experts(base, positive, negative, sigmas=None, **options):
-    """Two models share a run: the one for high noise begins, the one for low noise ends (the second is the first, changed a little)."""
+    """Two models share a run: the one for high noise begins, the one for low noise ends (the second is the
+    first, changed a little)."""
     host = embedded.comfy_start.part("nodes.comfy.patching")
     other = base.clone()
     other.add_patches(second_expert())

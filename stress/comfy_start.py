@@ -1,8 +1,8 @@
-"""Starts a ComfyUI in this process, on the CPU and with a temporary folder of its own, and imports the pack as ComfyUI does.
+"""Starts a ComfyUI in this process, on the CPU and with a temporary folder of its own, and imports the pack
+as ComfyUI does.
 
-Import this module before anything of ComfyUI's: importing it reads COMFYUI_UNDER_TEST and puts that folder before the repository, whose
-folder `nodes` would hide ComfyUI's module of that name.
-"""
+Import this module before anything of ComfyUI's: importing it reads COMFYUI_UNDER_TEST and puts that folder
+before the repository, whose folder `nodes` would hide ComfyUI's module of that name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def is_comfyui(folder: Path) -> bool:
 
 if not is_comfyui(COMFYUI):
     raise ImportError(
-        "this needs COMFYUI_UNDER_TEST, the folder of a ComfyUI, and that ComfyUI's Python; the scripts find both."
+        "this needs COMFYUI_UNDER_TEST, the folder of a ComfyUI, and that ComfyUI's Python; the scripts "
+        "find both."
     )
 sys.path.insert(0, str(COMFYUI))
 from comfy.cli_args import args  # noqa: E402

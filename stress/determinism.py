@@ -1,4 +1,5 @@
-"""The same seed gives the same picture, again and in another process, and a saved picture tells all that is needed to make it again."""
+"""The same seed gives the same picture, again and in another process, and a saved picture tells all that is
+needed to make it again."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def elsewhere(names: tuple[str, ...]) -> dict:
 
 
 def again(name: str, among: tuple[str, ...]) -> Row:
-    """Twice here and once elsewhere, with the global random state and the thread's history changed in between."""
+    """Twice here and once elsewhere, with the global random state and the thread's history changed in
+    between."""
     first = fresh.run(RUNS[name])
     torch.rand(17)
     wrong = [] if torch.equal(first, fresh.run(RUNS[name])) else ["another result in the same process"]

@@ -70,7 +70,8 @@ def sample(
     latent=None,
     **options,
 ) -> torch.Tensor:
-    """Latents [B,16,size/8,size/8] from the function behind KSampler; noise comes from `seed` alone. size: pixels."""
+    """Latents [B,16,size/8,size/8] from the function behind KSampler; noise comes from `seed` alone. size:
+    pixels."""
     latent = torch.zeros(batch, 16, size // 8, size // 8) if latent is None else latent
     noise = options.pop("noise", None)
     noise = comfy.sample.prepare_noise(latent, seed) if noise is None else noise
@@ -123,7 +124,8 @@ class Pair:
 
     @property
     def wrong(self) -> str:
-        """What the run broke of what every run promises: finite, counted, never more skipped than planned; empty where nothing."""
+        """What the run broke of what every run promises: finite, counted, never more skipped than planned;
+        empty where nothing."""
         report, totals = self.report, self.report.totals()
         plan = report.schedule["kinds"]
         if not bool(self.cached.isfinite().all()):

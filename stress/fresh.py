@@ -1,4 +1,5 @@
-"""What a fresh process gives: `python -m stress.fresh FILE` reads a JSON list of runs and writes their latents beside it."""
+"""What a fresh process gives: `python -m stress.fresh FILE` reads a JSON list of runs and writes their
+latents beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def latents(runs: list[dict], timeout: float = 600) -> list:
-    """Latents of runs, all in one new process; a run is `preset` (None for plain sampling) and options of `embedded.sample`."""
+    """Latents of runs, all in one new process; a run is `preset` (None for plain sampling) and options of
+    `embedded.sample`."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,5 @@
-"""A reader under atheris: `python -m stress.fuzz_target NAME -max_total_time=10`; libFuzzer's own options follow the name."""
+"""A reader under atheris: `python -m stress.fuzz_target NAME -max_total_time=10`; libFuzzer's own options
+follow the name."""
 
 from __future__ import annotations
 

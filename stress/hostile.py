@@ -1,4 +1,5 @@
-"""Files and texts from strangers: a reader gives what it read or one clear sentence, in little time and memory, and never runs code.
+"""Files and texts from strangers: a reader gives what it read or one clear sentence, in little time and
+memory, and never runs code.
 
 Needs hypothesis, and atheris where it is installed; neither ComfyUI nor its Python.
 """
@@ -40,7 +41,8 @@ EXAMPLES = 300
 
 
 def reads(reader: Callable, data) -> object | None:
-    """What the reader makes of the data, or None where it says in one sentence what is wrong. AssertionError for anything else."""
+    """What the reader makes of the data, or None where it says in one sentence what is wrong. AssertionError
+    for anything else."""
     start = time.monotonic()
     try:
         found = reader(data)

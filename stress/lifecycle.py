@@ -1,4 +1,5 @@
-"""Runs that end badly, models that are shared, bypassed, deleted and unloaded: is plain sampling afterwards that of a fresh process?"""
+"""Runs that end badly, models that are shared, bypassed, deleted and unloaded: is plain sampling afterwards
+that of a fresh process?"""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def resident() -> int:
 
 
 class Trouble(Exception):
-    """Raised once; the self-check of a first full step repeats what ends in errors that code for other blocks would raise, this one not."""
+    """Raised once; the self-check of a first full step repeats what ends in errors that code for other blocks
+    would raise, this one not."""
 
 
 class AtOperation(TorchDispatchMode):

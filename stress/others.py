@@ -29,7 +29,8 @@ PACKS = "DUAL_CACHE_STRESS_PACKS"
 
 
 BACKEND = "inductor" if shutil.which("c++") or shutil.which("g++") else "eager"
-"""Of torch.compile. Inductor needs a C++ compiler here; the eager backend traces as it does, and compiles nothing."""
+"""Of torch.compile. Inductor needs a C++ compiler here; the eager backend traces as it does, and compiles
+nothing."""
 
 
 def compiled(model):
@@ -55,7 +56,8 @@ def compiled_in_place(model):
 
 
 def compiled_blocks(model):
-    """Every block compiled by itself and put in its place when the model is loaded, as KJNodes' torch.compile nodes do it."""
+    """Every block compiled by itself and put in its place when the model is loaded, as KJNodes' torch.compile
+    nodes do it."""
     model = model.clone()
     for name in ("double_blocks", "single_blocks"):
         for i, block in enumerate(getattr(model.get_model_object("diffusion_model"), name)):
@@ -72,7 +74,8 @@ def in_float8():
 
 
 class Packed(torch.nn.Linear):
-    """A linear layer whose weight is kept in 8 bit with a scale per row and unpacked when it runs, as GGUF loaders do."""
+    """A linear layer whose weight is kept in 8 bit with a scale per row and unpacked when it runs, as GGUF
+    loaders do."""
 
     def forward(self, x):
         return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias)
@@ -133,7 +136,8 @@ def with_block_patch(model):
 
 
 def with_forward_replaced(model):
-    """A wrapper that puts another `forward_orig` in place while the model runs, as packs with copied forwards do."""
+    """A wrapper that puts another `forward_orig` in place while the model runs, as packs with copied forwards
+    do."""
 
     def theirs(*args, **kwargs):
         return type(net).forward_orig(net, *args, **kwargs) * 1.01
@@ -305,7 +309,8 @@ FOLDERS = {
 
 
 def refuse(name: str) -> Row:
-    """Another cache on the model, before and after ours: nothing of ours is skipped, and the report says why."""
+    """Another cache on the model, before and after ours: nothing of ours is skipped, and the report says
+    why."""
     theirs, wrong, told = CACHES[name], [], ""
     try:
         theirs(embedded.load())

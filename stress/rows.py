@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Row:
-    """One case. ok: whether the promise held. said: what happened, in a few words. numbers: measured values by name."""
+    """One case. ok: whether the promise held. said: what happened, in a few words. numbers: measured values
+    by name."""
 
     name: str
     ok: bool
@@ -38,7 +39,8 @@ class Deadline:
 
 
 def tried(cases: Iterable[tuple[str, Callable[[], Row]]], deadline: Deadline) -> Iterator[Row]:
-    """The row of each case until the time is over; an exception is a row that is not ok, and what was left out is a row too."""
+    """The row of each case until the time is over; an exception is a row that is not ok, and what was left
+    out is a row too."""
     left_out = []
     for name, case in cases:
         if deadline.left <= 0:
@@ -53,7 +55,8 @@ def tried(cases: Iterable[tuple[str, Callable[[], Row]]], deadline: Deadline) ->
         yield Row(
             "left out",
             True,
-            f"no time for {len(left_out)}: {', '.join(left_out[:3])}{' and others' if len(left_out) > 3 else ''}",
+            f"no time for {len(left_out)}: "
+            f"{', '.join(left_out[:3])}{' and others' if len(left_out) > 3 else ''}",
             {"left_out": len(left_out)},
         )
 

@@ -1,4 +1,5 @@
-"""Every sampler with every scheduler: does caching stay finite and counted, and how far is it from plain sampling?"""
+"""Every sampler with every scheduler: does caching stay finite and counted, and how far is it from plain
+sampling?"""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ OK = "ok"
 
 
 class Calls:
-    """Counts the calls of the embedded transformer by itself, beside the report's own count: all, and those that ran the blocks."""
+    """Counts the calls of the embedded transformer by itself, beside the report's own count: all, and those
+    that ran the blocks."""
 
     def __init__(self, model):
         net, self.all, self.full = model.model.diffusion_model, 0, 0
@@ -55,7 +57,8 @@ def try_one(sampler: str, scheduler: str) -> Row:
     if (calls.all, calls.full) != (totals["calls"], totals["full_calls"]):
         wrong = (
             wrong
-            or f"{calls.all} calls, {calls.full} in full, the report says {totals['calls']} and {totals['full_calls']}"
+            or f"{calls.all} calls, {calls.full} in full, the report says {totals['calls']} and "
+            f"{totals['full_calls']}"
         )
     stages = max(r.phase for r in report.records) + 1
     reasons = Counter(r.reason for r in report.records if r.actual != r.planned or r.reason != "planned")

@@ -1,4 +1,5 @@
-"""A real ComfyUI server with the pack in custom_nodes: graphs go in over HTTP, pictures, reports and events come back."""
+"""A real ComfyUI server with the pack in custom_nodes: graphs go in over HTTP, pictures, reports and events
+come back."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ class Server:
                 return self.get("/system_stats")
             time.sleep(0.3)
         log = self.log.read_text()
-        # Packs are imported late and their errors are survived: a module that is missing here is one of ComfyUI's own.
+        # Packs are imported late and their errors are survived: a module that is missing here is one of
+        # ComfyUI's own.
         if missing := re.findall(r"^ModuleNotFoundError: (No module named .*)$", log, re.MULTILINE):
             raise NotStarting(f"this ComfyUI does not start: {missing[-1]}")
         raise AssertionError(f"The server did not start:\n{log[-3000:]}")
@@ -99,8 +101,8 @@ class Server:
     def queue(self, graph, interrupt_at=None, extra=None):
         """Runs a graph; gives the websocket's messages as (type, data) and the history's outputs by node.
 
-        interrupt_at: a type of message at which the run is interrupted. extra: what the front end sends for the metadata of pictures.
-        """
+        interrupt_at: a type of message at which the run is interrupted. extra: what the front end sends for
+            the metadata of pictures."""
 
         async def run():
             client, messages, asked = uuid.uuid4().hex, [], False

@@ -1,4 +1,5 @@
-"""Hundreds of queued runs against one ComfyUI server: does memory grow, is a picture wrong, is a thread left?"""
+"""Hundreds of queued runs against one ComfyUI server: does memory grow, is a picture wrong, is a thread
+left?"""
 
 from __future__ import annotations
 
@@ -103,7 +104,8 @@ def threads(pid: int) -> int:
 
 
 def rows(deadline: Deadline, runs: int = RUNS) -> Iterator[Row]:
-    """Four rows: the runs, their pictures, memory, threads. The comparison in a fresh server takes the last fifth of the time."""
+    """Four rows: the runs, their pictures, memory, threads. The comparison in a fresh server takes the last
+    fifth of the time."""
     rng, kept, memory, count = random.Random(7), [], [], []
     total, failed, stopped, reserve = 0, [], 0, deadline.left / 5
     with serving() as server:

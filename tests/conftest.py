@@ -1,7 +1,7 @@
 """What all tests share: folders that need a host are left out without it, and the end of a run says so.
 
-scripts/test.sh runs each such folder by itself and tells this file through the environment which parts did not run or failed.
-"""
+scripts/test.sh runs each such folder by itself and tells this file through the environment which parts did
+not run or failed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ NOT_COLLECTED = pytest.StashKey[list]()
 
 
 class _EntryPoint:
-    """The repository's own __init__.py is ComfyUI's entry point: pytest must not import it as the package that holds the tests."""
+    """The repository's own __init__.py is ComfyUI's entry point: pytest must not import it as the package
+    that holds the tests."""
 
     @staticmethod
     def pytest_collect_directory(path, parent):

@@ -1,4 +1,5 @@
-"""The caching loop: when it upgrades a planned step, what it keeps per branch, and which steps its history holds."""
+"""The caching loop: when it upgrades a planned step, what it keeps per branch, and which steps its history
+holds."""
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ def attempt(cache, model, sigma, data):
 @pytest.mark.parametrize("kind", "AC")
 @pytest.mark.parametrize("change", [{"size": 12}, {"text": 9}], ids=str)
 def test_what_does_not_fit_is_repeated_in_full(model, kind, change):
-    """The host's key did not tell the sizes apart: the result is the plain one and the cache starts afresh."""
+    """The host's key did not tell the sizes apart: the result is the plain one and the cache starts
+    afresh."""
     cache = Controller(Settings(schedule=explicit("F" + kind * 3, 0.3)), [1.0, 0.8, 0.8, 0.5, 0.0])
     evaluate(cache, model, 1.0)
     data = inputs(model, **change)
@@ -108,7 +110,8 @@ def test_a_branch_without_data_makes_the_whole_call_full(model):
 
 
 def test_branches_may_be_batched_anew_between_evaluations(model):
-    """Free memory decides how many conditionings share a call, so the grouping may change from step to step."""
+    """Free memory decides how many conditionings share a call, so the grouping may change from step to
+    step."""
     both = inputs(model, batch=2, seed=4)
     halves = [tuple(t[i : i + 1] for t in both) for i in range(2)]
     settings = Settings(schedule=explicit("FCAC", 0.4), selector=Selector("value_norm_high"))
@@ -302,7 +305,8 @@ def test_staleness_starts_anew_at_every_full_step(ages, unchecked):
 
 
 def test_staleness_counts_steps_also_those_without_a_choice(ages):
-    """Between a token of the full step 0 and one refreshed at step 2 lie two steps, though no tokens were chosen at step 1."""
+    """Between a token of the full step 0 and one refreshed at step 2 lie two steps, though no tokens were
+    chosen at step 1."""
     steps = ages("FACC")
     for (_, rows), (age, _) in zip(steps[2], steps[3]):
         old = torch.ones_like(age, dtype=torch.bool).scatter(1, rows, False)

@@ -1,4 +1,5 @@
-"""What every run keeps, without ComfyUI: exact where nothing is skipped, the same however it is batched, gone when it ends."""
+"""What every run keeps, without ComfyUI: exact where nothing is skipped, the same however it is batched, gone
+when it ends."""
 
 import gc
 import weakref
@@ -357,7 +358,8 @@ def test_a_schedule_of_another_length_is_scaled_and_says_so(model):
 
 
 def test_the_report_says_how_far_a_forecast_was_off(model, unchecked):
-    """Measured where a full step follows: the relative distance of what would have been put back from what came out."""
+    """Measured where a full step follows: the relative distance of what would have been put back from what
+    came out."""
     sigmas, data, hidden = schedule_sigmas(4), inputs(model), []
     cache = Controller(Settings(schedule=explicit("FAAF")), sigmas)
     handle = model.single_blocks[-1].register_forward_hook(lambda m, a, out: hidden.append(out.clone()))

@@ -1,4 +1,5 @@
-"""What the tests without ComfyUI sample: a small FLUX-layout transformer with random weights, and one evaluation of it."""
+"""What the tests without ComfyUI sample: a small FLUX-layout transformer with random weights, and one
+evaluation of it."""
 
 import torch
 
@@ -54,7 +55,8 @@ def plain(model, sigma, data):
 
 
 def evaluate(cache, model, sigma, chunks=("cond",), data=None, begin=True):
-    """One call of the model under the cache, opening an evaluation unless told not to; gives the kind it ran as and the velocity."""
+    """One call of the model under the cache, opening an evaluation unless told not to; gives the kind it ran
+    as and the velocity."""
     data = data or inputs(model)
     if begin:
         cache.begin_evaluation(sigma)

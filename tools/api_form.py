@@ -11,8 +11,8 @@ FRONT_END_NODES = (NOTE, "Note")
 def to_api(workflow: dict, definitions: dict[str, dict]) -> dict[str, dict]:
     """Node id to {class_type, inputs}. definitions: by node id, as /object_info gives them.
 
-    Widgets that the file has no value for take their default. Files with subgraphs, bypassed or muted nodes are not handled.
-    """
+    Widgets that the file has no value for take their default. Files with subgraphs, bypassed or muted nodes
+    are not handled."""
     origins = {link: [str(node), slot] for link, node, slot, *_ in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:

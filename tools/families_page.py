@@ -1,7 +1,8 @@
-"""Writes docs/families.md from the block table and tests/fixtures/families.json, which the tests in each ComfyUI check.
+"""Writes docs/families.md from the block table and tests/fixtures/families.json, which the tests in each
+ComfyUI check.
 
-Run `python -m tools.regenerate` from the project's folder after a change of either; a test compares the committed page with the result.
-"""
+Run `python -m tools.regenerate` from the project's folder after a change of either; a test compares the
+committed page with the result."""
 
 from __future__ import annotations
 
@@ -42,29 +43,43 @@ def page() -> str:
     lines = [
         "# Models that Dual Cache knows",
         "",
-        "Made by `python -m tools.regenerate`. The tests run a tiny random model of every row, but for those that are sampled plainly,",
+        "Made by `python -m tools.regenerate`. The tests run a tiny random model of every row, but for "
+        "those that are sampled plainly,",
         "in each ComfyUI version of this table.",
         "",
         "What aggressive steps put back, by level:",
         "",
         *(f"- `{level}`: {NAMES[level]}" for level in LEVELS),
         "",
-        "`tokens` marks models whose conservative steps refresh single tokens; elsewhere a conservative step runs in full. But for FLUX",
-        "and the models built like it, only the MLPs are refreshed, and tokens are chosen at random or by staleness. A level that",
-        "a model lacks gives way to a coarser one. A model that is not in this table is cached at its output. The report says so in each",
-        "case. Masks, which name modules to compute (`block.3.attn`), work where `module` stands. Value norms of tokens and live attention",
+        "`tokens` marks models whose conservative steps refresh single tokens; elsewhere a conservative "
+        "step runs in full. But for FLUX",
+        "and the models built like it, only the MLPs are refreshed, and tokens are chosen at random or "
+        "by staleness. A level that",
+        "a model lacks gives way to a coarser one. A model that is not in this table is cached at its "
+        "output. The report says so in each",
+        "case. Masks, which name modules to compute (`block.3.attn`), work where `module` stands. Value "
+        "norms of tokens and live attention",
         "are for FLUX and the models built like it.",
         "",
-        'Of a model that is not in this table a recipe with `"detect": true` (Feature Forecast takes it as text) has the blocks found:',
-        "the one list of at least four equal modules that holds more than half of the weights, each taking one tensor of tokens first and",
-        "giving it back alone. Such a model is cached at `final` or `output` only: the self-check sees the whole stack, but not whether",
-        "every block of a stranger does the same. This is experimental; a guess that it does not confirm ends at the model's output.",
+        'Of a model that is not in this table a recipe with `"detect": true` (Feature Forecast takes it '
+        "as text) has the blocks found:",
+        "the one list of at least four equal modules that holds more than half of the weights, each "
+        "taking one tensor of tokens first and",
+        "giving it back alone. Such a model is cached at `final` or `output` only: the self-check sees "
+        "the whole stack, but not whether",
+        "every block of a stranger does the same. This is experimental; a guess that it does not confirm "
+        "ends at the model's output.",
         "",
-        "On the first full step of a run a self-check looks whether the blocks are what this table says, which costs about as much as one",
-        "skipped step. At `block` and `module`, and for conservative steps, one block of every sort runs once more on what was kept of it",
-        "and is compared with what it gave; at `final` and `stack` the model runs once more without its blocks, the true end put back,",
-        "and is compared with its own output. At `output` there is nothing to check. Where it does not fit, the run goes on at the next",
-        "coarser level (module, block, final, output), conservative steps run in full, and the report says so.",
+        "On the first full step of a run a self-check looks whether the blocks are what this table says, "
+        "which costs about as much as one",
+        "skipped step. At `block` and `module`, and for conservative steps, one block of every sort runs "
+        "once more on what was kept of it",
+        "and is compared with what it gave; at `final` and `stack` the model runs once more without its "
+        "blocks, the true end put back,",
+        "and is compared with its own output. At `output` there is nothing to check. Where it does not "
+        "fit, the run goes on at the next",
+        "coarser level (module, block, final, output), conservative steps run in full, and the report "
+        "says so.",
         "",
         f"| family | models | {' | '.join(f'ComfyUI {v}' for v in found)} |",
         f"|---|---|{'---|' * len(found)}",
@@ -80,7 +95,8 @@ def page() -> str:
     lines += [
         "",
         *(f"- {name}: {reason}." for name, reason in sorted(why)),
-        "- Wan that makes a video part by part (self forcing, sampler `ar_video`): sampled plainly, as its sampler keeps keys and",
+        "- Wan that makes a video part by part (self forcing, sampler `ar_video`): sampled plainly, as "
+        "its sampler keeps keys and",
         "  values of its own.",
         "- HunyuanVideo with a mask on its text: conservative steps and the level `module` run in full.",
         "",

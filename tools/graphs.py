@@ -1,4 +1,5 @@
-"""The example workflows and the subgraph blueprint, described with `litegraph.Graph`: their nodes, their wiring, their notes."""
+"""The example workflows and the subgraph blueprint, described with `litegraph.Graph`: their nodes, their
+wiring, their notes."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ def report(g: Graph, **source: Slot) -> None:
 
 
 def demo_model(g: Graph, **captions: str) -> tuple[Slot, Slot, Slot, list[Slot]]:
-    """A column with the embedded model: its model, its VAE, an empty latent, and a conditioning per caption."""
+    """A column with the embedded model: its model, its VAE, an empty latent, and a conditioning per
+    caption."""
     g.column("Model and captions")
     model = g.node("DualCacheDemoModel", tall=96)  # the front end adds a badge
     texts = [
@@ -529,7 +531,8 @@ than 0.3.64.
 
 
 def blueprint(g: Graph) -> dict:
-    """Prompts, empty latent, Dual Cache Sampler and decoding in one node, for any model that takes a 16-channel latent."""
+    """Prompts, empty latent, Dual Cache Sampler and decoding in one node, for any model that takes a
+    16-channel latent."""
     given = {
         name: g.entry(name, kind)
         for name, kind in (

@@ -1,4 +1,5 @@
-"""A trained router as a recipe for the Feature Forecast node: `python -m scripts.import_router FILE --blocks double=19 single=38`."""
+"""A trained router as a recipe for the Feature Forecast node: `python -m scripts.import_router FILE --blocks
+double=19 single=38`."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="+",
         required=True,
         metavar="KIND=COUNT",
-        help="the model's blocks in running order; attention and MLP of each take a column, a single block takes one",
+        help="the model's blocks in running order; attention and MLP of each take a column, a single "
+        "block takes one",
     )
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help="scores above it are computed")
     parser.add_argument("--paired", action="store_true", help="Learning-to-Cache: every second step is full")

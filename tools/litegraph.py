@@ -1,8 +1,9 @@
-"""Builds ComfyUI workflow files (litegraph JSON, version 0.4) from a short description and a ComfyUI's node definitions.
+"""Builds ComfyUI workflow files (litegraph JSON, version 0.4) from a short description and a ComfyUI's node
+definitions.
 
-A description names nodes and their values; sockets, the order of widgets, links, places and groups follow from the definitions, in the
-form of ComfyUI's /object_info. Those of the oldest supported ComfyUI serve best: newer ones fill in the inputs they have added.
-"""
+A description names nodes and their values; sockets, the order of widgets, links, places and groups follow
+from the definitions, in the form of ComfyUI's /object_info. Those of the oldest supported ComfyUI serve best:
+newer ones fill in the inputs they have added."""
 
 from __future__ import annotations
 
@@ -73,8 +74,8 @@ def default_of(kind: str, options: dict):
 
 
 def widget_slots(definition: dict) -> list[tuple[str, tuple[str, dict] | None]]:
-    """What the entries of a node's widgets_values are, in order: (input, its type and options), or (name, None) for those that the front
-    end adds after a seed and an upload."""
+    """What the entries of a node's widgets_values are, in order: (input, its type and options), or (name,
+    None) for those that the front end adds after a seed and an upload."""
     slots = []
     for name, (kind, options) in inputs_of(definition).items():
         if is_widget(kind, options):
@@ -90,8 +91,8 @@ def widget_slots(definition: dict) -> list[tuple[str, tuple[str, dict] | None]]:
 class Graph:
     """Nodes in columns, one group per column.
 
-    definitions: by node id. packs: start of a Python module's name to (registry id, version), written into the nodes' properties.
-    """
+    definitions: by node id. packs: start of a Python module's name to (registry id, version), written into
+        the nodes' properties."""
 
     definitions: dict[str, dict]
     packs: dict[str, tuple[str, str]]
@@ -157,10 +158,10 @@ class Graph:
     ) -> dict[str, Slot]:
         """Adds a node and returns its outputs by name.
 
-        values: by input name, a `Slot` to link from or a widget's value; widgets left out take their default, and stay out of the file
-        where they are optional. tall: least height. models: (name, url, folder) of files to download. control: what a seed does after
-        a run. Raises ValueError for an input the node does not have, a link of another type, and a node of a foreign pack.
-        """
+        values: by input name, a `Slot` to link from or a widget's value; widgets left out take their default,
+            and stay out of the file where they are optional. tall: least height. models: (name, url, folder)
+            of files to download. control: what a seed does after a run. Raises ValueError for an input the
+            node does not have, a link of another type, and a node of a foreign pack."""
         definition, number = self.definitions[kind], len(self.nodes) + 1
         inputs = inputs_of(definition)
         for name, value in values.items():
@@ -276,7 +277,8 @@ class Graph:
     def blueprint(
         self, name: str, description: str, aliases: list[str], category: str, results: dict[str, Slot]
     ) -> dict:
-        """The content of a subgraph blueprint: one node that holds this graph, its inputs the `entries`, its outputs `results`."""
+        """The content of a subgraph blueprint: one node that holds this graph, its inputs the `entries`, its
+        outputs `results`."""
         for i, slot in enumerate(results.values()):
             self._link(slot, OUTPUT_END, i)
         ends = [

@@ -1,8 +1,9 @@
-"""Writes docs/memory.md: what the caches of well-known models hold at their usual sizes, as the estimate before sampling gives it.
+"""Writes docs/memory.md: what the caches of well-known models hold at their usual sizes, as the estimate
+before sampling gives it.
 
-Run `python -m tools.regenerate` from the project's folder after a change of the estimate, the block table or the presets; a test compares
-the committed page with the result. The models are not built: the estimate reads their blocks and the sizes of their tokens alone.
-"""
+Run `python -m tools.regenerate` from the project's folder after a change of the estimate, the block table or
+the presets; a test compares the committed page with the result. The models are not built: the estimate reads
+their blocks and the sizes of their tokens alone."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ the model's own weights for up to a sixteenth.
 
 @dataclass(frozen=True)
 class Real:
-    """A model at one size. depth: blocks in each list of its row. streams: (name, tokens, width) at the first block's door.
+    """A model at one size. depth: blocks in each list of its row. streams: (name, tokens, width) at the first
+    block's door.
 
     latent: values of the output. without: modules of the row that this model's blocks lack.
     """

@@ -1,4 +1,5 @@
-"""Draws the pictures that the project makes of itself: a workflow's thumbnail, and the SVGs of the help pages."""
+"""Draws the pictures that the project makes of itself: a workflow's thumbnail, and the SVGs of the help
+pages."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ KINDS = {
 
 
 def draw_thumbnail(path: Path, title: str, kinds: str, pictures: list[Image.Image]) -> None:
-    """Writes a square JPEG with the title, the pictures where there are any, and the plan as bars. kinds: one letter per step."""
+    """Writes a square JPEG with the title, the pictures where there are any, and the plan as bars. kinds: one
+    letter per step."""
     image = Image.new("RGB", (EDGE, EDGE), PAPER)
     draw = ImageDraw.Draw(image)
     draw.text((MARGIN, MARGIN - 8), title, INK, ImageFont.load_default(40))
@@ -52,7 +54,8 @@ def draw_thumbnail(path: Path, title: str, kinds: str, pictures: list[Image.Imag
 def _svg(width: int, height: int, parts: list[str]) -> str:
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 '
+            f'{width} {height}" '
             'font-family="sans-serif" font-size="15">',
             f'<rect width="{width}" height="{height}" rx="10" fill="{PAPER}"/>',
             *parts,

@@ -1,9 +1,10 @@
-"""Writes what the schedule plot takes from Python, so that the two can never disagree: web/presets.js and tests/fixtures/builder.json.
+"""Writes what the schedule plot takes from Python, so that the two can never disagree: web/presets.js and
+tests/fixtures/builder.json.
 
-presets.js holds the tables that the plot needs. builder.json holds widget values of Cache Schedule Builder with the plan that the node
-makes of them, its speed-up and memory, or with the sentence that refuses them.
-Run `python -m tools.regenerate` from the project's folder after a deliberate change; a test compares the committed files with the result.
-"""
+presets.js holds the tables that the plot needs. builder.json holds widget values of Cache Schedule Builder
+with the plan that the node makes of them, its speed-up and memory, or with the sentence that refuses them.
+Run `python -m tools.regenerate` from the project's folder after a deliberate change; a test compares the
+committed files with the result."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from cache_core.schedule import plan as schedule
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "web" / "presets.js"
 BUILDER = ROOT / "tests" / "fixtures" / "builder.json"
-HEAD = """// Tables of the Python side, written by python -m tools.regenerate. Change them there, then run it again.
+HEAD = """// Tables of the Python side, written by python -m tools.regenerate. Do not edit.
 
 """
 
@@ -36,7 +37,8 @@ def _held(part) -> int:
 
 
 def _presets() -> dict:
-    """Per preset: its text, its plan, where it puts features back and how many snapshots its forecast keeps."""
+    """Per preset: its text, its plan, where it puts features back and how many snapshots its forecast
+    keeps."""
     made = {}
     for name, recipe in recipes.PRESETS.items():
         settings = recipes.from_preset(name)
@@ -154,7 +156,8 @@ def _builder_values():
 
 
 def builder_cases() -> list[dict]:
-    """What the node makes of each: kinds, ratios, generator, speed-up and bytes for FLUX.1-dev, or the error."""
+    """What the node makes of each: kinds, ratios, generator, speed-up and bytes for FLUX.1-dev, or the
+    error."""
     cases = []
     for values in _builder_values():
         renamed = {("text" if name == "explicit" else name): value for name, value in values.items()}

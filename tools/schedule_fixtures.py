@@ -1,13 +1,17 @@
-"""Writes tests/fixtures/schedules.json, which holds the Python and the JavaScript schedules to the same results.
+"""Writes tests/fixtures/schedules.json, which holds the Python and the JavaScript schedules to the same
+results.
 
-Run `python -m tools.regenerate` after a deliberate change; a test compares the committed file with what this makes.
+Run `python -m tools.regenerate` after a deliberate change; a test compares the committed file with what this
+makes.
 
 The file's parts, each a list of independent cases:
-cases: a generator at a step count (or an explicit list, generator null) with its kinds, ratios and counts, its JSON form, and its
-    speed-up and peak memory for a model size (`cost`, `layout`, `live_attention`, `memory`). Compare speed-ups to a relative 1e-9, all
-    else exactly.
+cases: a generator at a step count (or an explicit list, generator null) with its kinds, ratios and counts,
+    its JSON form, and its
+    speed-up and peak memory for a model size (`cost`, `layout`, `live_attention`, `memory`). Compare
+    speed-ups to a relative 1e-9, all else exactly.
 scaled: a schedule in JSON form, a new step count, and the kinds, ratios and generator there.
-invalid: a JSON text and the sentence that refuses it. (The literal NaN is not among them: JavaScript's parser refuses the whole text,
+invalid: a JSON text and the sentence that refuses it. (The literal NaN is not among them: JavaScript's parser
+    refuses the whole text,
     Python's passes it on to be refused by field.)
 invalid_generators: a generator dict, a step count and the sentence.
 """

@@ -2,9 +2,8 @@
 
     python -m tools.workflows http://127.0.0.1:8188
 
-The address is that of a running ComfyUI, the oldest supported one, with this pack installed. It gives the node definitions, and runs
-the workflows that need no download, whose pictures go on their thumbnails.
-"""
+The address is that of a running ComfyUI, the oldest supported one, with this pack installed. It gives the
+node definitions, and runs the workflows that need no download, whose pictures go on their thumbnails."""
 
 from __future__ import annotations
 
@@ -50,8 +49,8 @@ class ComfyUI:
         return json.loads(self.get("/object_info"))
 
     def run(self, prompt: dict) -> list[Image.Image]:
-        """Queues a prompt in API form, waits for it and returns its pictures, in the order of their nodes: those under the slider of a
-        comparison where there is one. RuntimeError if it fails."""
+        """Queues a prompt in API form, waits for it and returns its pictures, in the order of their nodes:
+        those under the slider of a comparison where there is one. RuntimeError if it fails."""
         number = json.loads(self.get("/prompt", {"prompt": prompt}))["prompt_id"]
         while not (done := json.loads(self.get(f"/history/{number}")).get(number)):
             time.sleep(0.5)

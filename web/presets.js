@@ -1,4 +1,4 @@
-// Tables of the Python side, written by python -m tools.regenerate. Change them there, then run it again.
+// Tables of the Python side, written by python -m tools.regenerate. Do not edit.
 
 export const FORMAT = 1;
 

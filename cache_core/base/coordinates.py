@@ -14,7 +14,8 @@ CLIP = 1e-3
 
 
 def log_snr(sigma: float, flow: bool = True) -> float:
-    """log(signal power / noise power) at noise level sigma; flow: x = (1 - sigma) data + sigma noise, else x = data + sigma noise."""
+    """log(signal power / noise power) at noise level sigma; flow: x = (1 - sigma) data + sigma noise, else x
+    = data + sigma noise."""
     if flow:
         sigma = min(max(sigma, CLIP), 1 - CLIP)
         return 2 * math.log((1 - sigma) / sigma)
@@ -23,7 +24,8 @@ def log_snr(sigma: float, flow: bool = True) -> float:
 
 @dataclass(frozen=True)
 class Node:
-    """Where on the sampling path a tensor was computed: the step `index` and the noise level `sigma`, of a `flow` model or another."""
+    """Where on the sampling path a tensor was computed: the step `index` and the noise level `sigma`, of a
+    `flow` model or another."""
 
     index: float
     sigma: float

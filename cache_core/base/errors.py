@@ -13,11 +13,13 @@ _WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class CacheMismatch(Exception):
-    """What is cached does not fit the running call; nothing was changed and the call can be repeated in full."""
+    """What is cached does not fit the running call; nothing was changed and the call can be repeated in
+    full."""
 
 
 class CacheTooLarge(CacheMismatch):
-    """The caches would not fit into the budget; the settings have been lowered and the call can be repeated."""
+    """The caches would not fit into the budget; the settings have been lowered and the call can be
+    repeated."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

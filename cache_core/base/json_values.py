@@ -1,4 +1,5 @@
-"""Numbers of JSON files: reading them with a sentence for what is wrong, and writing those that JSON cannot hold."""
+"""Numbers of JSON files: reading them with a sentence for what is wrong, and writing those that JSON cannot
+hold."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What is remembered of one cached tensor, and how its value at another step is rebuilt.
 
-The mixed-age rule: snapshots come from full steps only. What a conservative step computes afresh goes into an additive
-correction that lives until the next full step. With the reuse predictor this is DuCa's in-place scatter.
-"""
+The mixed-age rule: snapshots come from full steps only. What a conservative step computes afresh goes into an
+additive correction that lives until the next full step. With the reuse predictor this is DuCa's in-place
+scatter."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .rows import put_rows_, take_rows
 class Forecast(Protocol):
     """What a site asks of its predictor.
 
-    needs: snapshots worth keeping. probe: what it wants to see of the current step, "input" (the first block's modulated input), "block"
-    (the residual of the first blocks), "latent" (what the model is given, at level output) or None.
-    """
+    needs: snapshots worth keeping. probe: what it wants to see of the current step, "input" (the first
+        block's modulated input), "block" (the residual of the first blocks), "latent" (what the model is
+        given, at level output) or None."""
 
     needs: int
     probe: str | None
@@ -39,7 +39,8 @@ def weighted_sum(
     weights: Sequence[float | torch.Tensor],
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Sum of weights times snapshots in the snapshots' dtype, accumulated in float32; a weight is a number or broadcasts to a snapshot."""
+    """Sum of weights times snapshots in the snapshots' dtype, accumulated in float32; a weight is a number or
+    broadcasts to a snapshot."""
     first = snapshots[0]
     pairs = [(s, w) for s, w in zip(snapshots, weights) if isinstance(w, torch.Tensor) or w]
     if not pairs:
@@ -64,7 +65,8 @@ def weighted_sum(
 
 
 class Site:
-    """One cached tensor of one branch: snapshots of full steps, newest first, and the correction since the last one."""
+    """One cached tensor of one branch: snapshots of full steps, newest first, and the correction since the
+    last one."""
 
     def __init__(
         self,
@@ -92,7 +94,8 @@ class Site:
         return self.kept if self._shelf is None else self._shelf.near(self, self.kept)
 
     def record(self, tensor: torch.Tensor, node: Node, predictor: Forecast) -> None:
-        """Stores a full step's tensor (which must never be written to again), keeping as many as the predictor needs."""
+        """Stores a full step's tensor (which must never be written to again), keeping as many as the
+        predictor needs."""
         if self.kept and self.kept[0].shape == tensor.shape:
             predictor.learn(self, tensor, node)
         else:
@@ -121,7 +124,8 @@ class Site:
             and abs(sum(weights) - 1) < 1e-9
             and weights[2] < 0.75
         ):
-            # Two such passes take less than a product and two sums; in 16 bits the first would round what the second needs.
+            # Two such passes take less than a product and two sums; in 16 bits the first would round what the
+            # second needs.
             near = torch.lerp(self.snapshots[0], self.snapshots[1], weights[1] / (1 - weights[2]), out=out)
             return torch.lerp(near, self.snapshots[2], weights[2], out=near)
         return weighted_sum(self.snapshots, weights, out)
@@ -163,7 +167,8 @@ class Site:
 
 
 class Evidence:
-    """What a branch has seen of the current step and of the last full ones: the probe, and where the image tokens lie."""
+    """What a branch has seen of the current step and of the last full ones: the probe, and where the image
+    tokens lie."""
 
     def __init__(self):
         self.past = Site()
@@ -214,7 +219,8 @@ class Branch:
 
 
 class Batch:
-    """The branches that one model call evaluates together, in batch order; tensors are [len(branches) * b, ...]."""
+    """The branches that one model call evaluates together, in batch order; tensors are [len(branches) * b,
+    ...]."""
 
     def __init__(self, branches: list[Branch], node: Node):
         self.branches, self.node = branches, node
@@ -250,7 +256,8 @@ class Batch:
             site.correct(part, predictor, self.node, r)
 
     def _sites(self, name: Hashable) -> list[Site]:
-        """The site in every branch; CacheMismatch where a block did not run on the last full step, as other nodes may have it."""
+        """The site in every branch; CacheMismatch where a block did not run on the last full step, as other
+        nodes may have it."""
         if any(name not in b.sites for b in self.branches):
             raise CacheMismatch(
                 "A block that runs now did not run on the last full step, so this call ran in full."

@@ -1,8 +1,7 @@
 """Snapshots that lie in main memory between two uses, and are on their way back before they are needed.
 
-On CUDA both ways go through pinned memory on a stream of their own, beside the model's work. On the device there are the snapshots of the
-site in use and of the one that came after it the last time.
-"""
+On CUDA both ways go through pinned memory on a stream of their own, beside the model's work. On the device
+there are the snapshots of the site in use and of the one that came after it the last time."""
 
 from __future__ import annotations
 

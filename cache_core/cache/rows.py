@@ -6,7 +6,8 @@ import torch
 
 
 def take_rows(x: torch.Tensor, rows: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """Rows of x [B,...] along `dim`; rows [1,k] are the same for the whole batch, rows [B,k] one choice per sample."""
+    """Rows of x [B,...] along `dim`; rows [1,k] are the same for the whole batch, rows [B,k] one choice per
+    sample."""
     if rows.shape[0] == 1:
         return x.index_select(dim, rows[0])
     return x.gather(dim, _spread(rows, x, dim))

@@ -1,8 +1,8 @@
-"""Refresh steps for each module from a profile: BAC's block-wise plans (ICLR 2026, arXiv 2506.13456) with their union, as masks.
+"""Refresh steps for each module from a profile: BAC's block-wise plans (ICLR 2026, arXiv 2506.13456) with
+their union, as masks.
 
-Only what the Gram matrices of the modules say is used. What a stale module does to those behind it they do not say: that is what the union
-is for.
-"""
+Only what the Gram matrices of the modules say is used. What a stale module does to those behind it they do
+not say: that is what the union is for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ OBJECTIVES = ("cosine", "error")
 
 
 def cosines(gram: torch.Tensor) -> torch.Tensor:
-    """Cosine [T] of a module's output with that of the step before, mean over the samples of gram [samples, T, T]; 1 at step 0."""
+    """Cosine [T] of a module's output with that of the step before, mean over the samples of gram [samples,
+    T, T]; 1 at step 0."""
     lengths = gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()
     own = gram.diagonal(offset=1, dim1=-2, dim2=-1) / (lengths[:, 1:] * lengths[:, :-1])
     return torch.cat([torch.ones(1, dtype=gram.dtype), own.mean(0)])
@@ -32,21 +33,22 @@ def distances(gram: torch.Tensor) -> torch.Tensor:
 
 
 def reuse_error(gram: torch.Tensor) -> float:
-    """BAC's measure of how badly a module can be reused: mean distance between its outputs at two different steps.
+    """BAC's measure of how badly a module can be reused: mean distance between its outputs at two different
+    steps.
 
-    In the Euclidean norm, relative to the module's own size; BAC takes the mean absolute difference, which a Gram matrix does not know.
-    """
+    In the Euclidean norm, relative to the module's own size; BAC takes the mean absolute difference, which a
+    Gram matrix does not know."""
     steps = gram.shape[-1]
     return float(distances(gram).sqrt().sum() / max(steps * (steps - 1), 1))
 
 
 def segment_costs(gram: torch.Tensor, objective: str, lengths: torch.Tensor | None = None) -> torch.Tensor:
-    """Cost [T, T + 1] of computing a module at step i and then not before step k (T: never again); infinite where k <= i.
+    """Cost [T, T + 1] of computing a module at step i and then not before step k (T: never again); infinite
+    where k <= i.
 
-    "cosine": minus the sum of the consecutive cosines between, as published. It falls apart into single steps, so that the best plan
-    simply refreshes where consecutive outputs differ most. "error": the summed squared error of reusing step i, each step weighed by
-    `lengths` [T] (default 1).
-    """
+    "cosine": minus the sum of the consecutive cosines between, as published. It falls apart into single
+    steps, so that the best plan simply refreshes where consecutive outputs differ most. "error": the summed
+    squared error of reusing step i, each step weighed by `lengths` [T] (default 1)."""
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}.")
     steps = gram.shape[-1]
@@ -62,7 +64,8 @@ def segment_costs(gram: torch.Tensor, objective: str, lengths: torch.Tensor | No
 
 
 def refresh_steps(costs: torch.Tensor, budget: int) -> tuple[int, ...]:
-    """The `budget` steps, step 0 among them, whose segments cost least in sum, exactly, by dynamic programming."""
+    """The `budget` steps, step 0 among them, whose segments cost least in sum, exactly, by dynamic
+    programming."""
     steps = costs.shape[0]
     if not 1 <= budget <= steps:
         raise ValueError(f"budget must lie between 1 and the {steps} steps of the run, not {budget}.")
@@ -83,10 +86,11 @@ def refresh_steps(costs: torch.Tensor, budget: int) -> tuple[int, ...]:
 def bubbling_union(
     plans: Mapping[str, Sequence[int]], errors: Mapping[str, float], top: int
 ) -> dict[str, tuple[int, ...]]:
-    """BAC's repair: the `top` modules of largest reuse error are also computed whenever an MLP behind them is.
+    """BAC's repair: the `top` modules of largest reuse error are also computed whenever an MLP behind them
+    is.
 
-    plans: steps by module in running order. A block that is computed as one counts as an MLP, as it holds one.
-    """
+    plans: steps by module in running order. A block that is computed as one counts as an MLP, as it holds
+        one."""
     worst, names = set(sorted(plans, key=lambda n: -errors[n])[:top]), list(plans)
     mlps = [name for name in names if name.endswith(".mlp") or name.count(".") == 1]
     made = {}
@@ -103,10 +107,11 @@ def mask_of(steps: int, plans: Mapping[str, Sequence[int]]) -> Mask:
 
 
 def block_mask(profile: Profile, budget: int, objective: str = "error", top: int = 0) -> Mask:
-    """BAC's mask: `budget` refresh steps for every module by its own matrix, then the union for the `top` modules, which adds more.
+    """BAC's mask: `budget` refresh steps for every module by its own matrix, then the union for the `top`
+    modules, which adds more.
 
-    For use at level "module" with the predictor reuse. ValueError where the profile holds no modules or the budget is impossible.
-    """
+    For use at level "module" with the predictor reuse. ValueError where the profile holds no modules or the
+    budget is impossible."""
     _need_modules(profile)
     lengths = _lengths(profile)
     plans = {

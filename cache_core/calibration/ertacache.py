@@ -1,9 +1,10 @@
-"""ERTACache's offline plans (ICLR 2026, arXiv 2508.21091) from a profile: a fixed reuse set, step lengths and a rectifier.
+"""ERTACache's offline plans (ICLR 2026, arXiv 2508.21091) from a profile: a fixed reuse set, step lengths and
+a rectifier.
 
-Skipped steps reuse r, the model's output minus the latent (`residual`). The method's published ratios are of sums of magnitudes (L1),
-taken while sampling with the cache; here they are of Euclidean lengths along the uncached runs, which is what inner products tell: no
-feature is kept, and what reuse changes on the path is not seen.
-"""
+Skipped steps reuse r, the model's output minus the latent (`residual`). The method's published ratios are of
+sums of magnitudes (L1), taken while sampling with the cache; here they are of Euclidean lengths along the
+uncached runs, which is what inner products tell: no feature is kept, and what reuse changes on the path is
+not seen."""
 
 from __future__ import annotations
 
@@ -23,10 +24,11 @@ from .profile import Profile
 
 @dataclass(frozen=True)
 class ErtaPlan:
-    """The schedule with its forecast, the noise levels it is for, and the expected relative error of r at each of its steps.
+    """The schedule with its forecast, the noise levels it is for, and the expected relative error of r at
+    each of its steps.
 
-    threshold: the least lambda that gives this reuse set. lengths: phi of the skipped steps before those of no length were left out.
-    """
+    threshold: the least lambda that gives this reuse set. lengths: phi of the skipped steps before those of
+        no length were left out."""
 
     schedule: CacheSchedule
     sigmas: tuple[float, ...]
@@ -57,13 +59,15 @@ def _residuals(path: torch.Tensor) -> torch.Tensor:
 
 
 def reuse_ratios(profile: Profile) -> torch.Tensor:
-    """[T, T]: how far r at step j (row) is from r at step i (column), relative to the latter, mean over the samples."""
+    """[T, T]: how far r at step j (row) is from r at step i (column), relative to the latter, mean over the
+    samples."""
     gram = _residuals(_path(profile))
     return (_distances(gram) / gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-30).sqrt()[:, None, :]).mean(0)
 
 
 def reuse_set(ratios: torch.Tensor, threshold: float, warmup: int = 1) -> tuple[int, ...]:
-    """Full steps where every step is skipped at which r of the last full one is off by less than `threshold`."""
+    """Full steps where every step is skipped at which r of the last full one is off by less than
+    `threshold`."""
     full = list(range(min(warmup, len(ratios))))
     for i in range(len(full), len(ratios)):
         if not ratios[full[-1], i] < threshold:
@@ -72,11 +76,13 @@ def reuse_set(ratios: torch.Tensor, threshold: float, warmup: int = 1) -> tuple[
 
 
 def threshold_for(ratios: torch.Tensor, budget: int, warmup: int = 1) -> float:
-    """The least threshold whose reuse set has at most `budget` full steps, and of those sets one that has the most."""
+    """The least threshold whose reuse set has at most `budget` full steps, and of those sets one that has the
+    most."""
     steps = len(ratios)
     if not 1 <= warmup <= budget <= steps:
         raise ValueError(
-            f"budget must lie between the {warmup} steps of warm-up and the {steps} steps of the run, not {budget}."
+            f"budget must lie between the {warmup} steps of warm-up and the {steps} steps of the run, "
+            f"not {budget}."
         )
     tried = torch.cat(
         [ratios.triu(1).flatten().unique(), torch.tensor([math.inf], dtype=ratios.dtype)]
@@ -93,7 +99,8 @@ def threshold_for(ratios: torch.Tensor, budget: int, warmup: int = 1) -> float:
 
 
 def step_factors(profile: Profile, full: Sequence[int]) -> dict[int, float]:
-    """phi of every skipped step: 1 minus the error of its output over how far the output moves on to the next step, from 0 to 1.
+    """phi of every skipped step: 1 minus the error of its output over how far the output moves on to the next
+    step, from 0 to 1.
 
     At the last step, which has no next one, over how far it has moved from the one before.
     """
@@ -106,15 +113,16 @@ def step_factors(profile: Profile, full: Sequence[int]) -> dict[int, float]:
 
 
 def adjusted(sigmas: Sequence[float], factors: dict[int, float]) -> tuple[float, ...]:
-    """Noise levels whose steps have their lengths times the factors, 1 where there is none, and times one number that keeps the sum.
+    """Noise levels whose steps have their lengths times the factors, 1 where there is none, and times one
+    number that keeps the sum.
 
-    For even steps this is the published rule: one length for all full steps, phi of it for skipped ones. ValueError where no step has
-    any length left.
-    """
+    For even steps this is the published rule: one length for all full steps, phi of it for skipped ones.
+        ValueError where no step has any length left."""
     lengths = [(a - b) * factors.get(i, 1.0) for i, (a, b) in enumerate(zip(sigmas, sigmas[1:]))]
     if not sum(lengths):
         raise ValueError(
-            "These full steps have no length, as their noise levels are equal, and the others would shrink to none; turn "
+            "These full steps have no length, as their noise levels are equal, and the others would "
+            "shrink to none; turn "
             "step_lengths off, or allow more full steps."
         )
     share = (sigmas[0] - sigmas[-1]) / sum(lengths)
@@ -125,7 +133,8 @@ def adjusted(sigmas: Sequence[float], factors: dict[int, float]) -> tuple[float,
 
 
 def rectifier(profile: Profile, full: Sequence[int]) -> dict[int, tuple[int, float, float]]:
-    """{step: (its full step, slope, offset)}: least squares of the error of a reused output on that output, over all values and samples.
+    """{step: (its full step, slope, offset)}: least squares of the error of a reused output on that output,
+    over all values and samples.
 
     The published form, sigmoid(K v + B) made linear, is this line with K = 4 slope and B = 4 offset - 2.
     """
@@ -151,7 +160,8 @@ def _skipped(steps: int, full: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def erta_plan(profile: Profile, full: Sequence[int], lengths: bool = True, rectify: bool = True) -> ErtaPlan:
-    """The plan with these full steps, which begin with 0; steps of no length are left out, as they change nothing and break samplers.
+    """The plan with these full steps, which begin with 0; steps of no length are left out, as they change
+    nothing and break samplers.
 
     ValueError where the profile lacks the path.
     """

@@ -1,8 +1,9 @@
 """Plans from a profile: the best weights for any full steps, and the full steps of least cost for a budget.
 
-All errors are quadratic forms of the profile's Gram matrices. With Euler a step's velocity error moves the end of the path by the step's
-length in sigma, so what a plan does to the result is the length of one sum: over the skipped steps, step length times forecast error.
-"""
+All errors are quadratic forms of the profile's Gram matrices. With Euler a step's velocity error moves the
+end of the path by the step's
+length in sigma, so what a plan does to the result is the length of one sum: over the skipped steps, step
+    length times forecast error."""
 
 from __future__ import annotations
 
@@ -25,18 +26,19 @@ POWER = 4.0
 """Exponent of the objective "power", which suppresses peaks (MeanCache uses 4 to 5)."""
 WINDOW, RIDGE = 3, 1e-3
 NOISE = 2.0**-18
-"""Differences of features below this share of their energy are rounding (bfloat16 keeps 8 bits), and no ground to extrapolate from."""
+"""Differences of features below this share of their energy are rounding (bfloat16 keeps 8 bits), and no
+ground to extrapolate from."""
 MOST_STEPS = 200
 """Of a run that is planned: the cost table grows with their cube."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A solved plan: the schedule, per skipped step its weights over earlier full steps {step: {full step: weight}}, and what to expect.
+    """A solved plan: the schedule, per skipped step its weights over earlier full steps {step: {full step:
+    weight}}, and what to expect.
 
-    expected: relative error of each step's forecast, 0 at full steps. final: relative length of the summed error at the end. The table is
-    empty where clusters of channels have weights of their own.
-    """
+    expected: relative error of each step's forecast, 0 at full steps. final: relative length of the summed
+        error at the end. The table is empty where clusters of channels have weights of their own."""
 
     schedule: CacheSchedule
     table: dict[int, dict[int, float]]
@@ -45,11 +47,11 @@ class Plan:
 
 
 def solve(profile: Profile, target: int, nodes: Sequence[int], ridge: float = RIDGE) -> list[float]:
-    """Weights of the full steps `nodes` (newest first) for step `target`: sum 1, least mean square error over the samples plus ridge.
+    """Weights of the full steps `nodes` (newest first) for step `target`: sum 1, least mean square error over
+    the samples plus ridge.
 
-    The ridge pulls towards reuse of the newest: `ridge` of the energy of the differences, and the energy of rounding. This is L2P
-    (arXiv 2604.26365) in closed form.
-    """
+    The ridge pulls towards reuse of the newest: `ridge` of the energy of the differences, and the energy of
+        rounding. This is L2P (arXiv 2604.26365) in closed form."""
     if not nodes:
         raise ValueError("nodes must hold at least one full step.")
     return _solve(profile.grams.mean(0), target, nodes, ridge)
@@ -69,11 +71,12 @@ def _solve(gram: torch.Tensor, target: int, nodes: Sequence[int], ridge: float) 
 
 
 def magnitude_ratios(profile: Profile) -> tuple[float, ...]:
-    """How much longer the features are at each step than at the step before, mean over the samples; 1 at step 0.
+    """How much longer the features are at each step than at the step before, mean over the samples; 1 at step
+    0.
 
-    MagCache's ratios (NeurIPS 2025), the mean of the tokens' own, but of what the profile holds, where MagCache looks at the residual of
-    the stack. Ratios of whole lengths where the profile does not know the tokens' own.
-    """
+    MagCache's ratios (NeurIPS 2025), the mean of the tokens' own, but of what the profile holds, where
+    MagCache looks at the residual of the stack. Ratios of whole lengths where the profile does not know the
+    tokens' own."""
     if profile.tokens is not None:
         return tuple(profile.tokens[:, :, 2].mean(0).tolist())
     lengths = profile.grams.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()
@@ -86,7 +89,8 @@ def errors(profile: Profile, combination: torch.Tensor) -> torch.Tensor:
 
 
 def _squares(grams: torch.Tensor, combination: torch.Tensor) -> torch.Tensor:
-    """Squared lengths [samples, ...] of combinations [..., T] of features with these Gram matrices [samples, T, T]."""
+    """Squared lengths [samples, ...] of combinations [..., T] of features with these Gram matrices [samples,
+    T, T]."""
     return torch.einsum("...i,sij,...j->s...", combination, grams, combination).clamp_min(0)
 
 
@@ -107,11 +111,11 @@ def step_lengths(profile: Profile) -> torch.Tensor:
 def solved(
     profile: Profile, full: Sequence[int], window: int = WINDOW, ridge: float = RIDGE, clusters: bool = False
 ) -> Plan:
-    """The plan with full steps at `full` (beginning with 0) and its best weights over the newest `window` of them.
+    """The plan with full steps at `full` (beginning with 0) and its best weights over the newest `window` of
+    them.
 
-    clusters: with weights of their own for each cluster of channels. The forecast has weights for the full steps too, so that a run can
-    measure there what the plan would have forecast.
-    """
+    clusters: with weights of their own for each cluster of channels. The forecast has weights for the full
+        steps too, so that a run can measure there what the plan would have forecast."""
 
     def weigh(part: int, gram: torch.Tensor, t: int, nodes: Sequence[int]) -> list[float]:
         return _solve(gram, t, nodes, ridge)
@@ -120,8 +124,8 @@ def solved(
 
 
 def pooled(profile: Profile, full: Sequence[int], pool: Sequence[Predictor]) -> Plan:
-    """HyCa's plan (ICLR 2026, arXiv 2510.04188) with full steps at `full`: each cluster of channels goes by the rule of the pool that
-    forecasts it best from one step to the next, over the recorded runs."""
+    """HyCa's plan (ICLR 2026, arXiv 2510.04188) with full steps at `full`: each cluster of channels goes by
+    the rule of the pool that forecasts it best from one step to the next, over the recorded runs."""
     at, needs = [Node(float(t), profile.sigmas[t]) for t in range(profile.steps)], max(p.needs for p in pool)
 
     def weights(rule: Predictor, t: int, nodes: Sequence[int]) -> list[float]:
@@ -145,7 +149,8 @@ def pooled(profile: Profile, full: Sequence[int], pool: Sequence[Predictor]) -> 
 
 
 def _planned(profile: Profile, full: Sequence[int], window: int, clusters: bool, weigh: Callable) -> Plan:
-    """The plan with full steps at `full` and the weights weigh(part, gram, step, nodes) of each part of the channels."""
+    """The plan with full steps at `full` and the weights weigh(part, gram, step, nodes) of each part of the
+    channels."""
     steps, full = profile.steps, sorted(set(full))
     if not full or full[0] != 0 or full[-1] >= steps:
         raise ValueError(f"full steps must begin with 0 and lie below {steps}.")
@@ -180,12 +185,12 @@ def _planned(profile: Profile, full: Sequence[int], window: int, clusters: bool,
 def segment_costs(
     profile: Profile, ridge: float = RIDGE, window: int = WINDOW, clusters: bool = False
 ) -> torch.Tensor:
-    """Cost [T, T, T + 1] of having full steps i < j and then k next: length of the summed error of the steps between j and k.
+    """Cost [T, T, T + 1] of having full steps i < j and then k next: length of the summed error of the steps
+    between j and k.
 
-    Forecast along the best line through i and j; reuse of j where i = j, which stands for no earlier full step, and at window 1. k = T is
-    the end. Infinite where the order is not kept. clusters: along a line of its own for each cluster of channels. ValueError above
-    `MOST_STEPS` steps.
-    """
+    Forecast along the best line through i and j; reuse of j where i = j, which stands for no earlier full
+    step, and at window 1. k = T is the end. Infinite where the order is not kept. clusters: along a line of
+    its own for each cluster of channels. ValueError above `MOST_STEPS` steps."""
     if profile.steps > MOST_STEPS:
         raise ValueError(f"plans can be made for at most {MOST_STEPS} steps, not {profile.steps}.")
     lengths = step_lengths(profile)
@@ -210,7 +215,8 @@ def _segment_squares(gram: torch.Tensor, lengths: torch.Tensor, ridge: float, wi
         costs[: j + 1, j, j + 1] = 0.0
         if j + 1 == steps:
             break
-        # The summed error is a d + b f_j - sum of l f, all along the steps behind j; its square is written out.
+        # The summed error is a d + b f_j - sum of l f, all along the steps behind j; its square is written
+        # out.
         own = lengths[j + 1 :]
         a, b = (share[:, j + 1 :] * own).cumsum(1), own.cumsum(0)
         weighted = own[:, None] * gram[j + 1 :, j + 1 :] * own
@@ -231,17 +237,18 @@ def _segment_squares(gram: torch.Tensor, lengths: torch.Tensor, ridge: float, wi
 def plan_full_steps(
     costs: torch.Tensor, budget: int, objective: str = "sum", warmup: int = 1
 ) -> tuple[int, ...]:
-    """The `budget` full steps of least cost, the first `warmup` of them at the beginning: exact dynamic programming over (previous, last).
+    """The `budget` full steps of least cost, the first `warmup` of them at the beginning: exact dynamic
+    programming over (previous, last).
 
-    objective: "sum" of the segments' costs, "power": sum of their 4th powers (MeanCache), "minimax": the largest (LeMiCa). costs: of
-    `segment_costs`. ValueError where the budget cannot be met.
-    """
+    objective: "sum" of the segments' costs, "power": sum of their 4th powers (MeanCache), "minimax": the
+        largest (LeMiCa). costs: of `segment_costs`. ValueError where the budget cannot be met."""
     steps = costs.shape[0]
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}.")
     if not 1 <= warmup <= budget <= steps:
         raise ValueError(
-            f"budget must lie between the {warmup} steps of warm-up and the {steps} steps of the run, not {budget}."
+            f"budget must lie between the {warmup} steps of warm-up and the {steps} steps of the run, "
+            f"not {budget}."
         )
     if objective == "power":
         costs = costs**POWER
@@ -276,28 +283,32 @@ def plan(
     costs: torch.Tensor | None = None,
     clusters: bool = False,
 ) -> Plan:
-    """The solved plan for a number of full steps, those of least cost by `segment_costs` (which may be given).
+    """The solved plan for a number of full steps, those of least cost by `segment_costs` (which may be
+    given).
 
     clusters: solved, and costed, for each cluster of channels.
 
-    That cost counts every segment for itself, forecast along one line. Moving single steps on until the error at the end with all weights
-    is least, lowered that number and not the error of the pictures: forecasts change the path they are made on, early ones most.
-    """
+    That cost counts every segment for itself, forecast along one line. Moving single steps on until the error
+    at the end with all weights
+    is least, lowered that number and not the error of the pictures: forecasts change the path they are made
+        on, early ones most."""
     costs = segment_costs(profile, ridge, window, clusters) if costs is None else costs
     return solved(profile, plan_full_steps(costs, budget, objective, warmup), window, ridge, clusters)
 
 
 def plan_for_speedup(profile: Profile, sigmas: Sequence[float], speedup: float) -> Plan:
-    """The plan for a run of these noise levels with 1/speedup of its steps full. ValueError where the profile does not reach them.
+    """The plan for a run of these noise levels with 1/speedup of its steps full. ValueError where the profile
+    does not reach them.
 
-    The objective "power" is the one that served best on the embedded model over all budgets (docs/profiles.md).
-    """
+    The objective "power" is the one that served best on the embedded model over all budgets
+    (docs/profiles.md)."""
     steps = len(sigmas) - 1
     budget = min(max(round(steps / speedup), 1), steps)
     return plan(profile.at(sigmas), budget, "power")
 
 
 def refine(candidates: Sequence[Plan], measure: Callable[[Plan], float]) -> tuple[Plan, list[float]]:
-    """The candidate with the least measured loss and all losses: closed-loop selection (BudCache), since one-step errors miss drift."""
+    """The candidate with the least measured loss and all losses: closed-loop selection (BudCache), since
+    one-step errors miss drift."""
     losses = [measure(c) for c in candidates]
     return candidates[min(range(len(losses)), key=losses.__getitem__)], losses

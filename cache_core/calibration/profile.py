@@ -1,8 +1,9 @@
-"""What is learned about a model once: inner products of its final hidden states, and of its modules' outputs, along uncached runs.
+"""What is learned about a model once: inner products of its final hidden states, and of its modules' outputs,
+along uncached runs.
 
-A forecast is a weighted sum of snapshots, so every error that it can make is a quadratic form of these products. A profile holds them per
-sample, some kilobytes each, and says which runs it holds for; no feature is kept. Files are safetensors with JSON metadata.
-"""
+A forecast is a weighted sum of snapshots, so every error that it can make is a quadratic form of these
+products. A profile holds them per sample, some kilobytes each, and says which runs it holds for; no feature
+is kept. Files are safetensors with JSON metadata."""
 
 from __future__ import annotations
 
@@ -31,12 +32,14 @@ MOST_CLUSTERS, MOST_PROMPTS = len(DIGITS), 100_000
 SINGLE = ("path", "tokens", "clusters")
 """Tensors that files hold in single precision."""
 DENSEST = 1.5
-"""Steps that may be planned per recorded one: between recorded steps features count as lines, which are forecast without error."""
+"""Steps that may be planned per recorded one: between recorded steps features count as lines, which are
+forecast without error."""
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Channels told apart by how they move (HyCa, arXiv 2510.04188): labels [d], uint8, and their Gram matrices [samples, K, T, T].
+    """Channels told apart by how they move (HyCa, arXiv 2510.04188): labels [d], uint8, and their Gram
+    matrices [samples, K, T, T].
 
     The matrices are in the unit of `Profile.grams`, of which they are the parts.
     """
@@ -47,16 +50,18 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Profile:
-    """Gram matrices [samples, T, T], float64, of features at the T steps of a run, each divided by the mean energy of its own sample.
+    """Gram matrices [samples, T, T], float64, of features at the T steps of a run, each divided by the mean
+    energy of its own sample.
 
-    sigmas: the T + 1 noise levels. identity: texts and numbers by the names of `IDENTITY`. resampled: from how many steps, where the
-    profile was adapted to another step count, else None. modules: the same matrices of module outputs before their gates, with samples of
-    their own, by the names of `masks` in running order; most profiles have none. path: [samples, 2 T + 1, 2 T + 1], mean products per value
-    of what the model was given (T), of its outputs (T) and of ones, which make sums of the others; None where it was not recorded.
-    clusters: the matrices by channel, or None. tokens: [samples, T, 4], mean and deviation over the tokens of their lengths, and of the
-    ratio to their lengths one step before; None where unknown. prompts: marks of recorded runs, by which a list of them is resumed.
-    Raises ValueError naming the field.
-    """
+    sigmas: the T + 1 noise levels. identity: texts and numbers by the names of `IDENTITY`. resampled: from
+        how many steps, where the profile was adapted to another step count, else None. modules: the same
+        matrices of module outputs before their gates, with samples of their own, by the names of `masks` in
+        running order; most profiles have none. path: [samples, 2 T + 1, 2 T + 1], mean products per value of
+        what the model was given (T), of its outputs (T) and of ones, which make sums of the others; None
+        where it was not recorded.
+    clusters: the matrices by channel, or None. tokens: [samples, T, 4], mean and deviation over the tokens of
+        their lengths, and of the ratio to their lengths one step before; None where unknown. prompts: marks
+        of recorded runs, by which a list of them is resumed. Raises ValueError naming the field."""
 
     grams: torch.Tensor
     sigmas: tuple[float, ...]
@@ -129,7 +134,8 @@ class Profile:
         )
 
     def differences(self, identity: Mapping, sigmas=None) -> list[str]:
-        """What of a run is not as in the profile, in words; empty where it fits. Fields the run does not tell are not compared."""
+        """What of a run is not as in the profile, in words; empty where it fits. Fields the run does not tell
+        are not compared."""
         wrong = [
             f"{name} is {identity[name]}, the profile's {self.identity[name]}"
             for name in IDENTITY
@@ -143,11 +149,11 @@ class Profile:
         return wrong
 
     def at(self, sigmas) -> Profile:
-        """The profile on other noise levels, interpolated between its own (linearly in sigma, which keeps the Gram matrix of features
-        interpolated alike); says so in `resampled`.
+        """The profile on other noise levels, interpolated between its own (linearly in sigma, which keeps the
+        Gram matrix of features interpolated alike); says so in `resampled`.
 
-        ValueError where they leave the recorded range or lie much closer together than the recorded ones, see `DENSEST`.
-        """
+        ValueError where they leave the recorded range or lie much closer together than the recorded ones, see
+        `DENSEST`."""
         sigmas = tuple(float(s) for s in sigmas)
         if len(sigmas) < 2:
             raise ValueError("sigmas must hold at least two noise levels.")
@@ -158,13 +164,15 @@ class Profile:
         own, span = self.sigmas[:-1], max(map(abs, self.sigmas))
         if not all(min(self.sigmas) - 0.02 * span <= s <= max(self.sigmas) + 0.02 * span for s in sigmas):
             raise ValueError(
-                f"The noise levels, {min(sigmas):.4g} to {max(sigmas):.4g}, go beyond those of the profile, {min(self.sigmas):.4g} to "
+                f"The noise levels, {min(sigmas):.4g} to {max(sigmas):.4g}, go beyond those of the "
+                f"profile, {min(self.sigmas):.4g} to "
                 f"{max(self.sigmas):.4g}; record one with this scheduler."
             )
         recorded = sum(min(sigmas) - 1e-6 * span <= s <= max(sigmas) + 1e-6 * span for s in own)
         if len(sigmas) - 1 > DENSEST * recorded:
             raise ValueError(
-                f"the profile has {recorded} recorded steps where the run has {len(sigmas) - 1}, too few to plan from."
+                f"the profile has {recorded} recorded steps where the run has {len(sigmas) - 1}, too few "
+                "to plan from."
             )
         rows = torch.zeros(len(sigmas) - 1, len(own), dtype=torch.float64)
         for i, s in enumerate(sigmas[:-1]):
@@ -198,8 +206,8 @@ class Profile:
     def add_to(self, path: Path) -> Profile:
         """Adds the samples to a file, which need not exist yet, and gives the whole.
 
-        ValueError, and an untouched file, where it holds another kind of run; OSError where it cannot be written.
-        """
+        ValueError, and an untouched file, where it holds another kind of run; OSError where it cannot be
+        written."""
         path = Path(path)
         whole = Profile.load(path).merged(self) if path.exists() else self
         beside = path.with_name(f"{path.name}.{uuid4().hex}.new")  # two runs may write at once
@@ -221,7 +229,8 @@ class Profile:
             "prompts": list(self.prompts),
         }
         tensors = {"grams": self.grams, **{f"grams/{name}": gram for name, gram in self.modules.items()}}
-        # Single precision tells differences apart down to 3e-4 of what is compared, enough for these and half of the file.
+        # Single precision tells differences apart down to 3e-4 of what is compared, enough for these and half
+        # of the file.
         clusters = (
             {}
             if self.clusters is None
@@ -289,7 +298,8 @@ class Profile:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
-    """The file and its checked head: noise levels and identity. ValueError in one sentence where it is no profile."""
+    """The file and its checked head: noise levels and identity. ValueError in one sentence where it is no
+    profile."""
     name = Path(path).name
     if not Path(path).is_file():
         raise ValueError(f"{name} is not there.")
@@ -333,13 +343,15 @@ def _check_clusters(clusters: Clusters, steps: int) -> None:
         or not int(labels.max()) < grams.shape[1] <= MOST_CLUSTERS
     ):
         raise ValueError(
-            f"clusters must be labels of at most {MOST_CHANNELS} channels and matrices of at most {MOST_CLUSTERS} clusters."
+            f"clusters must be labels of at most {MOST_CHANNELS} channels and matrices of at most "
+            f"{MOST_CLUSTERS} clusters."
         )
     _check("clusters", grams.flatten(0, 1), steps)
 
 
 def _check(name: str, gram: torch.Tensor, steps: int) -> None:
-    """ValueError where matrices [samples, T, T] are not inner products, up to rounding; anything else would make plans of nonsense."""
+    """ValueError where matrices [samples, T, T] are not inner products, up to rounding; anything else would
+    make plans of nonsense."""
     if gram.ndim != 3 or gram.shape[0] < 1 or gram.shape[1:] != (steps, steps):
         raise ValueError(
             f"{name} must be [samples, {steps}, {steps}] for {steps} steps, not {list(gram.shape)}."
@@ -354,11 +366,12 @@ def _check(name: str, gram: torch.Tensor, steps: int) -> None:
 
 
 def fingerprint(model: torch.nn.Module, originals: Mapping[str, torch.Tensor] | None = None) -> str:
-    """What tells a model from others: its class, and a hash of the shapes of its matrices and of some of their signs.
+    """What tells a model from others: its class, and a hash of the shapes of its matrices and of some of
+    their signs.
 
-    originals: by name, weights that a host has put something else in place of, a LoRA's sum for one; blocks may be compiled. No precision
-    changes these; vectors are left out, whose names differ between versions of a host.
-    """
+    originals: by name, weights that a host has put something else in place of, a LoRA's sum for one; blocks
+        may be compiled. No precision changes these; vectors are left out, whose names differ between versions
+        of a host."""
     plain = ((name.replace("_orig_mod.", ""), w) for name, w in model.named_parameters() if w.ndim > 1)
     digest, named = hashlib.sha256(), sorted(plain, key=lambda pair: pair[0])
     for i, (name, weight) in enumerate(named):

@@ -1,4 +1,5 @@
-"""Watches uncached runs and keeps what a profile holds: products of features over steps. It is a forecast that forecasts nothing."""
+"""Watches uncached runs and keeps what a profile holds: products of features over steps. It is a forecast
+that forecasts nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ AT_ONCE = 1 << 25
 
 
 class _Seen:
-    """What is kept of one site, on the CPU: features, oldest first, their products [b, 1..T] with those before and sizes [b, 4]."""
+    """What is kept of one site, on the CPU: features, oldest first, their products [b, 1..T] with those
+    before and sizes [b, 4]."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -37,19 +39,21 @@ class _Seen:
 
 
 def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """[b]: the inner product of each sample, some values at a time, since double precision takes four times the room."""
+    """[b]: the inner product of each sample, some values at a time, since double precision takes four times
+    the room."""
     parts = zip(*(x.flatten(1).split(max(1, AT_ONCE // len(x)), 1) for x in (one, other)))
     return sum(torch.linalg.vecdot(x.double(), y.double()) for x, y in parts)
 
 
 class Recorder:
-    """A forecast that forecasts nothing: it watches full steps and keeps the products of what it sees. One per run.
+    """A forecast that forecasts nothing: it watches full steps and keeps the products of what it sees. One
+    per run.
 
-    It holds all features of a run on the CPU until the run ends, steps times the size of a site; on the model's device lies the newest.
-    tokens: how many rows of every module's output are kept beside them, 0 for none; `modules` is then the forecast that watches the
-    modules. clusters: into how many clusters channels are put by how they move (HyCa), 0 for none, or `labels` [d] of channels from an
-    earlier run.
-    """
+    It holds all features of a run on the CPU until the run ends, steps times the size of a site; on the
+    model's device lies the newest.
+    tokens: how many rows of every module's output are kept beside them, 0 for none; `modules` is then the
+        forecast that watches the modules. clusters: into how many clusters channels are put by how they move
+        (HyCa), 0 for none, or `labels` [d] of channels from an earlier run."""
 
     name, needs, probe, gain = "recorder", 1, None, 1.0
     watches = True
@@ -91,7 +95,8 @@ class Recorder:
         raise ValueError("a recorder is no part of a recipe.")
 
     def grams(self) -> torch.Tensor:
-        """Gram matrices [samples, T, T] of all sites seen, oldest step first, each by its mean energy. ValueError before any run."""
+        """Gram matrices [samples, T, T] of all sites seen, oldest step first, each by its mean energy.
+        ValueError before any run."""
         if self._abandoned:
             raise ValueError(f"{self._abandoned}.")
         if not self._seen:
@@ -108,7 +113,8 @@ class Recorder:
         return _joined(made)
 
     def clusters(self) -> Clusters | None:
-        """Products by cluster of channels, in the unit of `grams`; None where none were asked for. ValueError as there."""
+        """Products by cluster of channels, in the unit of `grams`; None where none were asked for. ValueError
+        as there."""
         if not self._clusters and self._labels is None:
             return None
         self.grams()  # for its errors
@@ -131,7 +137,8 @@ class Recorder:
         return _joined([torch.stack(seen.sizes, 1) for seen in self._seen.values()])
 
     def profile(self, sigmas: Sequence[float], identity: Mapping | None = None, prompt: str = "") -> Profile:
-        """All that was recorded; prompt: a mark of the run, see `Profile.prompts`. ValueError where nothing was or it does not fit."""
+        """All that was recorded; prompt: a mark of the run, see `Profile.prompts`. ValueError where nothing
+        was or it does not fit."""
         modules = self.modules.grams() if self.modules and self.modules.seen else {}
         return Profile(
             self.grams(),
@@ -165,7 +172,8 @@ def _sizes(x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
 
 
 def _by_cluster(run: Sequence[torch.Tensor], labels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Products [b, K, T, T] of a run's features, oldest first, by the labels [d] of their channels; worked out on the device."""
+    """Products [b, K, T, T] of a run's features, oldest first, by the labels [d] of their channels; worked
+    out on the device."""
     first = _channels(run[0])
     b, n, d = first.shape
     places = [(labels == k).nonzero().flatten().to(device) for k in range(int(labels.max()) + 1)]
@@ -182,7 +190,8 @@ def _by_cluster(run: Sequence[torch.Tensor], labels: torch.Tensor, device: torch
 
 
 class PathRecorder:
-    """Watches what the model is given and what it gives on full steps; one per run. It keeps both on the CPU until the run ends."""
+    """Watches what the model is given and what it gives on full steps; one per run. It keeps both on the CPU
+    until the run ends."""
 
     name, needs, probe, gain = "path recorder", 1, None, 1.0
 
@@ -199,7 +208,8 @@ class PathRecorder:
         self._odd |= rows[0].shape != rows[-1].shape
 
     def grams(self) -> torch.Tensor | None:
-        """Products [samples, 2 T + 1, 2 T + 1] as in `Profile.path`; None where inputs and outputs cannot be compared."""
+        """Products [samples, 2 T + 1, 2 T + 1] as in `Profile.path`; None where inputs and outputs cannot be
+        compared."""
         if self._odd or not self._kept:
             return None
         made = []
@@ -218,7 +228,8 @@ def _scaled(gram: torch.Tensor) -> torch.Tensor:
 def _joined(grams: list[torch.Tensor]) -> torch.Tensor:
     if len({len(g[0]) for g in grams}) > 1:
         raise ValueError(
-            "branches of different lengths were recorded; use a sampler of one evaluation per step and no time ranges."
+            "branches of different lengths were recorded; use a sampler of one evaluation per step and "
+            "no time ranges."
         )
     return torch.cat(grams)
 
@@ -226,9 +237,8 @@ def _joined(grams: list[torch.Tensor]) -> torch.Tensor:
 class ModuleRecorder:
     """Watches module outputs on full steps, as `Recorder` does the final hidden state. One per run.
 
-    Of every module it keeps the same `tokens` rows, chosen at random, at every step: steps * tokens * width values in the model's own
-    precision, on the CPU, and the newest output.
-    """
+    Of every module it keeps the same `tokens` rows, chosen at random, at every step: steps * tokens * width
+    values in the model's own precision, on the CPU, and the newest output."""
 
     name, needs, probe, gain = "module recorder", 1, None, 1.0
     watches = True
@@ -265,8 +275,8 @@ class ModuleRecorder:
     def grams(self) -> dict[str, torch.Tensor]:
         """Gram matrices [samples, T, T] by module in running order, as `Recorder.grams` gives them.
 
-        The rows stand for all tokens of their stream; what text and image add to a module's products is summed. ValueError before any run.
-        """
+        The rows stand for all tokens of their stream; what text and image add to a module's products is
+        summed. ValueError before any run."""
         if not self._kept:
             raise ValueError("nothing was recorded: sample at least two full steps.")
         if self._changed:
@@ -284,7 +294,8 @@ class ModuleRecorder:
 
 
 def _module(site: tuple) -> str:
-    """Name of a site's module as in `masks`: streams of text and image are one, and a fused block is a whole."""
+    """Name of a site's module as in `masks`: streams of text and image are one, and a fused block is a
+    whole."""
     kind, index, part = site
     part = part.removeprefix("img_").removeprefix("txt_")
     return f"{kind}.{index}" if part == "out" else f"{kind}.{index}.{part}"

@@ -1,9 +1,10 @@
-"""Runs of neighbouring blocks that a mask holds back together: one delta each, as ProfilingDiT keeps it (ICCV 2025).
+"""Runs of neighbouring blocks that a mask holds back together: one delta each, as ProfilingDiT keeps it (ICCV
+2025).
 
-On a full step what a run adds to its input is kept, one tensor per stream. On the others the run's first block adds it to what it is given,
-the last one hands that on, and nothing of the run is computed. What other code adds between the blocks of a run is in the delta already, so
-what it does there on such a step is dropped.
-"""
+On a full step what a run adds to its input is kept, one tensor per stream. On the others the run's first
+block adds it to what it is given, the last one hands that on, and nothing of the run is computed. What other
+code adds between the blocks of a run is in the delta already, so what it does there on such a step is
+dropped."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ _LAYOUTS = {FluxDouble: two(("img", 0), ("txt", 1)), FluxSingle: one("x")}
 class RunWiring(LayoutWiring):
     """The shims of one call; blocks outside the runs run untouched.
 
-    runs: places of the first and the last block of each. At the level `final` a run's end itself is kept and put back, for the self-check.
-    """
+    runs: places of the first and the last block of each. At the level `final` a run's end itself is kept and
+        put back, for the self-check."""
 
     runs: tuple[tuple[int, int], ...] = ()
 
@@ -110,7 +111,8 @@ class RunWiring(LayoutWiring):
         return out
 
     def _keep(self, block: Block, out) -> None:
-        """Behind a run that was computed: what it added is kept, and behind the last one what such a call must be like."""
+        """Behind a run that was computed: what it added is kept, and behind the last one what such a call
+        must be like."""
         layout, before = block.adapter, self._close()
         ends = {s: layout.flat(x) for s, x in out.items() if s in before}
         if any(x.shape != before[s].shape for s, x in ends.items()):

@@ -33,7 +33,8 @@ class Call:
     rows: bool = True
     """Whether some step of the plan is conservative, which needs attention and value norms beside them."""
     computed: frozenset[str] | None = None
-    """Names of the modules that a masked conservative step computes on all tokens, or None where it refreshes rows."""
+    """Names of the modules that a masked conservative step computes on all tokens, or None where it refreshes
+    rows."""
     n_txt: int = 0
     tokens: int = 0
     """Of the joint sequence, text included; `width` is their size."""
@@ -42,7 +43,8 @@ class Call:
     note: Callable[[tuple, torch.Tensor], None] = lambda name, truth: None
     """Told every site's truth on a full step, before it is kept."""
     door: Callable[[tuple, dict[str, tuple[int, int]], int], None] = lambda name, sizes, item: None
-    """Told a block's name, the sizes of its main tensors and their bytes per value on a full step, before anything is kept of it."""
+    """Told a block's name, the sizes of its main tensors and their bytes per value on a full step, before
+    anything is kept of it."""
 
     @property
     def live(self) -> bool:
@@ -70,7 +72,8 @@ class Call:
             self.batch.correct((*block, key), fresh, self.settings.modules)
 
     def choose(self, name, stream: str, n: int, device, offset: int = 0) -> torch.Tensor | None:
-        """Rows of a stream to refresh at a block, or None for none; `offset` is where the stream starts in the value norms."""
+        """Rows of a stream to refresh at a block, or None for none; `offset` is where the stream starts in
+        the value norms."""
         k = count_rows(self.ratio_of(stream), n) if self.kind == "C" and self.computed is None else 0
         if not k:
             return None

@@ -1,9 +1,9 @@
-"""A model under torch.compile: where steps are skipped, its blocks are compiled one by one and everything around them runs as it stands.
+"""A model under torch.compile: where steps are skipped, its blocks are compiled one by one and everything
+around them runs as it stands.
 
-Compiled as a whole, every kind of step would be a graph of its own, and what counts and keeps features would be traced along and compiled
-again at every change, until torch gives up on the model's own code too. One graph for all blocks of a class is also made in less time
-(PyTorch's recipe of regional compilation).
-"""
+Compiled as a whole, every kind of step would be a graph of its own, and what counts and keeps features would
+be traced along and compiled again at every change, until torch gives up on the model's own code too. One
+graph for all blocks of a class is also made in less time (PyTorch's recipe of regional compilation)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from .shims import shim, shimmed
 AVAILABLE = hasattr(torch.compiler, "set_stance")
 """torch 2.6 and newer; before, compiled models run as torch traces them."""
 SAID = "With torch.compile the blocks are compiled one by one, and only for calls that run them as they are."
-NO_GRAPHS = "With torch.compile's CUDA graphs the blocks run uncompiled, as graphs of single blocks would overwrite each other's results."
+NO_GRAPHS = (
+    "With torch.compile's CUDA graphs the blocks run uncompiled, as graphs of single blocks "
+    "would overwrite each other's results."
+)
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None:
     """torch.compile as it was asked for, by its own arguments; None where that means CUDA graphs.
 
-    ours: guards on names that hold it are left out, since no block reads the entries of transformer_options that are called so, and runs
-    with other settings would be compiled anew.
-    """
+    ours: guards on names that hold it are left out, since no block reads the entries of transformer_options
+        that are called so, and runs with other settings would be compiled anew."""
     backend, mode, options = asked.get("backend", "inductor"), asked.get("mode"), asked.get("options") or {}
     if backend == "cudagraphs" or mode in _WITH_GRAPHS or options.get("triton.cudagraphs"):
         return None
@@ -49,7 +51,8 @@ def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None
 
 
 class Compilation:
-    """How a model is compiled in a run. compile: gives the compiled form of a function; None runs blocks as they were written."""
+    """How a model is compiled in a run. compile: gives the compiled form of a function; None runs blocks as
+    they were written."""
 
     def __init__(self, compile: Callable[[Callable], Callable] | None):
         self._compile, self._made, self._begun = compile, {}, False
@@ -62,7 +65,8 @@ class Compilation:
 
     @contextmanager
     def left_alone(self, model: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
-        """Around a call of which nothing is skipped: where this run has compiled blocks one by one, it goes on with these."""
+        """Around a call of which nothing is skipped: where this run has compiled blocks one by one, it goes
+        on with these."""
         with ExitStack() as stack:
             if self._begun:
                 stack.enter_context(self.around())
@@ -75,9 +79,9 @@ class Compilation:
     ) -> Iterator[tuple[nn.Module, Callable]]:
         """(module, maker of its shim) of a call, as `Wiring.shims` gives them, and of all other blocks.
 
-        whole: whether this call runs blocks as they are, so that they are worth compiling; those whose inside is led another way are not,
-        as that would be compiled anew each time. A model without known blocks is taken for one.
-        """
+        whole: whether this call runs blocks as they are, so that they are worth compiling; those whose inside
+            is led another way are not, as that would be compiled anew each time. A model without known blocks
+            is taken for one."""
         inner = {id(block.module) for block in blocks} or {id(model)}
         shims = list(shims)
         met = {id(part) for part, _ in shims}
@@ -101,7 +105,8 @@ class Compilation:
         return make
 
     def _of(self, part: nn.Module, original: Callable) -> Callable:
-        """The compiled form of a module's forward, one for all modules of a class; another node's, or a compiled one, stays itself."""
+        """The compiled form of a module's forward, one for all modules of a class; another node's, or a
+        compiled one, stays itself."""
         own = type(part).forward
         if self._compile is None or getattr(original, "__func__", None) is not own:
             return original

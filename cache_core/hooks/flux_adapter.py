@@ -1,9 +1,9 @@
 """FLUX's blocks: what to capture on a full step and how to rebuild them from it on a conservative step.
 
-Attention is inline in these classes and the single block's linears are fused, so re-gating takes a few explicit lines; everything
-that is computed afresh runs through the unmodified block or its own MLP, on gathered rows. Outputs are cached before the
-gate and re-gated with the current step's modulation, as DuCa and TaylorSeer do (algorithm notes: FLUX branches of ToCa).
-"""
+Attention is inline in these classes and the single block's linears are fused, so re-gating takes a few
+explicit lines; everything that is computed afresh runs through the unmodified block or its own MLP, on
+gathered rows. Outputs are cached before the gate and re-gated with the current step's modulation, as DuCa and
+TaylorSeer do (algorithm notes: FLUX branches of ToCa)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def _watch_attention(call: Call, name, a: dict) -> dict:
 
 
 def _live_rows(call: Call, name, rows, a: dict, own: slice = slice(None)) -> dict:
-    """transformer_options under which gathered rows attend to all keys and values; those of the rows `own` are refreshed."""
+    """transformer_options under which gathered rows attend to all keys and values; those of the rows `own`
+    are refreshed."""
 
     def attend_rows(attend, q, k, v):
         full = []
@@ -134,7 +135,8 @@ class FluxDouble:
 
     @classmethod
     def modulated_input(cls, block, a) -> torch.Tensor:
-        """What the block's attention reads, [B,N,d], text first: the cheapest look at how far the step has moved (TeaCache, TAP)."""
+        """What the block's attention reads, [B,N,d], text first: the cheapest look at how far the step has
+        moved (TeaCache, TAP)."""
         (img, _), (txt, _) = cls.modulation(block, a["vec"])
         return torch.cat(
             [
@@ -161,7 +163,8 @@ class FluxDouble:
 
     @classmethod
     def conserve(cls, original, block, name, call: Call, a: dict):
-        """Replays the block from its captured outputs, the chosen rows of its MLPs (and attention, if live) computed afresh."""
+        """Replays the block from its captured outputs, the chosen rows of its MLPs (and attention, if live)
+        computed afresh."""
         if parts := call.parts(name, cls.parts):
             return cls._compute(original, block, name, call, a, parts)
         img, txt = a["img"], a["txt"]
@@ -218,11 +221,13 @@ class FluxDouble:
 
     @classmethod
     def _live(cls, original, block, name, call, a, rows):
-        """Pre-gate outputs of the chosen rows, from the unmodified block on those rows against all keys and values."""
+        """Pre-gate outputs of the chosen rows, from the unmodified block on those rows against all keys and
+        values."""
         img, txt = a["img"], a["txt"]
         if rows["txt"] is None and rows["img"] is None:
             return {}
-        # The block needs a row of each stream; one that stands in for a stream without a choice is thrown away.
+        # The block needs a row of each stream; one that stands in for a stream without a choice is thrown
+        # away.
         chosen = {
             s: torch.zeros(1, 1, dtype=torch.long, device=img.device) if r is None else r
             for s, r in rows.items()
@@ -280,7 +285,8 @@ class FluxSingle:
 
     @classmethod
     def conserve(cls, original, block, name, call: Call, a: dict):
-        """Replays the fused output; the chosen rows run through the unmodified block with cached or live attention."""
+        """Replays the fused output; the chosen rows run through the unmodified block with cached or live
+        attention."""
         if call.parts(name):
             with capture({"out": block.linear2}) as seen:
                 out = original(**a)

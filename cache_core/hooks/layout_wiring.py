@@ -1,4 +1,5 @@
-"""The levels on blocks that the table describes by their layout alone; their number of streams and their order are data."""
+"""The levels on blocks that the table describes by their layout alone; their number of streams and their
+order are data."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ class LayoutWiring(Wiring):
         return self._behind_door(i, block, inside)
 
     def _behind_door(self, i: int, block: Block, inside):
-        """The maker of a block's shim: what the call brings is read and checked, then `inside(original, main, args, kwargs)` runs."""
+        """The maker of a block's shim: what the call brings is read and checked, then `inside(original, main,
+        args, kwargs)` runs."""
 
         def make(original):
             def forward(*args, **kwargs):
@@ -98,7 +100,8 @@ class LayoutWiring(Wiring):
         return make
 
     def _fitting(self, read, *call):
-        """What a layout reads off a call; on a full step None where the call is of another make, so that nothing is kept of it."""
+        """What a layout reads off a call; on a full step None where the call is of another make, so that
+        nothing is kept of it."""
         try:
             return read(*call)
         except CacheMismatch:
@@ -142,7 +145,8 @@ class LayoutWiring(Wiring):
         return out
 
     def _enter(self, i: int, block: Block, main) -> None:
-        """At a block's door: at the first one sizes are checked, and the input of a cached run of blocks is kept."""
+        """At a block's door: at the first one sizes are checked, and the input of a cached run of blocks is
+        kept."""
         layout = block.adapter
         if self._entered is None:
             self._entered = tuple((s, tuple(layout.flat(x).shape[1:]), x.dtype) for s, x in main.items())
@@ -186,7 +190,8 @@ class LayoutWiring(Wiring):
             self.call.batch.observe(layout.flat(out[layout.reads[0]]) - self._input[layout.reads[0]])
 
     def _add(self, block: Block, main):
-        """The block's input plus the forecast of what the block adds; a stream that the block ends stays ended."""
+        """The block's input plus the forecast of what the block adds; a stream that the block ends stays
+        ended."""
         layout, batch, out = block.adapter, self.call.batch, {}
         for stream, x in main.items():
             name = (*block.name, stream)

@@ -23,9 +23,9 @@ from .wiring import Wiring
 class Model:
     """A model of this run, which is held so that its id stays its own, and the settings fitted to it.
 
-    unchecked: kinds of planned steps that no self-check has looked at. rows: whether token rows of it can be trusted. runs: places of the
-    first and last block of those that the mask holds back together, None without such a mask.
-    """
+    unchecked: kinds of planned steps that no self-check has looked at. rows: whether token rows of it can be
+        trusted. runs: places of the first and last block of those that the mask holds back together, None
+        without such a mask."""
 
     module: nn.Module
     family: Family | None
@@ -91,8 +91,8 @@ def meet(
 ) -> tuple[Model, list[str]]:
     """What is known of a model at its first call, and sentences on what of the settings it cannot have.
 
-    kinds: of the planned steps. rows: whether conservative steps are among them. skips: whether anything is to be skipped.
-    """
+    kinds: of the planned steps. rows: whether conservative steps are among them. skips: whether anything is
+        to be skipped."""
     family = find_family(module)
     if family is None and settings.detect and skips:
         family = detect(module)
@@ -136,7 +136,8 @@ def _unknown(mask: Mask | None, blocks: list[Block]) -> list[str]:
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
     return (
         [
-            f"The mask names what this model does not have, which plays no part: {', '.join(unknown[:3])}{more}."
+            "The mask names what this model does not have, which plays no part: "
+            f"{', '.join(unknown[:3])}{more}."
         ]
         if unknown
         else []

@@ -1,8 +1,8 @@
 """Replaying sub-modules of blocks that the table describes by their layout.
 
-What a sub-module gave is kept before its gate and put back by a shim on it; the unmodified block gates it with the current step's
-modulation. Rows of an MLP are computed afresh by the MLP itself, on gathered rows of what the block gives it.
-"""
+What a sub-module gave is kept before its gate and put back by a shim on it; the unmodified block gates it
+with the current step's modulation. Rows of an MLP are computed afresh by the MLP itself, on gathered rows of
+what the block gives it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def record(original, block: Block, call: Call, args, kwargs):
 
 
 def replay(original, block: Block, call: Call, args, kwargs):
-    """Runs the block on what its sub-modules gave, with the chosen rows of its MLPs computed afresh on a conservative step."""
+    """Runs the block on what its sub-modules gave, with the chosen rows of its MLPs computed afresh on a
+    conservative step."""
     layout = block.adapter
     computed = call.parts(block.name, layout.parts)
     kept: dict[str, list[tuple]] = {}
@@ -128,12 +129,14 @@ def _refresh(
 
 
 def opened(value):
-    """A dict of its own, with lists of its own, from which a model may take things; anything else as it is."""
+    """A dict of its own, with lists of its own, from which a model may take things; anything else as it
+    is."""
     return {k: list(v) if type(v) is list else v for k, v in value.items()} if type(value) is dict else value
 
 
 def copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Arguments that may be written into: tensors are copies, also in tuples and lists; dicts and the lists in them are new."""
+    """Arguments that may be written into: tensors are copies, also in tuples and lists; dicts and the lists
+    in them are new."""
 
     def one(value):
         if type(value) in (tuple, list):
@@ -148,7 +151,8 @@ class _Seen(Exception):
 
 
 def modulated_input(original, block: Block, args, kwargs) -> torch.Tensor | None:
-    """What the block's attention reads, [B,n,d] in the order of `BlockLayout.joined` of the last blocks; None where the table has no word.
+    """What the block's attention reads, [B,n,d] in the order of `BlockLayout.joined` of the last blocks; None
+    where the table has no word.
 
     The unmodified block runs up to there: its norm and its modulation.
     """

@@ -1,11 +1,12 @@
 """The self-check: on a model's first full call, is what later steps will put back the real thing?
 
-One block of every sort is run once more as conservative steps, or aggressive ones at the levels `block` and `module`, would run it, on
-what was just kept of it, and compared with what it gave. At `final` and `stack` the model is run once more with all blocks skipped and
-the end of the last one put back, and compared with its own output: then the last block really is the last, and nothing else reads the
-blocks. Where a mask holds back runs of blocks, those are skipped and the end of each is put back. That costs as much as one skipped step;
-nothing of it is kept, and the call's own result is handed on as it is.
-"""
+One block of every sort is run once more as conservative steps, or aggressive ones at the levels `block` and
+`module`, would run it, on what was just kept of it, and compared with what it gave. At `final` and `stack`
+the model is run once more with all blocks skipped and
+the end of the last one put back, and compared with its own output: then the last block really is the last,
+    and nothing else reads the blocks. Where a mask holds back runs of blocks, those are skipped and the end
+    of each is put back. That costs as much as one skipped step; nothing of it is kept, and the call's own
+    result is handed on as it is."""
 
 from __future__ import annotations
 
@@ -34,17 +35,19 @@ COARSER = {"module": "block", "block": "final", "stack": "final", "final": "outp
 """The level that stands in for one that did not pass."""
 _REUSE = predictor("reuse")
 _BROKEN = (CacheMismatch, TypeError, AttributeError, LookupError, ValueError, RuntimeError)
-"""What code runs into that was written for other blocks; running out of memory, also a RuntimeError, is left out."""
+"""What code runs into that was written for other blocks; running out of memory, also a RuntimeError, is left
+out."""
 
 
 class SelfCheck:
     """The check of one full call.
 
-    call: the running one. blocks: the model's. wiring: makes the wiring of a call. planned: kinds of steps to come, of "A" and "C".
-    ratio: share of tokens that conservative steps refresh, or None where a mask says what they compute. guess: whether the blocks are one.
-    passed: for each kind whether what was put back was right; a kind that could not be looked at, as a block did not run or gave numbers
-    that are not finite, is not in it.
-    """
+    call: the running one. blocks: the model's. wiring: makes the wiring of a call. planned: kinds of steps to
+        come, of "A" and "C".
+    ratio: share of tokens that conservative steps refresh, or None where a mask says what they compute.
+        guess: whether the blocks are one.
+    passed: for each kind whether what was put back was right; a kind that could not be looked at, as a block
+        did not run or gave numbers that are not finite, is not in it."""
 
     def __init__(
         self,
@@ -208,7 +211,8 @@ class SelfCheck:
     # --- judging --------------------------------------------------------------------------------
 
     def _judge(self, kind: str, run: Callable, real, block: Block | None = None, again=None) -> None:
-        """Runs what stands in for the `real` result, and notes whether it does; numbers that are not finite tell nothing."""
+        """Runs what stands in for the `real` result, and notes whether it does; numbers that are not finite
+        tell nothing."""
         if not _finite(real):
             self._unseen.add(kind)
             return
@@ -233,7 +237,8 @@ class SelfCheck:
 def verdict(
     settings: Settings, passed: dict[str, bool], family: str, host: str = ""
 ) -> tuple[Settings, str | None]:
-    """Settings at a level that may do where aggressive steps did not pass, and a sentence about all that did not; None where all did."""
+    """Settings at a level that may do where aggressive steps did not pass, and a sentence about all that did
+    not; None where all did."""
     instead, before = [], settings
     if not passed.get("A", True):
         settings = coarser(settings, COARSER[settings.level])
@@ -244,7 +249,8 @@ def verdict(
         return settings, None
     where, forecast = f" in {host}" if host else "", gave_way(before, settings)
     return settings, (
-        f"The blocks of {family} do not behave{where} as this pack's table says, or another node has changed them; "
+        f"The blocks of {family} do not behave{where} as this pack's table says, or another node has "
+        "changed them; "
         f"{' and '.join(instead)}.{f' {forecast}' if forecast else ''}"
     )
 
@@ -275,9 +281,9 @@ def _finite(value) -> bool:
 def _alike(given, real, before=()) -> bool:
     """Whether one result can stand for the other: same structure, and equal but for rounding.
 
-    before: what a block was given. Rows that are computed apart from the others are rounded otherwise, so a part of what the block adds is
-    allowed beside the rounding of its sum; of results of whole models a part of the result.
-    """
+    before: what a block was given. Rows that are computed apart from the others are rounded otherwise, so a
+        part of what the block adds is allowed beside the rounding of its sum; of results of whole models a
+        part of the result."""
     if isinstance(real, torch.Tensor):
         if not isinstance(given, torch.Tensor) or given.shape != real.shape or given.dtype != real.dtype:
             return False
@@ -298,7 +304,8 @@ def _alike(given, real, before=()) -> bool:
 
 
 class _Random:
-    """Lets what runs inside draw the random numbers that the call drew, and puts the generators back behind it."""
+    """Lets what runs inside draw the random numbers that the call drew, and puts the generators back behind
+    it."""
 
     def __init__(self, args, kwargs):
         devices = {

@@ -1,8 +1,9 @@
-"""Where features are taken and put back: `forward` shims on blocks and their sub-modules, for the length of one call.
+"""Where features are taken and put back: `forward` shims on blocks and their sub-modules, for the length of
+one call.
 
-No module is replaced and no weight is touched; a shim stands in the instance's `forward` while one model call runs and is
-removed in `finally`. A `forward` that another pack has put there before is kept, called and restored.
-"""
+No module is replaced and no weight is touched; a shim stands in the instance's `forward` while one model call
+runs and is removed in `finally`. A `forward` that another pack has put there before is kept, called and
+restored."""
 
 from __future__ import annotations
 
@@ -67,10 +68,11 @@ def replayed(outputs: dict[nn.Module, torch.Tensor]):
 
 
 def with_override(options: dict | None, override: Callable) -> dict:
-    """A copy of transformer_options whose attention runs through `override(attend, q, k, v, heads, *args, **kwargs)`.
+    """A copy of transformer_options whose attention runs through `override(attend, q, k, v, heads, *args,
+    **kwargs)`.
 
-    `attend` has the signature of the attention function; an override set by another node stays in the chain inside ours.
-    """
+    `attend` has the signature of the attention function; an override set by another node stays in the chain
+    inside ours."""
     options = dict(options or {})
     previous = options.get("optimized_attention_override")
 
@@ -82,7 +84,8 @@ def with_override(options: dict | None, override: Callable) -> dict:
 
         if not kwargs.get("skip_reshape"):
             raise CacheMismatch(
-                "The attention of this model hands over its tensors in another layout than the block table says."
+                "The attention of this model hands over its tensors in another layout than the block "
+                "table says."
             )
         return override(attend, q, k, v)
 

@@ -1,8 +1,10 @@
 """Where features are taken and put back in one model call, at each of the levels of `settings.LEVELS`.
 
 output  the whole model's output (AB-Cache, MeanCache, TaylorSeer-Lite's other home); any model has it
-final   the final hidden state, the last block's output (DuCa's aggressive steps, TaylorSeer-Lite, FreqCa, Spectrum)
-stack   what a run of blocks adds to its input, the blocks before it running on every step (Delta-DiT, DiCache)
+final   the final hidden state, the last block's output (DuCa's aggressive steps, TaylorSeer-Lite, FreqCa,
+        Spectrum)
+stack   what a run of blocks adds to its input, the blocks before it running on every step (Delta-DiT,
+        DiCache)
 block   what each block adds to its input (HyCa)
 module  each module's output before its gate (TaylorSeer, FoCa, FORA)
 
@@ -31,12 +33,14 @@ def joint(streams) -> torch.Tensor:
 
 
 def signature(x: torch.Tensor, tokens: int) -> tuple:
-    """What must be equal between a call and the full step before it; x [B,N,d] is one stream of `tokens` joint tokens."""
+    """What must be equal between a call and the full step before it; x [B,N,d] is one stream of `tokens`
+    joint tokens."""
     return tokens, x.shape[2], x.dtype
 
 
 def _sizes(*values) -> tuple:
-    """What must be equal between two calls of a whole model: the sizes of all tensors it is given, also in lists."""
+    """What must be equal between two calls of a whole model: the sizes of all tensors it is given, also in
+    lists."""
     return tuple(
         (tuple(v.shape[1:]), v.dtype) if isinstance(v, torch.Tensor) else _sizes(*v)
         for v in values
@@ -45,7 +49,8 @@ def _sizes(*values) -> tuple:
 
 
 def _about(x, out) -> torch.Tensor | None:
-    """The part of a model's input [B,C,...] that its output [B',C',...] is about: what else a host gives a model stands behind it."""
+    """The part of a model's input [B,C,...] that its output [B',C',...] is about: what else a host gives a
+    model stands behind it."""
     if (
         not isinstance(x, torch.Tensor)
         or not isinstance(out, torch.Tensor)
@@ -60,9 +65,8 @@ def _about(x, out) -> torch.Tensor | None:
 class Wiring:
     """The shims of one call.
 
-    call: the running call. blocks: of the model, in order. first, probe_blocks: how many run on every step before the skipped run, and how
-    many at its beginning for a probe.
-    """
+    call: the running call. blocks: of the model, in order. first, probe_blocks: how many run on every step
+        before the skipped run, and how many at its beginning for a probe."""
 
     call: Call
     blocks: list[Block]
@@ -215,7 +219,8 @@ class Wiring:
         return make
 
     def _skip(self, i: int, block: Block):
-        """An aggressive step at the end of a run of blocks: those before it run, and those that a probe looks at."""
+        """An aggressive step at the end of a run of blocks: those before it run, and those that a probe looks
+        at."""
         call, adapter = self.call, block.adapter
 
         def make(original):

@@ -1,8 +1,8 @@
 """What a run's caches may hold: the estimate against the budget, and what gives way when they would not fit.
 
-The check is made at the door of the first block of every kind on a full step, when the sizes of the tokens are known and nothing has
-been kept yet. What does not fit is lowered there, and the call is repeated from its beginning; the expensive blocks have not run.
-"""
+The check is made at the door of the first block of every kind on a full step, when the sizes of the tokens
+are known and nothing has been kept yet. What does not fit is lowered there, and the call is repeated from its
+beginning; the expensive blocks have not run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from ..schedule.masks import Mask
 from .estimate import Footprint, Shapes, Sizes, footprint
 
 WINDOW = 2
-"""Sites whose snapshots lie on the model's device at once while the others are kept elsewhere: the one in use and the next."""
+"""Sites whose snapshots lie on the model's device at once while the others are kept elsewhere: the one in use
+and the next."""
 
 
 @dataclass(frozen=True)
 class Budget:
     """Bytes that caches may take.
 
-    limit: on the model's device. elsewhere: of main memory, for snapshots between two uses; 0 where the model runs in main memory itself.
+    limit: on the model's device. elsewhere: of main memory, for snapshots between two uses; 0 where the model
+        runs in main memory itself.
     branches: that an evaluation is expected to have (2 for guidance), of which the first call may show fewer.
     """
 
@@ -37,7 +39,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a model's branches are cached by: its fitted settings, blocks, and the rest as `footprint` takes it."""
+    """What a model's branches are cached by: its fitted settings, blocks, and the rest as `footprint` takes
+    it."""
 
     settings: Settings
     kinds: str
@@ -55,7 +58,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Step:
-    """One way to need less: the settings and kinds of steps, and what it means in words. settings None: nothing is cached."""
+    """One way to need less: the settings and kinds of steps, and what it means in words. settings None:
+    nothing is cached."""
 
     settings: Settings | None
     kinds: str
@@ -65,8 +69,8 @@ class Step:
 def steps_down(settings: Settings, kinds: str, blocks: bool) -> Iterator[Step]:
     """Ways to need less, from the mildest; each holds what those before it changed.
 
-    Conservative steps go first: they need the most and gave the least wherever they were measured. blocks: whether the model has any.
-    """
+    Conservative steps go first: they need the most and gave the least wherever they were measured. blocks:
+        whether the model has any."""
     words: dict[str, str] = {}
 
     def step(part: str, what: str) -> Step:
@@ -124,7 +128,8 @@ class Memory:
     def note(
         self, model: Hashable, keys: Iterable[Hashable], kind: str, sizes: Sizes, item: int, samples: int
     ) -> bool:
-        """Sizes at the door of a kind of block of a model, for these branches, or of its output; whether they are news."""
+        """Sizes at the door of a kind of block of a model, for these branches, or of its output; whether they
+        are news."""
         news = False
         for key in keys:
             _, old = self._seen.get(key, (model, Shapes({}, self._output)))
@@ -172,4 +177,7 @@ class Memory:
 
     def too_much(self, need: Footprint, words: str) -> str:
         """The sentence about what gave way."""
-        return f"The caches would need about {size(need.total)}, and {size(self.budget.limit)} are allowed: {words}."
+        return (
+            f"The caches would need about {size(need.total)}, and {size(self.budget.limit)} are "
+            f"allowed: {words}."
+        )

@@ -1,8 +1,9 @@
-"""How many bytes the caches of a run will hold, from the model's blocks and the sizes of its tokens, before anything is kept.
+"""How many bytes the caches of a run will hold, from the model's blocks and the sizes of its tokens, before
+anything is kept.
 
-The plan is followed step by step: snapshots pile up with full steps, corrections stand from a conservative step to the next full one.
-Left out is what a forecast learns beside them (labels of channels, gains), which is less than one token's worth per site.
-"""
+The plan is followed step by step: snapshots pile up with full steps, corrections stand from a conservative
+    step to the next full one. Left out is what a forecast learns beside them (labels of channels, gains),
+    which is less than one token's worth per site."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ Sizes = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of one branch of one model: `doors` by kind of block, in running order, and the `output`'s values per sample.
+    """Of one branch of one model: `doors` by kind of block, in running order, and the `output`'s values per
+    sample.
 
     bytes_per_value: of the tokens and of the output. samples: in the branch.
     """
@@ -57,9 +59,8 @@ class Shapes:
 class Footprint:
     """Bytes of one branch at the worst moment of a run.
 
-    snapshots: of full steps, which may lie elsewhere between two uses. rest: corrections, probes, keys and values. largest: the
-    snapshots of the largest site.
-    """
+    snapshots: of full steps, which may lie elsewhere between two uses. rest: corrections, probes, keys and
+        values. largest: the snapshots of the largest site."""
 
     snapshots: int = 0
     rest: int = 0
@@ -98,7 +99,8 @@ def _run_sites(mask: Mask, blocks: Sequence[Block], shapes: Shapes) -> list[int]
 
 @dataclass(frozen=True)
 class _Module:
-    """A module's site: its key, its `values`, the `part` that a mask names, and the stream whose rows a conservative step refreshes."""
+    """A module's site: its key, its `values`, the `part` that a mask names, and the stream whose rows a
+    conservative step refreshes."""
 
     key: tuple
     values: int
@@ -160,9 +162,8 @@ def footprint(
 ) -> Footprint:
     """What one branch holds at the worst moment of a run; nothing when no step is skipped.
 
-    settings: as fitted to the model. kinds, ratios: of its steps, as in `CacheSchedule`. first: see `Settings.blocks_run`. conserves:
-    whether the model can run conservative steps.
-    """
+    settings: as fitted to the model. kinds, ratios: of its steps, as in `CacheSchedule`. first: see
+        `Settings.blocks_run`. conserves: whether the model can run conservative steps."""
     conservative = conserves and "C" in kinds
     if "A" not in kinds and not conservative and not watches(settings.predictor):
         return Footprint()
@@ -307,11 +308,13 @@ def expected_shapes(
     dtype: torch.dtype,
     samples: int = 1,
 ) -> Shapes | None:
-    """Shapes of a branch before the model has been called: tokens by the patch size, text as long as it comes from its encoder.
+    """Shapes of a branch before the model has been called: tokens by the patch size, text as long as it comes
+    from its encoder.
 
-    latents: sizes without the batch, [C,(T,)H,W], of the picture or video and of what stands beside it as tokens (reference latents).
-    text: its tokens. None where the model tells no width. What a model pads, drops or adds of its own shows at the first call only.
-    """
+    latents: sizes without the batch, [C,(T,)H,W], of the picture or video and of what stands beside it as
+        tokens (reference latents).
+    text: its tokens. None where the model tells no width. What a model pads, drops or adds of its own shows
+        at the first call only."""
     item = torch.empty((), dtype=dtype).element_size()
     output = prod(latents[0])
     if family is None or not blocks:

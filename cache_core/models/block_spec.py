@@ -1,9 +1,10 @@
 """What the block table says of a model, as data.
 
-A row (`Family`) names a model class (the end of its module path, and its class name, looked up along the class's bases) and its block
-lists in the order they run, each with what is known of its blocks: an adapter (`flux_blocks`), or a layout, which says how a block is
-called and what it returns. That is enough to skip a block, and to put back what it gave, without knowing its code.
-"""
+A row (`Family`) names a model class (the end of its module path, and its class name, looked up along the
+class's bases) and its block
+lists in the order they run, each with what is known of its blocks: an adapter (`flux_blocks`), or a layout,
+    which says how a block is called and what it returns. That is enough to skip a block, and to put back what
+    it gave, without knowing its code."""
 
 from __future__ import annotations
 
@@ -20,14 +21,15 @@ from ..base.errors import CacheMismatch
 class BlockLayout:
     """One sort of block.
 
-    takes: (stream, keyword, position) of each main tensor in the call. gives: the streams that it returns, in order; one stream is returned
-    bare. reads: the streams that code behind the last block reads. joined: the streams of an earlier sort of block that stand behind one
-    another in this sort's only stream. batch: the dimension of the batch. packed: the main tensors are one tuple, the first argument.
-    writes: whether the block may write into its input. modules: paths of the sub-modules whose outputs can be replayed, the first one
-    self-attention; each stands before its gate and runs once. rows: of those, the MLPs that compute each token by itself, and their stream.
-    probe: (path, places) of a sub-module and of those of its tensor arguments that it reads after modulation, where it is not the first
-    argument of the first of `modules`.
-    """
+    takes: (stream, keyword, position) of each main tensor in the call. gives: the streams that it returns, in
+        order; one stream is returned bare. reads: the streams that code behind the last block reads. joined:
+        the streams of an earlier sort of block that stand behind one another in this sort's only stream.
+        batch: the dimension of the batch. packed: the main tensors are one tuple, the first argument.
+    writes: whether the block may write into its input. modules: paths of the sub-modules whose outputs can be
+        replayed, the first one self-attention; each stands before its gate and runs once. rows: of those, the
+        MLPs that compute each token by itself, and their stream.
+    probe: (path, places) of a sub-module and of those of its tensor arguments that it reads after modulation,
+        where it is not the first argument of the first of `modules`."""
 
     takes: tuple[tuple[str, str, int], ...]
     gives: tuple[str, ...]
@@ -91,7 +93,8 @@ class BlockLayout:
     def _named(names, values) -> dict[str, torch.Tensor]:
         if not isinstance(values, (tuple, list)) or len(values) != len(names):
             raise CacheMismatch(
-                "A block of this model hands over something else than the block table says, so this call ran in full."
+                "A block of this model hands over something else than the block table says, so this call "
+                "ran in full."
             )
         return {name: v for name, v in zip(names, values) if isinstance(v, torch.Tensor)}
 
@@ -99,7 +102,8 @@ class BlockLayout:
     def _checked(found: dict, needed) -> dict:
         if any(name not in found for name in needed):
             raise CacheMismatch(
-                "A block of this model hands over something else than the block table says, so this call ran in full."
+                "A block of this model hands over something else than the block table says, so this call "
+                "ran in full."
             )
         return found
 
@@ -124,7 +128,8 @@ def two(
     rows: tuple[str, ...] = (),
     **rest,
 ) -> BlockLayout:
-    """A block with a stream of image tokens, which code behind the blocks reads, and one of text; `rows` are the paths of their MLPs."""
+    """A block with a stream of image tokens, which code behind the blocks reads, and one of text; `rows` are
+    the paths of their MLPs."""
     return BlockLayout(
         (("img", *img), ("txt", *txt)),
         gives,
@@ -137,11 +142,11 @@ def two(
 
 @dataclass(frozen=True)
 class Aside:
-    """Modules beside the blocks whose results only the blocks read, so that they need not run where all blocks are skipped.
+    """Modules beside the blocks whose results only the blocks read, so that they need not run where all
+    blocks are skipped.
 
-    path: of the module or the list. copies: they return as many main tensors like their first argument; 1 for a bare one. chained: each
-    reads what the one before gave.
-    """
+    path: of the module or the list. copies: they return as many main tensors like their first argument; 1 for
+        a bare one. chained: each reads what the one before gave."""
 
     path: str
     copies: int = 1
@@ -155,11 +160,11 @@ class Aside:
 
 @dataclass(frozen=True)
 class Family:
-    """One row: `lists` holds (path of a list in the model, kind of block, adapter or layout) in running order.
+    """One row: `lists` holds (path of a list in the model, kind of block, adapter or layout) in running
+    order.
 
-    where: (path, value) of an attribute that tells rows of one class apart. asides: see `Aside`. refusal: why models of this sort are
-    sampled plainly. output_only: why nothing but their output can be cached.
-    """
+    where: (path, value) of an attribute that tells rows of one class apart. asides: see `Aside`. refusal: why
+        models of this sort are sampled plainly. output_only: why nothing but their output can be cached."""
 
     name: str
     module: str

@@ -1,4 +1,5 @@
-"""Which of the levels a model can have: settings are fitted to it, coarser where the block table does not reach."""
+"""Which of the levels a model can have: settings are fitted to it, coarser where the block table does not
+reach."""
 
 from __future__ import annotations
 
@@ -35,16 +36,16 @@ def fit(
 ) -> tuple[Settings, list[str]]:
     """Settings that a model with these blocks can have, and a sentence for everything in which they differ.
 
-    model: the name of its class. conservative: whether the plan has such steps. Without blocks a model's output is all there is; a
-    family's refusal is not looked at.
-    """
+    model: the name of its class. conservative: whether the plan has such steps. Without blocks a model's
+        output is all there is; a family's refusal is not looked at."""
     fitted, sentence = _levelled(settings, family, blocks, model)
     said = [s for s in (sentence, gave_way(settings, fitted)) if s]
     settings = fitted
     if blocks and family.module == DETECTED:
         said.insert(
             0,
-            f"{family.name} is not a model this pack knows; the {len(blocks)} blocks found at {family.lists[0][0]} are taken "
+            f"{family.name} is not a model this pack knows; the {len(blocks)} blocks found at "
+            f"{family.lists[0][0]} are taken "
             "for its own, which is experimental.",
         )
     if not conservative or settings.mask is not None or not blocks or not family.tokens or family.attention:
@@ -84,13 +85,15 @@ def _levelled(
         blocks[settings.blocks_run([b.name[0] for b in blocks])[0]].adapter, blocks[-1].adapter
     ):
         return coarser(settings, "final"), (
-            f"The blocks of {family.name} change their tokens on the way; aggressive steps put back {NAMES['final']}."
+            f"The blocks of {family.name} change their tokens on the way; aggressive steps put back "
+            f"{NAMES['final']}."
         )
     return settings, None
 
 
 def coarser(settings: Settings, level: str) -> Settings:
-    """The settings at another level; a predictor that looks at a probe gives way to its first rule where there is none."""
+    """The settings at another level; a predictor that looks at a probe gives way to its first rule where
+    there is none."""
     rule = settings.predictor
     if rule.probe and level not in ("final", "stack") and not (rule.probe == "latent" and level == "output"):
         rule = getattr(rule, "pool", (predictor("reuse"),))[0]
@@ -102,13 +105,15 @@ def gave_way(before: Settings, after: Settings) -> str | None:
     if after.predictor == before.predictor:
         return None
     return (
-        f"The forecast {before.predictor.name} looks at the first blocks of a step, which is of no use here; {after.predictor.name} "
+        f"The forecast {before.predictor.name} looks at the first blocks of a step, which is of no use "
+        f"here; {after.predictor.name} "
         "stands in."
     )
 
 
 def _one_run(first: type | BlockLayout, last: type | BlockLayout) -> bool:
-    """Whether what the blocks from one of the `first` sort to one of the `last` add can be put back as one tensor per stream."""
+    """Whether what the blocks from one of the `first` sort to one of the `last` add can be put back as one
+    tensor per stream."""
     if not isinstance(last, BlockLayout) or first == last:
         return True
     return set(last.joined or last.reads) <= set(first.streams)

@@ -1,8 +1,8 @@
-"""Blocks of a model that the table does not know: the list of equal modules that holds most of its weights. An experimental guess.
+"""Blocks of a model that the table does not know: the list of equal modules that holds most of its weights.
+An experimental guess.
 
-Whether it is right shows on the first full call: the self-check takes such a model's blocks only if they run one after the other, give
-what they take in shape, and are all that the rest of the model reads.
-"""
+Whether it is right shows on the first full call: the self-check takes such a model's blocks only if they run
+    one after the other, give what they take in shape, and are all that the rest of the model reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ DETECTED = "detected"
 
 
 def detect(model: nn.Module) -> Family | None:
-    """A row for a model with one list of at least `LEAST` modules of one class that holds more than half of its weights; else None."""
+    """A row for a model with one list of at least `LEAST` modules of one class that holds more than half of
+    its weights; else None."""
     weights = sum(p.numel() for p in model.parameters())
     for path, part in model.named_modules():
         if not isinstance(part, nn.ModuleList) or len(part) < LEAST or len({type(m) for m in part}) > 1:

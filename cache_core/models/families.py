@@ -13,7 +13,8 @@ from .registry import FAMILIES
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a running model: its `name` (kind, index) in the cache, its adapter or layout and whether it is the `last` one."""
+    """A block of a running model: its `name` (kind, index) in the cache, its adapter or layout and whether it
+    is the `last` one."""
 
     name: tuple[str, int]
     module: nn.Module
@@ -62,7 +63,8 @@ def _modules(found) -> Iterable[nn.Module]:
 
 
 def blocks_of(model: nn.Module, family: Family) -> list[Block]:
-    """The blocks of a model in running order; empty if a list of the row is missing or the last list is empty."""
+    """The blocks of a model in running order; empty if a list of the row is missing or the last list is
+    empty."""
     found = []
     for path, kind, adapter in family.lists:
         modules = _at(model, path)

@@ -1,7 +1,7 @@
 """The block table: one row per model class of ComfyUI. A new model costs a row here and no code.
 
-Layouts were read off the loops over the blocks in ComfyUI 0.3.64 to 0.26; tests/comfy/test_families.py samples a tiny model of every row.
-"""
+Layouts were read off the loops over the blocks in ComfyUI 0.3.64 to 0.26; tests/comfy/test_families.py
+samples a tiny model of every row."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Gains that follow the data: of the last forecast that can be judged, or of a cheap probe of the current step.
+"""Gains that follow the data: of the last forecast that can be judged, or of a cheap probe of the current
+step.
 
-All of them stay on the device as one number per sample, so that nothing waits for the host and a batch equals its images.
-"""
+All of them stay on the device as one number per sample, so that nothing waits for the host and a batch equals
+its images."""
 
 from __future__ import annotations
 
@@ -28,13 +29,15 @@ def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """A predictor whose orders are weighed at every full step by how well they would have predicted it, for the interval that follows.
+    """A predictor whose orders are weighed at every full step by how well they would have predicted it, for
+    the interval that follows.
 
-    rule: the predictor; what each of its orders adds to the one below is a direction with a gain of its own. how: "least_squares" solves
-    for the gains that would have given the truth, "back_off" keeps the orders up to the one that came closest (none: reuse). ridge: pull
-    towards the rule's own gain, relative to the directions' energy. limit: largest gain either way.
-    Source: online form of the closed solution behind L2P (arXiv 2604.26365); the order test is SpeCa's verification without its threshold.
-    """
+    rule: the predictor; what each of its orders adds to the one below is a direction with a gain of its own.
+        how: "least_squares" solves for the gains that would have given the truth, "back_off" keeps the orders
+        up to the one that came closest (none: reuse). ridge: pull towards the rule's own gain, relative to
+        the directions' energy. limit: largest gain either way.
+    Source: online form of the closed solution behind L2P (arXiv 2604.26365); the order test is SpeCa's
+        verification without its threshold."""
 
     rule: Predictor
     how: str = "least_squares"
@@ -130,11 +133,11 @@ def _changed(part, names, keys) -> dict:
 
 @dataclass(frozen=True)
 class ProbeGain:
-    """DiCache (ICLR 2026): R2 + g (R1 - R2) with R1, R2 the last two full steps' features and g = mean|p - P2| / mean|P1 - P2|.
+    """DiCache (ICLR 2026): R2 + g (R1 - R2) with R1, R2 the last two full steps' features and g = mean|p -
+    P2| / mean|P1 - P2|.
 
-    p, P1, P2: the residual of the first `blocks` blocks now and at those steps; the blocks run on every step for it. low, high: bounds of
-    g; the published code clips to 1..1.5, the paper does not (None).
-    """
+    p, P1, P2: the residual of the first `blocks` blocks now and at those steps; the blocks run on every step
+        for it. low, high: bounds of g; the published code clips to 1..1.5, the paper does not (None)."""
 
     blocks: int = 1
     low: float | None = 1.0

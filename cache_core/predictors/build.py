@@ -3,7 +3,8 @@
 {"name": "linear", "gain": 0.9}                          a rule of `predictors.MEMBERS`
 {"name": "newton", "order": 2, "adapt": "back_off"}      with gains that follow the data (`adaptive`)
 {"name": "probe_gain"}                                   DiCache's gain (`adaptive`)
-{"name": "residual", "steps": 30, "rectifier": {...}}    output minus latent, reused, with or without ERTACache's rectifier (`residual`)
+{"name": "residual", "steps": 30, "rectifier": {...}}
+                                                         output minus latent, reused (`residual`)
 {"by": "channel", "pool": [...], "clusters": 2}          a rule per group (`groups`): by channel, by token, or
 {"by": "band", "low": {...}, "high": {...}}              by band
 {"by": "step", "steps": 50, "table": {...}}              weights per step, as a plan has solved them (`table`)

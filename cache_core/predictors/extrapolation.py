@@ -1,11 +1,12 @@
-"""How a skipped feature is rebuilt: weights over past snapshots, which depend only on where the snapshots lie and where they are wanted.
+"""How a skipped feature is rebuilt: weights over past snapshots, which depend only on where the snapshots lie
+and where they are wanted.
 
-A new member is a rule (nodes, target, predictor) -> weights, nodes newest first, and one row of `MEMBERS`. The frame below cares for short
-histories, unusable nodes, the gain, the horizon, and a sum of exactly 1.
+A new member is a rule (nodes, target, predictor) -> weights, nodes newest first, and one row of `MEMBERS`.
+The frame below cares for short histories, unusable nodes, the gain, the horizon, and a sum of exactly 1.
 
-Names used by the rules: k is the way to the target in units of the newest gap, D1 = F0 - F1 and D2 the second difference of the newest
-snapshots F0, F1, F2, both taken as divided differences on the true nodes, so that unequal gaps are right.
-"""
+Names used by the rules: k is the way to the target in units of the newest gap, D1 = F0 - F1 and D2 the second
+    difference of the newest snapshots F0, F1, F2, both taken as divided differences on the true nodes, so
+    that unequal gaps are right."""
 
 from __future__ import annotations
 
@@ -24,12 +25,14 @@ HORIZONS = ("scaled", "fixed")
 
 
 def _lagrange(nodes, target, _):
-    """The polynomial through all nodes: reuse of one, Newton's line of two, and so on (TaylorSeer corrected, AB-Cache)."""
+    """The polynomial through all nodes: reuse of one, Newton's line of two, and so on (TaylorSeer corrected,
+    AB-Cache)."""
     return [math.prod((target - b) / (a - b) for b in nodes if b != a) for a in nodes]
 
 
 def _levels(nodes) -> list[list[float]]:
-    """Weights of TaylorSeer's factors at the newest node: each difference is divided by the gap behind its own snapshot, as published."""
+    """Weights of TaylorSeer's factors at the newest node: each difference is divided by the gap behind its
+    own snapshot, as published."""
     n = len(nodes)
     rows = [[float(i == j) for j in range(n)] for i in range(n)]
     levels = [rows[0]]
@@ -83,7 +86,8 @@ def _integral(at: float, others: Sequence[float], start: float, end: float) -> f
 
 
 def _curve(slope: Callable[[float], float], bend: Callable[[float], float]) -> Rule:
-    """The rule F0 + slope(k) D1 + bend(k) D2; bend is left out behind the newest snapshot, where these forms mean nothing."""
+    """The rule F0 + slope(k) D1 + bend(k) D2; bend is left out behind the newest snapshot, where these forms
+    mean nothing."""
 
     def rule(nodes, target, _):
         if len(nodes) == 1:
@@ -101,7 +105,8 @@ def _curve(slope: Callable[[float], float], bend: Callable[[float], float]) -> R
 
 
 def _mean_velocity(nodes, target, _):
-    """F0 plus the way to the target times (mean - oldest) / window, the mean being over a path that holds each snapshot until the next."""
+    """F0 plus the way to the target times (mean - oldest) / window, the mean being over a path that holds
+    each snapshot until the next."""
     window = target - nodes[-1]
     if not window:
         return [1.0] + [0.0] * (len(nodes) - 1)
@@ -114,7 +119,8 @@ def _mean_velocity(nodes, target, _):
 
 
 def _chebyshev(constant: float) -> Rule:
-    """Ridge fit of Chebyshev polynomials to all nodes, blended with a line; `constant` scales the penalty of the constant term."""
+    """Ridge fit of Chebyshev polynomials to all nodes, blended with a line; `constant` scales the penalty of
+    the constant term."""
 
     def rule(nodes, target, p):
         low, high = p.span
@@ -129,7 +135,8 @@ def _chebyshev(constant: float) -> Rule:
         phi = torch.tensor([basis(x) for x in nodes], dtype=torch.float64)
         penalty = torch.full((p.order + 1,), p.ridge, dtype=torch.float64)
         penalty[0] *= constant
-        # The pseudo-inverse is the ridge solution, and the smallest one where a short history without ridge leaves it open.
+        # The pseudo-inverse is the ridge solution, and the smallest one where a short history without ridge
+        # leaves it open.
         solved = torch.linalg.pinv(torch.cat((phi, penalty.sqrt().diag())))[:, : len(nodes)]
         fit = (torch.tensor(basis(target), dtype=torch.float64) @ solved).tolist()
         line = _lagrange(nodes[:2], target, p) + [0.0] * (len(nodes) - 2)
@@ -142,9 +149,9 @@ def _chebyshev(constant: float) -> Rule:
 class Member:
     """A row of the table.
 
-    orders: it may have, its default first. extra: snapshots it needs beyond its order, None for as many as there are. sums_to_one:
-    False only for a published form that does not. steps_only: its numbers are meant in steps.
-    """
+    orders: it may have, its default first. extra: snapshots it needs beyond its order, None for as many as
+        there are. sums_to_one: False only for a published form that does not. steps_only: its numbers are
+        meant in steps."""
 
     rule: Rule
     orders: tuple[int, ...]
@@ -210,11 +217,14 @@ class Predictor:
     """One way to rebuild a feature from up to `needs` snapshots.
 
     name: a key of `MEMBERS`. order: of the rule, which looks at order + 1 snapshots in most cases.
-    gain: 0..2, scales the way from the newest snapshot to the forecast; 1 is the rule itself, 0 is reuse, between them noise is damped.
+    gain: 0..2, scales the way from the newest snapshot to the forecast; 1 is the rule itself, 0 is reuse,
+        between them noise is damped.
     coordinate: what a node is, "sigma" (noise level), "index" (step) or "log_snr".
-    horizon: "scaled" places the target where it is; "fixed" gives the weights of one whole gap ahead wherever the target lies, which is how
+    horizon: "scaled" places the target where it is; "fixed" gives the weights of one whole gap ahead wherever
+        the target lies, which is how
         HyCa's pool is written down (what it does inside an interval is not documented).
-    damping: of hermite. ridge, blend: of chebyshev and spectrum. span: where the coordinate of a run begins and ends, for both; the
+    damping: of hermite. ridge, blend: of chebyshev and spectrum. span: where the coordinate of a run begins
+        and ends, for both; the
         controller sets it. Raises ValueError naming the field.
     """
 
@@ -234,7 +244,8 @@ class Predictor:
             raise ValueError(f"predictor must be one of {', '.join(MEMBERS)}, not {self.name!r}.")
         if type(self.order) is not int or self.order not in member.orders:
             raise ValueError(
-                f"order of predictor {self.name} must be {' or '.join(map(str, sorted(member.orders)))}, not {self.order!r}."
+                f"order of predictor {self.name} must be {' or '.join(map(str, sorted(member.orders)))}, "
+                f"not {self.order!r}."
             )
         for name, known in (("coordinate", COORDINATES), ("horizon", HORIZONS)):
             if getattr(self, name) not in known:
@@ -274,11 +285,12 @@ class Predictor:
         return replace(self, span=(min(first, last), max(first, last))) if usable else self
 
     def weights(self, nodes: Sequence[float], target: float) -> tuple[float, ...]:
-        """Weights of the first min(len(nodes), needs) snapshots for their value at `target`; nodes newest first, in any unit.
+        """Weights of the first min(len(nodes), needs) snapshots for their value at `target`; nodes newest
+        first, in any unit.
 
-        They sum to 1 (but for spectrum). A snapshot that is not finite or lies where a newer one does, and all behind it, weigh nothing: a
-        short or degenerate history falls back to a lower order and in the end to reuse. ValueError without any node.
-        """
+        They sum to 1 (but for spectrum). A snapshot that is not finite or lies where a newer one does, and
+        all behind it, weigh nothing: a short or degenerate history falls back to a lower order and in the end
+        to reuse. ValueError without any node."""
         nodes = tuple(float(n) for n in nodes[: self.needs])
         if not nodes:
             raise ValueError("nodes must hold at least one snapshot.")
@@ -341,7 +353,8 @@ def _weights(p: Predictor, nodes: tuple[float, ...], target: float) -> tuple[flo
 
 
 def _usable(nodes: Sequence[float]) -> list[float]:
-    """The newest nodes, up to the first that is not finite or equals a newer one to the accuracy of float32."""
+    """The newest nodes, up to the first that is not finite or equals a newer one to the accuracy of
+    float32."""
     kept: list[float] = []
     for node in nodes:
         if not math.isfinite(node) or any(math.isclose(node, other, rel_tol=1e-6) for other in kept):
@@ -357,7 +370,8 @@ PREDICTORS: dict[str, Predictor] = {
 
 
 def predictor(name: str, **changes) -> Predictor:
-    """The registered predictor `name`, with fields changed (order, gain, coordinate ...); ValueError names what is known."""
+    """The registered predictor `name`, with fields changed (order, gain, coordinate ...); ValueError names
+    what is known."""
     if not isinstance(name, str) or name not in PREDICTORS:
         raise ValueError(f"predictor must be one of {', '.join(PREDICTORS)}, not {name!r}.")
     known = [f.name for f in fields(Predictor) if f.name not in ("name", "span")]

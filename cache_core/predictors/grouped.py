@@ -1,4 +1,5 @@
-"""Weights that differ between parts of a feature: per channel cluster, per band of spatial frequency, per token."""
+"""Weights that differ between parts of a feature: per channel cluster, per band of spatial frequency, per
+token."""
 
 from __future__ import annotations
 
@@ -14,11 +15,12 @@ from .extrapolation import Predictor
 
 
 def descriptors(sequence: torch.Tensor) -> torch.Tensor:
-    """What tells channels apart, [d,6], from features [T,n,d] at T >= 4 steps, oldest first (HyCa, arXiv 2510.04188).
+    """What tells channels apart, [d,6], from features [T,n,d] at T >= 4 steps, oldest first (HyCa, arXiv
+    2510.04188).
 
-    Size of the first and of the second difference, energy, ratio of third to second (jerk) and of second to first difference (curvature),
-    and flatness of the spectrum over steps; logarithms, each with mean 0 and deviation 1 over the channels. ValueError for fewer steps.
-    """
+    Size of the first and of the second difference, energy, ratio of third to second (jerk) and of second to
+    first difference (curvature), and flatness of the spectrum over steps; logarithms, each with mean 0 and
+    deviation 1 over the channels. ValueError for fewer steps."""
     if len(sequence) < 4:
         raise ValueError(f"sequence must hold at least 4 steps, not {len(sequence)}.")
     x = sequence.float()
@@ -33,7 +35,8 @@ def descriptors(sequence: torch.Tensor) -> torch.Tensor:
 
 
 def k_means(points: torch.Tensor, clusters: int, rounds: int = 20) -> torch.Tensor:
-    """Labels [m] of points [m,f] by Lloyd's algorithm from farthest-point centres, the same for the same points; no random numbers."""
+    """Labels [m] of points [m,f] by Lloyd's algorithm from farthest-point centres, the same for the same
+    points; no random numbers."""
     centres = [points[(points - points.mean(0)).square().sum(1).argmax()]]
     while len(centres) < min(clusters, len(points)):
         centres.append(points[torch.cdist(points, torch.stack(centres)).amin(1).argmax()])
@@ -68,7 +71,8 @@ def _table(rows: tuple[tuple[float, ...], ...], device: torch.device) -> torch.T
 
 
 def _chosen(rows, site: Site, which: torch.Tensor, shape, out: torch.Tensor | None) -> torch.Tensor:
-    """The site's value with a row of weights of its own for each part; `which` becomes one that broadcasts to a snapshot by `shape`."""
+    """The site's value with a row of weights of its own for each part; `which` becomes one that broadcasts to
+    a snapshot by `shape`."""
     table = _table(rows, which.device)
     used = [i for i, column in enumerate(zip(*rows)) if any(column)]
     return weighted_sum([site.snapshots[i] for i in used], [table[i][which].view(shape) for i in used], out)
@@ -97,11 +101,11 @@ class _Pool:
 
 @dataclass(frozen=True)
 class ByChannel(_Pool):
-    """HyCa (arXiv 2510.04188): channels are clustered once by how they move, and each cluster takes the member that predicts it best.
+    """HyCa (arXiv 2510.04188): channels are clustered once by how they move, and each cluster takes the
+    member that predicts it best.
 
-    pool: the members. clusters: their number. steps: full steps that the probe looks at, at least 4: the run's own first ones, per sample;
-    before that every channel goes by the first member.
-    """
+    pool: the members. clusters: their number. steps: full steps that the probe looks at, at least 4: the
+        run's own first ones, per sample; before that every channel goes by the first member."""
 
     pool: tuple[Predictor, ...]
     clusters: int = 2
@@ -113,7 +117,8 @@ class ByChannel(_Pool):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 64:
                 raise ValueError(
-                    f"{name} of a forecast by channel must be a whole number from {least} to 64, not {value!r}."
+                    f"{name} of a forecast by channel must be a whole number from {least} to 64, not "
+                    f"{value!r}."
                 )
 
     probe = None
@@ -159,11 +164,12 @@ class ByChannel(_Pool):
 
 @dataclass(frozen=True)
 class ByBand(_Pool):
-    """FreqCa (arXiv 2510.08669): low spatial frequencies of the image tokens go by one rule, the rest and all text tokens by another.
+    """FreqCa (arXiv 2510.08669): low spatial frequencies of the image tokens go by one rule, the rest and all
+    text tokens by another.
 
-    pool: (low, high). cut: share of the frequencies of each axis that count as low, by a discrete cosine transform over the token grid,
-    over the sequence where the grid is not known, or over a picture [B,C,H,W].
-    """
+    pool: (low, high). cut: share of the frequencies of each axis that count as low, by a discrete cosine
+        transform over the token grid, over the sequence where the grid is not known, or over a picture
+        [B,C,H,W]."""
 
     pool: tuple[Predictor, Predictor]
     cut: float = 0.25
@@ -202,7 +208,8 @@ class ByBand(_Pool):
 
 
 def cosines(size: int, keep: int, like: torch.Tensor) -> torch.Tensor:
-    """The lowest `keep` rows of the orthonormal discrete cosine transform (type II) of a length, [keep, size]."""
+    """The lowest `keep` rows of the orthonormal discrete cosine transform (type II) of a length, [keep,
+    size]."""
     place = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) * torch.pi / size
     rows = (
         torch.cos(torch.arange(keep, device=like.device, dtype=torch.float32)[:, None] * place)
@@ -213,7 +220,8 @@ def cosines(size: int, keep: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def low_band(x: torch.Tensor, cut: float, grid: tuple[int, int] | None = None) -> torch.Tensor:
-    """The part of tokens x [b,n,d] below a share `cut` of the frequencies; a projection, so that the bands sum to x."""
+    """The part of tokens x [b,n,d] below a share `cut` of the frequencies; a projection, so that the bands
+    sum to x."""
     sizes = grid if grid and grid[0] * grid[1] == x.shape[1] else (1, x.shape[1])
     y = x.float().reshape(x.shape[0], *sizes, x.shape[2])
     for axis, size in enumerate(sizes, 1):
@@ -230,11 +238,11 @@ def _likeness(guess: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ByToken(_Pool):
-    """TAP (CVPR 2026): every token takes the rule that best forecasts a cheap probe of it, the first block's modulated input.
+    """TAP (CVPR 2026): every token takes the rule that best forecasts a cheap probe of it, the first block's
+    modulated input.
 
-    pool: the rules to choose from, such as reuse, linear and newton of order 2. Best is the highest cosine with the probe of the current
-    step.
-    """
+    pool: the rules to choose from, such as reuse, linear and newton of order 2. Best is the highest cosine
+        with the probe of the current step."""
 
     pool: tuple[Predictor, ...]
 

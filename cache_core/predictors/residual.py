@@ -1,4 +1,5 @@
-"""Reuse of what the model adds to its input, its output minus the latent, with an affine correction per step: EasyCache, ERTACache."""
+"""Reuse of what the model adds to its input, its output minus the latent, with an affine correction per step:
+EasyCache, ERTACache."""
 
 from __future__ import annotations
 
@@ -14,12 +15,14 @@ from ..cache.feature_cache import Site, weighted_sum
 
 @dataclass(frozen=True)
 class Residual:
-    """Forecast of the model's output: the latent of now plus output minus latent at the last full step (EasyCache, arXiv 2507.02860).
+    """Forecast of the model's output: the latent of now plus output minus latent at the last full step
+    (EasyCache, arXiv 2507.02860).
 
-    For level "output" only. steps, sigmas: of the run that the rectifier was fitted to, 0 and empty where it has none.
-    rectifier: ((step, (full step, slope, offset)), ...): at this step, behind this full step, slope * value + offset is the expected error
-    and is taken off (ERTACache, arXiv 2508.21091). Raises ValueError naming the field.
-    """
+    For level "output" only. steps, sigmas: of the run that the rectifier was fitted to, 0 and empty where it
+    has none.
+    rectifier: ((step, (full step, slope, offset)), ...): at this step, behind this full step, slope * value +
+        offset is the expected error and is taken off (ERTACache, arXiv 2508.21091). Raises ValueError naming
+        the field."""
 
     steps: int = 0
     rectifier: tuple[tuple[int, tuple[int, float, float]], ...] = ()

@@ -20,12 +20,12 @@ _LINE = predictor("linear")
 
 @dataclass(frozen=True)
 class Table:
-    """A forecast whose weights stand in a table: for each skipped step the full steps it leans on and their weights, newest first.
+    """A forecast whose weights stand in a table: for each skipped step the full steps it leans on and their
+    weights, newest first.
 
     steps: of the run it was made for. sigmas: its steps + 1 noise levels, or empty where any will do.
-    rows: ((step, ((full step, weight), ...)), ...). A step whose full steps are not those of the run, or that the table lacks, goes by
-    `fallback`. Raises ValueError naming the field.
-    """
+    rows: ((step, ((full step, weight), ...)), ...). A step whose full steps are not those of the run, or that
+        the table lacks, goes by `fallback`. Raises ValueError naming the field."""
 
     steps: int
     rows: tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
@@ -110,10 +110,11 @@ class Table:
 
 @dataclass(frozen=True)
 class ChannelTable:
-    """A forecast with a table for each cluster of channels. labels: the cluster of every channel, a hexadecimal digit each.
+    """A forecast with a table for each cluster of channels. labels: the cluster of every channel, a
+    hexadecimal digit each.
 
-    Where the features have another width, or a step is in doubt, it goes by `fallback`. Raises ValueError naming the field.
-    """
+    Where the features have another width, or a step is in doubt, it goes by `fallback`. Raises ValueError
+    naming the field."""
 
     labels: str
     tables: tuple[Table, ...]
@@ -125,7 +126,8 @@ class ChannelTable:
             or not 1 <= len(self.tables) <= len(DIGITS)
         ):
             raise ValueError(
-                f"labels must be a text of at most {MOST_CHANNELS} digits and tables a list of at most {len(DIGITS)}."
+                f"labels must be a text of at most {MOST_CHANNELS} digits and tables a list of at most "
+                f"{len(DIGITS)}."
             )
         if set(self.labels) - set(DIGITS[: len(self.tables)]):
             raise ValueError(f"labels must be digits below {len(self.tables)}, one per channel.")

@@ -1,4 +1,5 @@
-"""Ways of sampling the same picture side by side: what each took, how close it came to the uncached one, and where it differs."""
+"""Ways of sampling the same picture side by side: what each took, how close it came to the uncached one, and
+where it differs."""
 
 from __future__ import annotations
 
@@ -21,14 +22,17 @@ SMALLEST = 64
 PSNR = 5
 """First column of the table that comes from closeness; so do all behind it."""
 LEAST_SCALE = 1 / 64
-"""Smallest difference that a map shows at full brightness, so that equal pictures do not glow with rounding."""
+"""Smallest difference that a map shows at full brightness, so that equal pictures do not glow with
+rounding."""
 
 
 @dataclass
 class Way:
-    """One way of sampling. steps, calls, full_calls: as counted, None for finished pictures. seconds: of each repetition.
+    """One way of sampling. steps, calls, full_calls: as counted, None for finished pictures. seconds: of each
+    repetition.
 
-    closeness: to the uncached pictures, as `closeness` gives it; None for those themselves, and where it cannot be measured.
+    closeness: to the uncached pictures, as `closeness` gives it; None for those themselves, and where it
+        cannot be measured.
     not_finite: indices of the pictures that held values that are not finite.
     """
 
@@ -48,7 +52,8 @@ class Way:
 
 @dataclass
 class Comparison:
-    """Several ways, the uncached one first. video: whether the pictures are frames. notes: sentences. settings: of the sampler.
+    """Several ways, the uncached one first. video: whether the pictures are frames. notes: sentences.
+    settings: of the sampler.
 
     report: of the cached run.
     """
@@ -60,7 +65,8 @@ class Comparison:
     report: Report | None = None
 
     def unmeasured(self, way: Way) -> bool:
-        """Whether the way has no closeness because its pictures, or those to compare with, hold values that are not finite."""
+        """Whether the way has no closeness because its pictures, or those to compare with, hold values that
+        are not finite."""
         first = self.ways[0]
         return way is not first and bool(way.not_finite or first.not_finite)
 
@@ -83,7 +89,8 @@ class Comparison:
         return json.dumps(self.to_dict(), allow_nan=False)
 
     def table(self) -> list[list[str]]:
-        """Heading and one row per way, as text; columns that nobody fills are left out. What cannot be measured is n/a."""
+        """Heading and one row per way, as text; columns that nobody fills are left out. What cannot be
+        measured is n/a."""
         unit = "frame" if self.video else "picture"
         several = any(w.closeness and w.closeness["count"] > 1 for w in self.ways)
         rows = [
@@ -131,11 +138,12 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def closeness(reference: torch.Tensor, pictures: torch.Tensor, clips: int = 0) -> dict:
-    """How close pictures [B,3,H,W] in 0..1 come to the reference ones of that shape. clips: of how many videos they are the frames.
+    """How close pictures [B,3,H,W] in 0..1 come to the reference ones of that shape. clips: of how many
+    videos they are the frames.
 
-    psnr in dB, ssim, lpips: medians over the batch, and their worst values; ssim and lpips are None where they cannot be had. worst: index
-    of the picture with the lowest PSNR. temporal_difference: of video, else None. ValueError names what does not fit.
-    """
+    psnr in dB, ssim, lpips: medians over the batch, and their worst values; ssim and lpips are None where
+        they cannot be had. worst: index of the picture with the lowest PSNR. temporal_difference: of video,
+        else None. ValueError names what does not fit."""
     each = psnr(reference, pictures)
     worst = min(range(len(each)), key=each.__getitem__)
     found = {"count": len(each), "psnr": median(each), "psnr_worst": each[worst], "worst": worst}
@@ -166,7 +174,8 @@ def _apart(reference: torch.Tensor, pictures: torch.Tensor) -> list[float] | Non
 
 
 def temporal_difference(reference: torch.Tensor, frames: torch.Tensor, clips: int = 1) -> float:
-    """Mean absolute difference between the changes from frame to frame of two videos [T,3,H,W] in 0..1; 0 where they move alike.
+    """Mean absolute difference between the changes from frame to frame of two videos [T,3,H,W] in 0..1; 0
+    where they move alike.
 
     clips: of how many videos of one length they are the frames.
     """
@@ -177,7 +186,8 @@ def temporal_difference(reference: torch.Tensor, frames: torch.Tensor, clips: in
 def difference_maps(
     reference: torch.Tensor, others: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], float]:
-    """Mean absolute difference over the channels of pictures [B,3,H,W], as maps [B,H,W] in 0..1 on one scale, and the difference at 1."""
+    """Mean absolute difference over the channels of pictures [B,3,H,W], as maps [B,H,W] in 0..1 on one scale,
+    and the difference at 1."""
     maps = [(other - reference).abs().mean(1) for other in others]
     scale = max([LEAST_SCALE, *(m.max().item() for m in maps)])
     return [m / scale for m in maps], scale

@@ -18,7 +18,8 @@ PROFILE = "profile"
 REASONS: dict[str, tuple[str, str]] = {
     "no_snapshot": (
         "nothing was cached for this conditioning, size and batch",
-        "Keep prompt, size and batch the same during a run, and plan a full step before the first cached one.",
+        "Keep prompt, size and batch the same during a run, and plan a full step before the first cached "
+        "one.",
     ),
     "plain": (
         "this model or this way of sampling it cannot be cached",
@@ -45,7 +46,8 @@ REASONS: dict[str, tuple[str, str]] = {
         "Lower the resolution or the batch, or use aggressive steps only.",
     ),
 }
-"""Why an evaluation did not run as planned, and what helps. A reason outside this table is shown as it is written."""
+"""Why an evaluation did not run as planned, and what helps. A reason outside this table is shown as it is
+written."""
 
 _REMEDIES = (
     ("is on this model too", "Take either that node or Dual Cache out."),
@@ -58,12 +60,14 @@ _TOLD = {"plain": " is sampled plainly: ", "refused": " ran in full: ", "mismatc
 _TOLD_REMEDIES = {
     "plain": "Take Dual Cache out here, or choose another model or sampler.",
     "refused": "Use a preset without conservative steps, such as balanced.",
-    "mismatch": "Take out the node that changes the model's blocks from step to step, or choose a plan with more full steps.",
+    "mismatch": "Take out the node that changes the model's blocks from step to step, or choose a plan "
+    "with more full steps.",
 }
 
 
 def cause(report: Report) -> str:
-    """Reason and remedy, in one or two sentences, of a report none of whose evaluations was cheaper than a full one."""
+    """Reason and remedy, in one or two sentences, of a report none of whose evaluations was cheaper than a
+    full one."""
     if report.steps == 0 and not report.records:
         return "the sampler had no step to run. Raise steps or denoise."
     if not report.records:
@@ -94,7 +98,8 @@ def _no_plan(report: Report) -> str:
     """Why no evaluation that ran was planned to be cheaper."""
     if set(report.schedule.get("kinds", "")) - {"F"}:
         return (
-            f"the run ended after {counted(len(report.records), 'evaluation')}, before the first one that was planned to be cheaper. "
+            f"the run ended after {counted(len(report.records), 'evaluation')}, before the first one "
+            "that was planned to be cheaper. "
             "Let it run on, or use a sampler that takes all of its steps."
         )
     if report.method == "off":

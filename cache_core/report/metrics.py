@@ -11,18 +11,21 @@ WINDOW = 11
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> list[float]:
-    """Peak signal-to-noise ratio in dB of each pair of pictures [B,C,H,W] in 0..1; inf where they are equal."""
+    """Peak signal-to-noise ratio in dB of each pair of pictures [B,C,H,W] in 0..1; inf where they are
+    equal."""
     a, b = _pair(a, b)
     error = (a.double() - b.double()).square().mean((1, 2, 3))
     return (-10 * error.log10()).tolist()
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> list[float]:
-    """Structural similarity (Wang et al. 2004, 11 x 11 Gaussian, whole windows only) of each pair [B,C,H,W] in 0..1; 1 where equal."""
+    """Structural similarity (Wang et al. 2004, 11 x 11 Gaussian, whole windows only) of each pair [B,C,H,W]
+    in 0..1; 1 where equal."""
     a, b = _pair(a, b)
     if min(a.shape[-2:]) < WINDOW:
         raise ValueError(
-            f"pictures must be at least {WINDOW} pixels high and wide for SSIM, not {a.shape[-2]} x {a.shape[-1]}."
+            f"pictures must be at least {WINDOW} pixels high and wide for SSIM, not {a.shape[-2]} x "
+            f"{a.shape[-1]}."
         )
     try:
         from kornia.metrics import ssim as similarity
@@ -33,7 +36,8 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> list[float]:
 
 
 def lpips(a: torch.Tensor, b: torch.Tensor) -> list[float] | None:
-    """Perceptual distance (Zhang et al. 2018, AlexNet) of each pair of pictures [B,3,H,W] in 0..1; 0 where equal.
+    """Perceptual distance (Zhang et al. 2018, AlexNet) of each pair of pictures [B,3,H,W] in 0..1; 0 where
+    equal.
 
     None when the package lpips or its AlexNet weights are not on this machine: nothing is ever downloaded.
     """

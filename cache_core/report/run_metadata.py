@@ -1,4 +1,5 @@
-"""A run in a few kilobytes, to travel in the metadata of a picture: recipe, schedule, totals and the records in columns."""
+"""A run in a few kilobytes, to travel in the metadata of a picture: recipe, schedule, totals and the records
+in columns."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ _ORDER = ("records", "recipe", "schedule", "text")
 def keepsake(report: Report, settings: Settings) -> dict:
     """A run with the recipe that was asked for, as plain data of at most `MOST_BYTES`.
 
-    records: by field of `StepRecord`, a list with an entry per evaluation, or one value where all are equal; planned and actual are strings
-    of letters, as the schedule's kinds are. Numbers are rounded to `DIGITS` digits.
-    """
+    records: by field of `StepRecord`, a list with an entry per evaluation, or one value where all are equal;
+        planned and actual are strings of letters, as the schedule's kinds are. Numbers are rounded to
+        `DIGITS` digits."""
     texts = [m[:LETTERS] for m in report.messages[:MESSAGES]]
     whole = report.to_dict()
     names = ("method", "family", "predictor", "selector", "steps", "conservative_cost", "aggressive_cost")

@@ -1,4 +1,5 @@
-"""What a run writes down while it goes on: records of its evaluations, sentences, sizes, and the report at its end."""
+"""What a run writes down while it goes on: records of its evaluations, sentences, sizes, and the report at
+its end."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ from .run_report import Report, StepRecord
 class Logbook:
     """The book of one run.
 
-    seconds: the clock. aggressive: work of an aggressive step as a share of a full one. held: bytes in caches now.
-    Errors and indicators stay tensors on their device until the report is made, so that no step waits for one.
-    """
+    seconds: the clock. aggressive: work of an aggressive step as a share of a full one. held: bytes in caches
+        now. Errors and indicators stay tensors on their device until the report is made, so that no step
+        waits for one."""
 
     def __init__(self, seconds: Callable[[], float] = time.perf_counter):
         self.records: list[StepRecord] = []
@@ -70,7 +71,8 @@ class Logbook:
         self.record.cached_bytes = self.held
 
     def note_error(self, site: Site | None, truth: torch.Tensor, rule: Forecast, now: Node) -> None:
-        """How far off a forecast of the feature `truth` [B,N,d] at a site would have been, once per evaluation."""
+        """How far off a forecast of the feature `truth` [B,N,d] at a site would have been, once per
+        evaluation."""
         index = len(self.records) - 1
         if index in self._errors or site is None or not site.snapshots:
             return
@@ -80,7 +82,8 @@ class Logbook:
             self._errors[index] = (guess.float() - own).norm() / own.norm().clamp_min(1e-12)
 
     def _note_indicator(self, call: Call) -> None:
-        """Keeps what the forecast of this evaluation went by: of the first branch and the first site that says so."""
+        """Keeps what the forecast of this evaluation went by: of the first branch and the first site that
+        says so."""
         sites = call.batch.branches[0].sites.values()
         found = next((s.learned["indicator"] for s in sites if "indicator" in s.learned), None)
         if found is not None:

@@ -30,12 +30,14 @@ class StepRecord:
     """One evaluation of the sampler.
 
     step: of the schedule. phase: which evaluation within the step, 0 for the first. sigma: noise level.
-    planned, actual: "F", "C" or "A". reason: "planned", or why actual differs: a key of `reasons.REASONS` or free text.
-    calls: model calls the host made, of which full_calls computed every block in full. milliseconds: measured wall time.
+    planned, actual: "F", "C" or "A". reason: "planned", or why actual differs: a key of `reasons.REASONS` or
+        free text.
+    calls: model calls the host made, of which full_calls computed every block in full. milliseconds: measured
+        wall time.
     ratio: share of tokens refreshed. cached_bytes: held after the evaluation.
     forecast_error: relative L2 error of a forecast where the truth was then computed, else None.
-    indicator: what an adaptive forecast went by, on average: its gain, or the likeness of its best rule to the probe; None for others.
-    """
+    indicator: what an adaptive forecast went by, on average: its gain, or the likeness of its best rule to
+        the probe; None for others."""
 
     step: int
     phase: int
@@ -68,13 +70,13 @@ class StepRecord:
 class Report:
     """A whole run.
 
-    method, family, predictor, selector: names; family is empty when the model is not one the cache knows. steps: of the schedule.
-    wall_seconds: of the whole run, measured. messages: sentences for the user. peak_bytes: most bytes cached at once; estimated_bytes: what
-    had been expected of it before anything was kept.
+    method, family, predictor, selector: names; family is empty when the model is not one the cache knows.
+        steps: of the schedule.
+    wall_seconds: of the whole run, measured. messages: sentences for the user. peak_bytes: most bytes cached
+        at once; estimated_bytes: what had been expected of it before anything was kept.
     schedule: the plan as `CacheSchedule.to_dict` gives it.
-    conservative_cost: work of a conservative step as a share of a full one, where known. aggressive_cost: of an aggressive one, above 0
-    where some blocks run on every step.
-    """
+    conservative_cost: work of a conservative step as a share of a full one, where known. aggressive_cost: of
+        an aggressive one, above 0 where some blocks run on every step."""
 
     records: list[StepRecord] = field(default_factory=list)
     method: str = "custom"
@@ -93,11 +95,14 @@ class Report:
     def totals(self) -> dict:
         """Sums over the records.
 
-        calls, full_calls: model calls made, and those computed in full. full, conservative, aggressive: evaluations by what really ran.
-        skipped: aggressive evaluations without any full call. changed: evaluations that did not run as planned.
+        calls, full_calls: model calls made, and those computed in full. full, conservative, aggressive:
+            evaluations by what really ran.
+        skipped: aggressive evaluations without any full call. changed: evaluations that did not run as
+            planned.
         milliseconds, median_milliseconds: measured; the sum, and the median of each kind that ran.
-        call_speedup: evaluations over their work in full evaluations, None without records. A conservative one counts as
-        `conservative_cost`, and as a full one where that is not known. It says nothing about time.
+        call_speedup: evaluations over their work in full evaluations, None without records. A conservative
+            one counts as `conservative_cost`, and as a full one where that is not known. It says nothing
+            about time.
         worst_forecast_error: of full evaluations behind cheaper ones, None where there is none.
         """
         ran = Counter(r.actual for r in self.records)
@@ -130,7 +135,8 @@ class Report:
         return found
 
     def _work(self, r: StepRecord) -> float:
-        """Work of an evaluation in full evaluations; a call that ran in full counts in full whatever the evaluation was called."""
+        """Work of an evaluation in full evaluations; a call that ran in full counts in full whatever the
+        evaluation was called."""
         if r.actual == "F":
             return 1.0
         in_full = min(1.0, r.full_calls / r.calls) if r.calls else 0.0
@@ -144,13 +150,15 @@ class Report:
         return in_full + (1 - in_full) * cheap
 
     def why_nothing(self) -> str | None:
-        """One or two sentences with reason and remedy when no evaluation was cheaper than a full one, else None."""
+        """One or two sentences with reason and remedy when no evaluation was cheaper than a full one, else
+        None."""
         if any(r.actual != "F" for r in self.records):
             return None
         return "Nothing was skipped: " + cause(self)
 
     def to_dict(self) -> dict:
-        """Plain data for JSON; `totals` is derived and ignored by `from_dict`, numbers that are not finite become strings."""
+        """Plain data for JSON; `totals` is derived and ignored by `from_dict`, numbers that are not finite
+        become strings."""
         own = {f.name: _WRITE[f.type](getattr(self, f.name)) for f in fields(self) if f.type in _WRITE}
         rows = {
             "messages": [str(m) for m in self.messages],
@@ -172,7 +180,8 @@ class Report:
             raise ValueError("kind must be 'cache_report': this is not a report of a cached run.")
         if data.get("format") != FORMAT:
             raise ValueError(
-                f"format must be {FORMAT}, not {data.get('format')!r}: the report was written by another version."
+                f"format must be {FORMAT}, not {data.get('format')!r}: the report was written by another "
+                "version."
             )
         kinds = {"records": list, "messages": list, "schedule": dict}
         wrong = [
@@ -208,9 +217,11 @@ class Report:
         t = self.totals()
         on = self.family or "an unknown model"
         lines = [
-            f"{self.method} on {on}: {counted(self.steps, 'step')}, {counted(t['evaluations'], 'evaluation')}, "
+            f"{self.method} on {on}: {counted(self.steps, 'step')}, "
+            f"{counted(t['evaluations'], 'evaluation')}, "
             f"{t['wall_seconds']:.2f} s measured",
-            f"full {t['full']}, conservative {t['conservative']}, aggressive {t['aggressive']}; skipped {t['skipped']}",
+            f"full {t['full']}, conservative {t['conservative']}, aggressive {t['aggressive']}; skipped "
+            f"{t['skipped']}",
             f"model calls {t['calls']}, of them {t['full_calls']} in full",
         ]
         if self.predictor or self.selector:

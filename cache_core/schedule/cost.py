@@ -1,9 +1,8 @@
 """What a schedule costs: floating point operations and bytes of cache of a FLUX-like transformer.
 
-Counted are the linear layers and the attention of the blocks, which reproduces the FLOPs that papers publish for FLUX.1-dev and
-HunyuanVideo. Embeddings, modulation, norms, the final layer, gathering rows and the sampler's own work are left out, so a speed-up from
-here is an ideal.
-"""
+Counted are the linear layers and the attention of the blocks, which reproduces the FLOPs that papers publish
+for FLUX.1-dev and HunyuanVideo. Embeddings, modulation, norms, the final layer, gathering rows and the
+sampler's own work are left out, so a speed-up from here is an ideal."""
 
 from __future__ import annotations
 
@@ -13,19 +12,20 @@ from dataclasses import dataclass, fields
 from .masks import ALL, Mask, parts_of
 from .plan import CacheSchedule
 
-# FLOPs in d^2 per refreshed row of (double, single) blocks when attention is replayed. "published": a single block computes only the MLP
-# columns of its fused first layer; "built": it runs the whole fused layer on those rows, because slicing is unsafe for quantised or patched
-# weights.
+# FLOPs in d^2 per refreshed row of (double, single) blocks when attention is replayed. "published": a single
+# block computes only the MLP columns of its fused first layer; "built": it runs the whole fused layer on
+# those rows, because slicing is unsafe for quantised or patched weights.
 LAYOUTS = {"published": (16, 18), "built": (16, 24)}
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Size of a transformer with double-stream and fused single-stream blocks (MLP ratio 4) at one resolution.
+    """Size of a transformer with double-stream and fused single-stream blocks (MLP ratio 4) at one
+    resolution.
 
-    width: hidden size d. image_tokens, text_tokens: tokens per sample, n in sum. double, single: number of blocks of each sort.
-    All FLOPs are for one sample and one pass; guidance multiplies every kind of step alike. Raises ValueError naming the field.
-    """
+    width: hidden size d. image_tokens, text_tokens: tokens per sample, n in sum. double, single: number of
+        blocks of each sort. All FLOPs are for one sample and one pass; guidance multiplies every kind of step
+        alike. Raises ValueError naming the field."""
 
     width: int
     image_tokens: int
@@ -52,9 +52,8 @@ class CostModel:
     def flops_conservative(self, ratio: float, layout: str = "built", live_attention: bool = False) -> float:
         """FLOPs of a C step that refreshes the fraction `ratio` (0..1) of all tokens.
 
-        layout: a key of LAYOUTS. With `live_attention` it plays no part: a refreshed row runs the whole block, its attention against kept
-        keys and values.
-        """
+        layout: a key of LAYOUTS. With `live_attention` it plays no part: a refreshed row runs the whole
+            block, its attention against kept keys and values."""
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}.")
         if not 0 <= ratio <= 1:
@@ -65,10 +64,11 @@ class CostModel:
         return ratio * self.tokens * self.width**2 * (double * self.double + single * self.single)
 
     def flops_computed(self, names: Iterable[str]) -> int:
-        """FLOPs of a C step that computes the named modules ("double.0", "double.0.attn", as in `masks`) on all tokens.
+        """FLOPs of a C step that computes the named modules ("double.0", "double.0.attn", as in `masks`) on
+        all tokens.
 
-        Per token 8 d^2 and the attention for "attn", 16 d^2 for "mlp"; blocks that the model lacks cost nothing.
-        """
+        Per token 8 d^2 and the attention for "attn", 16 d^2 for "mlp"; blocks that the model lacks cost
+        nothing."""
         names, d = tuple(names), self.width
         costs = {"attn": self.tokens * (8 * d**2 + 4 * self.tokens * d), "mlp": self.tokens * 16 * d**2}
         total = 0
@@ -133,14 +133,17 @@ def peak_bytes(
     live_attention: bool = False,
     level: str = "final",
 ) -> int:
-    """Bytes of cache held at once, which is what stands after the last history has filled; 0 when nothing is skipped.
+    """Bytes of cache held at once, which is what stands after the last history has filled; 0 when nothing is
+    skipped.
 
-    `snapshots` (at most one per full step) of what the level of A steps keeps: the final hidden state or a run's residual of n * d values,
-    the model's output, or one residual per block, and one correction of it with C steps. With C steps or at the level of modules: per
-    double block the pre-gate outputs of attention and MLP of both streams (2 n d), per single block its output (n d), and for C steps the
-    attention before its second linear layer (n d), all `module_snapshots` times, or `snapshots` times at the level of modules.
-    C steps keep a correction of every MLP (n d per block), with live attention also of the attention of double blocks.
-    A schedule with a mask keeps no attention of single blocks, and up to one correction per module; one with runs only a feature per run.
+    `snapshots` (at most one per full step) of what the level of A steps keeps: the final hidden state or a
+    run's residual of n * d values, the model's output, or one residual per block, and one correction of it
+    with C steps. With C steps or at the level of modules: per double block the pre-gate outputs of attention
+    and MLP of both streams (2 n d), per single block its output (n d), and for C steps the attention before
+    its second linear layer (n d), all `module_snapshots` times, or `snapshots` times at the level of modules.
+    C steps keep a correction of every MLP (n d per block), with live attention also of the attention of
+    double blocks. A schedule with a mask keeps no attention of single blocks, and up to one correction per
+    module; one with runs only a feature per run.
     live_attention: keys and values of the newest F step (2 n d per block) stand in for the attention outputs.
     branches: cached streams, such as 2 for cond and uncond, times the batch.
     """

@@ -1,8 +1,7 @@
 """Which step and which evaluation phase a model call belongs to.
 
-Samplers call the model several times per step, at sigmas off the schedule and sometimes at rising sigmas, so evaluations are
-counted; a sigma is never mapped back to a step.
-"""
+Samplers call the model several times per step, at sigmas off the schedule and sometimes at rising sigmas, so
+evaluations are counted; a sigma is never mapped back to a step."""
 
 from __future__ import annotations
 
@@ -10,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 RISE = 1.01
-"""A sigma more than 1 % above the previous one means the sampler went back: what was cached is older than it looks."""
+"""A sigma more than 1 % above the previous one means the sampler went back: what was cached is older than it
+looks."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of the sampler: its running `index`, the schedule `step` and `phase` it belongs to, its `sigma`,
-    whether sigma is `rising`, and whether the sampler went `beyond` the planned steps."""
+    """One evaluation of the sampler: its running `index`, the schedule `step` and `phase` it belongs to, its
+    `sigma`, whether sigma is `rising`, and whether the sampler went `beyond` the planned steps."""
 
     index: int
     step: int

@@ -1,4 +1,5 @@
-"""Masks from what papers publish: router tables of Learning-to-Cache and HarmoniCa, block lists of ProfilingDiT."""
+"""Masks from what papers publish: router tables of Learning-to-Cache and HarmoniCa, block lists of
+ProfilingDiT."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _STEP = re.compile(r"(?:.*\.)?(\d{1,5})\.prob")
 
 
 def columns(**blocks: int) -> tuple[str, ...]:
-    """Names of a router table's columns for a model with so many blocks of each kind, in running order: columns(double=19, single=38).
+    """Names of a router table's columns for a model with so many blocks of each kind, in running order:
+    columns(double=19, single=38).
 
     Attention and MLP of each block take a column each, a block of the kind "single" one, as it is fused.
     """
@@ -39,13 +41,14 @@ def router_mask(
     paired: bool = False,
     reverse: bool = False,
 ) -> Mask:
-    """The mask of a router table [T, len(names)] of scores from 0 to 1, or of truths: what lies above `threshold` is computed.
+    """The mask of a router table [T, len(names)] of scores from 0 to 1, or of truths: what lies above
+    `threshold` is computed.
 
-    names: of `columns`. paired: for Learning-to-Cache, whose tables are read at every second step only, those between being full (counted
-    as its sampler does, from the last step, so that the last is a cached one). reverse: rows run from the last step to the first, as in its
-    files, which go by the model's timestep. Both papers reuse outputs before their gates: level "module", predictor reuse.
-    ValueError naming what does not fit.
-    """
+    names: of `columns`. paired: for Learning-to-Cache, whose tables are read at every second step only, those
+        between being full (counted as its sampler does, from the last step, so that the last is a cached
+        one). reverse: rows run from the last step to the first, as in its files, which go by the model's
+        timestep. Both papers reuse outputs before their gates: level "module", predictor reuse. ValueError
+        naming what does not fit."""
     try:
         table = torch.as_tensor(scores)
     except (TypeError, ValueError, RuntimeError, OverflowError, RecursionError):
@@ -71,12 +74,14 @@ def router_mask(
 
 
 def read_scores(path: Path) -> torch.Tensor:
-    """A router table [T, modules] from a file: JSON, a list of rows, or safetensors with one table, or with a vector of logits per step,
-    "<step>.prob", as Learning-to-Cache's checkpoints have them once converted. ValueError in one sentence where it is neither."""
+    """A router table [T, modules] from a file: JSON, a list of rows, or safetensors with one table, or with a
+    vector of logits per step, "<step>.prob", as Learning-to-Cache's checkpoints have them once converted.
+    ValueError in one sentence where it is neither."""
     path = Path(path)
     if path.suffix not in (".json", ".safetensors"):
         raise ValueError(
-            f"{path.name} must be a .json or .safetensors file; other checkpoints may run code when they are opened."
+            f"{path.name} must be a .json or .safetensors file; other checkpoints may run code when they "
+            "are opened."
         )
     if not path.is_file():
         raise ValueError(f"{path.name} is not there.")
@@ -113,11 +118,12 @@ def split_mask(
     start: int = 0,
     runs: bool = True,
 ) -> Mask:
-    """ProfilingDiT's mask (ICCV 2025): foreground blocks run at every step, `background` ones at the steps `refresh` and before `start`.
+    """ProfilingDiT's mask (ICCV 2025): foreground blocks run at every step, `background` ones at the steps
+    `refresh` and before `start`.
 
-    blocks: all of the model, such as "single.3". runs: one tensor is kept per run of neighbouring background blocks, what they add in sum,
-    and added as it was, as in the paper; else each of their modules is replayed and gated with the current step's modulation.
-    """
+    blocks: all of the model, such as "single.3". runs: one tensor is kept per run of neighbouring background
+        blocks, what they add in sum, and added as it was, as in the paper; else each of their modules is
+        replayed and gated with the current step's modulation."""
     blocks, background = tuple(blocks), set(background)
     unknown = sorted(background - set(blocks))
     if unknown:

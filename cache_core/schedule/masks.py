@@ -1,9 +1,10 @@
-"""Which modules of a model are computed at which steps: a plan finer than full, conservative and aggressive steps.
+"""Which modules of a model are computed at which steps: a plan finer than full, conservative and aggressive
+steps.
 
-Every per-module method of the literature (Learning-to-Cache, HarmoniCa, BAC, ProfilingDiT) ends in such a table. What a conservative step
-of it computes it computes on all tokens; everything else is replayed before its gate and gated anew, or, as ProfilingDiT has it, in runs
-of neighbouring blocks that are left out for what each run added.
-"""
+Every per-module method of the literature (Learning-to-Cache, HarmoniCa, BAC, ProfilingDiT) ends in such a
+table. What a conservative step of it computes it computes on all tokens; everything else is replayed before
+its gate and gated anew, or, as ProfilingDiT has it, in runs of neighbouring blocks that are left out for what
+each run added."""
 
 from __future__ import annotations
 
@@ -29,11 +30,12 @@ _NAME = re.compile(r"[a-z][a-z_]{0,31}\.(0|[1-9][0-9]{0,3})(\.[a-z][a-z_]{0,31})
 class Mask:
     """The modules that are computed at each of `steps` steps; immutable and hashable.
 
-    refresh: pairs of a name and the ascending steps at which it is computed. "*" stands for all modules, which is a full step, and step 0
-    always is one; "double.0" for a whole block, "double.0.attn" and "double.0.mlp" for its parts.
-    runs: whether the other blocks are held back in runs of neighbours, for each of which what it adds to its input is kept as it was; every
-    step that is not full then computes the same blocks. Raises ValueError naming the field.
-    """
+    refresh: pairs of a name and the ascending steps at which it is computed. "*" stands for all modules,
+        which is a full step, and step 0 always is one; "double.0" for a whole block, "double.0.attn" and
+        "double.0.mlp" for its parts.
+    runs: whether the other blocks are held back in runs of neighbours, for each of which what it adds to its
+        input is kept as it was; every step that is not full then computes the same blocks. Raises ValueError
+        naming the field."""
 
     steps: int
     refresh: tuple[tuple[str, tuple[int, ...]], ...] = field(default=((ALL, (0,)),), repr=False)
@@ -55,7 +57,8 @@ class Mask:
         for name, steps in found.items():
             if name != ALL and not (isinstance(name, str) and _NAME.fullmatch(name)):
                 raise ValueError(
-                    f'mask.refresh must have names such as "*", "double.0" or "double.0.attn", not {str(name)[:40]!r}.'
+                    'mask.refresh must have names such as "*", "double.0" or "double.0.attn", not '
+                    f"{str(name)[:40]!r}."
                 )
             if any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < self.steps for s in steps):
                 raise ValueError(
@@ -125,9 +128,8 @@ class Mask:
     def scaled(self, steps: int) -> Mask:
         """The mask at another step count: every step's names move to the nearest place of the path.
 
-        Steps that meet are united, so that whatever is computed together stays together and nothing is left out; with fewer steps a larger
-        share of them is therefore computed. Step 0 stays.
-        """
+        Steps that meet are united, so that whatever is computed together stays together and nothing is left
+        out; with fewer steps a larger share of them is therefore computed. Step 0 stays."""
         if steps == self.steps:
             return self
         rows: list[set[str]] = [set() for _ in range(steps)]
@@ -140,7 +142,8 @@ class Mask:
         return Mask.from_rows(rows, self.runs)
 
     def held(self, blocks: Sequence[tuple[str, int]]) -> tuple[tuple[int, int], ...]:
-        """Places of the first and the last block of each run that is held back; blocks: (kind, index) of a model's, in running order.
+        """Places of the first and the last block of each run that is held back; blocks: (kind, index) of a
+        model's, in running order.
 
         A run ends where the kind of block changes, and with it the streams.
         """
@@ -163,7 +166,8 @@ class Mask:
 
     @classmethod
     def read(cls, data: Any) -> Mask:
-        """Reads `to_dict` back or what somebody wrote by hand; ValueError in one sentence that names the field."""
+        """Reads `to_dict` back or what somebody wrote by hand; ValueError in one sentence that names the
+        field."""
         if not isinstance(data, Mapping):
             raise ValueError("mask must be an object with steps and refresh.")
         for key in data:
@@ -194,6 +198,7 @@ class Mask:
 
 
 def parts_of(names: Iterable[str], block: tuple[str, int]) -> frozenset[str]:
-    """Which parts of a block (kind, index) are among the names: "attn", "mlp" and the like, or "" for the whole."""
+    """Which parts of a block (kind, index) are among the names: "attn", "mlp" and the like, or "" for the
+    whole."""
     name = ".".join(map(str, block))
     return frozenset(n[len(name) + 1 :] for n in names if n == name or n.startswith(name + "."))

@@ -1,9 +1,8 @@
 """Which kind of step runs when: the cache schedule, its generators, its scaling and its JSON form.
 
-A step is full ("F": every block on every token), conservative ("C": attention replayed, a few rows of the other layers computed) or
-aggressive ("A": the blocks are skipped). The arithmetic is on whole numbers or floor(x + 0.5), never banker's rounding, so that another
-language reproduces every schedule exactly.
-"""
+A step is full ("F": every block on every token), conservative ("C": attention replayed, a few rows of the
+other layers computed) or aggressive ("A": the blocks are skipped). The arithmetic is on whole numbers or
+floor(x + 0.5), never banker's rounding, so that another language reproduces every schedule exactly."""
 
 from __future__ import annotations
 
@@ -40,14 +39,19 @@ _DEFAULT_RATIO = 0.1
 class CacheSchedule:
     """One kind and one token ratio per step; immutable and hashable.
 
-    kinds: one letter per step, "F", "C" or "A"; 1 to 10000 steps, the first is "F" because nothing is cached before it.
-    ratios: the fraction of tokens, 0..1, that a C step computes; one per step. F and A steps keep theirs too, so that a step that is
+    kinds: one letter per step, "F", "C" or "A"; 1 to 10000 steps, the first is "F" because nothing is cached
+        before it.
+    ratios: the fraction of tokens, 0..1, that a C step computes; one per step. F and A steps keep theirs too,
+        so that a step that is
         later made a C step, by hand or by an indicator, has one.
-    parameters: the generator's settings as pairs, None for an explicit list. Settings that do not produce exactly these kinds and ratios
+    parameters: the generator's settings as pairs, None for an explicit list. Settings that do not produce
+        exactly these kinds and ratios
         are dropped, so that a generated schedule with a step or ratio replaced is an explicit list.
 
-    forecast: the forecast that was solved for these steps, as the JSON of `forecasts.forecast`, or None. It goes where the steps go, and is
-        dropped where they change. mask: which modules the C steps compute, as the JSON of `masks.Mask`, or None; it travels alike.
+    forecast: the forecast that was solved for these steps, as the JSON of `forecasts.forecast`, or None. It
+        goes where the steps go, and is
+        dropped where they change. mask: which modules the C steps compute, as the JSON of `masks.Mask`, or
+        None; it travels alike.
 
     Raises ValueError, one sentence that begins with the field's name.
     """
@@ -91,7 +95,8 @@ class CacheSchedule:
 
     @property
     def generator(self) -> dict[str, Any] | None:
-        """The settings that made this schedule (a new dict, for `from_generator`), or None for an explicit list."""
+        """The settings that made this schedule (a new dict, for `from_generator`), or None for an explicit
+        list."""
         return None if self.parameters is None else dict(self.parameters)
 
     @property
@@ -106,9 +111,9 @@ class CacheSchedule:
     def scaled(self, steps: int) -> CacheSchedule:
         """The same pattern at another step count.
 
-        A generated schedule is generated anew: warm-up and tail stay counts of steps, start and end stay fractions. An explicit list is
-        resampled by position with the shares of its kinds kept (see `_resample`). The same step count gives the same schedule.
-        """
+        A generated schedule is generated anew: warm-up and tail stay counts of steps, start and end stay
+            fractions. An explicit list is resampled by position with the shares of its kinds kept (see
+            `_resample`). The same step count gives the same schedule."""
         steps = _whole("steps", steps, 1)
         if steps == self.steps:
             return self
@@ -137,7 +142,8 @@ class CacheSchedule:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CacheSchedule:
-        """Reads `to_dict` back; every field but forecast and mask is required, unknown ones are ignored. ValueError names the field."""
+        """Reads `to_dict` back; every field but forecast and mask is required, unknown ones are ignored.
+        ValueError names the field."""
         if not isinstance(data, Mapping):
             raise ValueError("schedule must be a JSON object.")
         if "format" not in data:
@@ -189,7 +195,8 @@ def full(steps: int) -> CacheSchedule:
 def uniform(
     steps: int, interval: int, warmup: int = 1, tail: int = 0, start: float = 0.0, end: float = 1.0
 ) -> CacheSchedule:
-    """An F every `interval` steps and A between: FORA (warmup 1), TaylorSeer (warmup = its first_enhance). Settings as in `dual`."""
+    """An F every `interval` steps and A between: FORA (warmup 1), TaylorSeer (warmup = its first_enhance).
+    Settings as in `dual`."""
     return _generated(
         {"type": "uniform", "interval": interval, "warmup": warmup, "tail": tail, "start": start, "end": end},
         steps,
@@ -206,12 +213,14 @@ def dual(
     start: float = 0.0,
     end: float = 1.0,
 ) -> CacheSchedule:
-    """DuCa's counter schedule: after each F come interval - 1 steps whose kinds cycle through `order`, beginning with its first letter.
+    """DuCa's counter schedule: after each F come interval - 1 steps whose kinds cycle through `order`,
+    beginning with its first letter.
 
     order: letters C and A; "CA" is DuCa (arXiv 2412.18911), "C" is ToCa (arXiv 2410.05317), "A" is `uniform`.
     ratio: fraction of tokens that C steps compute.
     warmup, tail: number of full steps at the beginning and at the end; the first step is full in any case.
-    start, end: fractions of the steps; steps outside floor(start * steps + 0.5) <= i < floor(end * steps + 0.5) are full.
+    start, end: fractions of the steps; steps outside floor(start * steps + 0.5) <= i < floor(end * steps +
+        0.5) are full.
 
     A step made full by warm-up or window restarts the counter like any other F. Interval 1 is all F.
     """
@@ -233,30 +242,33 @@ def dual(
 def duca_dit(steps: int, interval: int, ratio: float = 0.05) -> CacheSchedule:
     """The schedule of DuCa on DiT, whose interval changes at every full step.
 
-    With the step number d running down from steps - 1 to 0: F where d is a multiple of the current interval and on the first step, else C
-    where the remainder is odd and A where it is even. Each F sets the interval to round(interval / (1.4 - 0.8 d / steps)), and to 2 while
-    0.2 steps <= d < 0.4 steps. The official code evaluates this again in every layer, so that some steps begin full and go on as C or A
-    after their first layer has changed the interval (a defect); here the kind is decided once per step, as that first layer sees it.
-    Interval 1 is all F.
-    """
+    With the step number d running down from steps - 1 to 0: F where d is a multiple of the current interval
+    and on the first step, else C where the remainder is odd and A where it is even. Each F sets the interval
+    to round(interval / (1.4 - 0.8 d / steps)), and to 2 while
+    0.2 steps <= d < 0.4 steps. The official code evaluates this again in every layer, so that some steps
+    begin full and go on as C or A after their first layer has changed the interval (a defect); here the kind
+    is decided once per step, as that first layer sees it. Interval 1 is all F."""
     return _generated({"type": "duca_dit", "interval": interval, "ratio": ratio}, steps)
 
 
 def modulo(steps: int, interval: int, warmup: int = 1) -> CacheSchedule:
-    """F on the first `warmup` steps and where the step's number is a multiple of `interval`, A elsewhere: AB-Cache (arXiv 2504.10540)."""
+    """F on the first `warmup` steps and where the step's number is a multiple of `interval`, A elsewhere:
+    AB-Cache (arXiv 2504.10540)."""
     return _generated({"type": "modulo", "interval": interval, "warmup": warmup}, steps)
 
 
 def growing(steps: int, growth: float, warmup: int = 1) -> CacheSchedule:
-    """Intervals that grow: Spectrum's schedule (CVPR 2026). The interval is 2 after `warmup` full steps, and `growth` more after every F.
+    """Intervals that grow: Spectrum's schedule (CVPR 2026). The interval is 2 after `warmup` full steps, and
+    `growth` more after every F.
 
-    It counts with its whole part. At 50 steps with 5 of warm-up a growth of 0.75 gives 14 full steps and 3 gives 10.
-    """
+    It counts with its whole part. At 50 steps with 5 of warm-up a growth of 0.75 gives 14 full steps and 3
+    gives 10."""
     return _generated({"type": "growing", "growth": growth, "warmup": warmup}, steps)
 
 
 def explicit(kinds: str, ratio: float | Sequence[float] = _DEFAULT_RATIO) -> CacheSchedule:
-    """A list written by hand; blanks between groups ("FFF CCA FCA") are dropped. `ratio` is one number for all steps or one per step."""
+    """A list written by hand; blanks between groups ("FFF CCA FCA") are dropped. `ratio` is one number for
+    all steps or one per step."""
     if isinstance(kinds, str):
         kinds = re.sub(r"[ \t\r\n]+", "", kinds)
         if not isinstance(ratio, Sequence):
@@ -265,7 +277,8 @@ def explicit(kinds: str, ratio: float | Sequence[float] = _DEFAULT_RATIO) -> Cac
 
 
 def from_generator(generator: Mapping[str, Any], steps: int) -> CacheSchedule:
-    """The schedule of a generator dict, e.g. {"type": "dual", "interval": 5}; settings left out take their defaults, others are refused."""
+    """The schedule of a generator dict, e.g. {"type": "dual", "interval": 5}; settings left out take their
+    defaults, others are refused."""
     return _generated(generator, steps, "generator.")
 
 
@@ -316,7 +329,8 @@ def _dit_kinds(steps: int, interval: int) -> str:
             kinds += "C" if d % current % 2 else "A"
             continue
         kinds += "F"
-        # interval / (1.4 - 0.8 d / steps) = 5 interval steps / (7 steps - 4 d), rounded half up in whole numbers
+        # interval / (1.4 - 0.8 d / steps) = 5 interval steps / (7 steps - 4 d), rounded half up in whole
+        # numbers
         below = 7 * steps - 4 * d
         current = 2 if steps <= 5 * d < 2 * steps else (10 * interval * steps + below) // (2 * below)
     return kinds
@@ -336,11 +350,12 @@ def _growing_kinds(steps: int, growth: float, warmup: int) -> str:
 def _resample(kinds: str, ratios: Sequence[float], steps: int) -> tuple[str, tuple[float, ...]]:
     """Resamples an explicit list to `steps` steps by position, whole numbers only.
 
-    Old step j covers [j * steps, (j + 1) * steps) and new step i covers [i * old, (i + 1) * old) of one axis, and `due` is how much of a
-    kind has passed at each new boundary (`old` units are one new step). New step i is F if the F's due, rounded up, grow on it (so the
-    first step is F); else it is the one of C and A that lags its due more, C if equal. The c-th of the new C steps takes the ratio of the
-    old C step at the same rank, floor((2c + 1) * old C steps / (2 * new C steps)); other steps take that of the old step at their middle.
-    """
+    Old step j covers [j * steps, (j + 1) * steps) and new step i covers [i * old, (i + 1) * old) of one axis,
+    and `due` is how much of a kind has passed at each new boundary (`old` units are one new step). New step i
+    is F if the F's due, rounded up, grow on it (so the first step is F); else it is the one of C and A that
+    lags its due more, C if equal. The c-th of the new C steps takes the ratio of the old C step at the same
+    rank, floor((2c + 1) * old C steps / (2 * new C steps)); other steps take that of the old step at their
+    middle."""
     old = len(kinds)
 
     def due(letter: str) -> list[int]:
@@ -370,7 +385,8 @@ def _resample(kinds: str, ratios: Sequence[float], steps: int) -> tuple[str, tup
 
 
 def _settings(generator: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Checked settings of a generator, complete and in the order of GENERATORS; `prefix` goes before the field's name in errors."""
+    """Checked settings of a generator, complete and in the order of GENERATORS; `prefix` goes before the
+    field's name in errors."""
     if not isinstance(generator, Mapping):
         raise ValueError("generator must be an object.")
     kind = generator.get("type")

@@ -22,7 +22,8 @@ STAGES = {
 
 
 LOOKS_AHEAD = {"heunpp2": 3}
-"""The same of samplers that evaluate the levels of so many steps from here on, and therefore fewer in the last steps."""
+"""The same of samplers that evaluate the levels of so many steps from here on, and therefore fewer in the
+last steps."""
 
 
 _FRESH_NOISE = re.compile(r".*(ancestral|sde|ddpm|lcm|seeds|sa_solver).*")
@@ -40,17 +41,20 @@ def stages_of(sampler: str, steps: int = 0) -> int | tuple[int, ...]:
 
 
 def adds_noise(sampler: str) -> bool:
-    """Whether a sampler adds fresh noise at its steps (ancestral ones, those of stochastic differential equations), by its name."""
+    """Whether a sampler adds fresh noise at its steps (ancestral ones, those of stochastic differential
+    equations), by its name."""
     return _FRESH_NOISE.fullmatch(sampler) is not None
 
 
 def is_cfg_pp(sampler: str) -> bool:
-    """Whether a sampler is one of CFG++ (Chung et al., arXiv 2406.08070), which steps along the unguided prediction, by its name."""
+    """Whether a sampler is one of CFG++ (Chung et al., arXiv 2406.08070), which steps along the unguided
+    prediction, by its name."""
     return sampler.endswith("_cfg_pp")
 
 
 def breaks(sampler: str) -> str | None:
-    """Why a sampler makes no picture of forecasts, by its name, or None: CFG++ beyond Euler's method (docs/stress.md)."""
+    """Why a sampler makes no picture of forecasts, by its name, or None: CFG++ beyond Euler's method
+    (docs/stress.md)."""
     if is_cfg_pp(sampler) and "euler" not in sampler:
         return (
             f"{sampler.removeprefix('sample_')} enlarges what forecasts are off by until the picture breaks"

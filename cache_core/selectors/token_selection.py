@@ -1,4 +1,5 @@
-"""Which tokens a conservative step refreshes: a score per token, then the best ones, overall or one per stretch of tokens."""
+"""Which tokens a conservative step refreshes: a score per token, then the best ones, overall or one per
+stretch of tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ SCORES = ("random", "value_norm_high", "value_norm_low")
 
 
 def count_rows(ratio: float, n: int) -> int:
-    """Tokens that a ratio of n makes: floor(ratio * n), at least 1 when ratio > 0, at most n. ValueError outside 0..1."""
+    """Tokens that a ratio of n makes: floor(ratio * n), at least 1 when ratio > 0, at most n. ValueError
+    outside 0..1."""
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio must lie between 0 and 1, not {ratio}.")
     # 0.29 * 100 is 28.999... in binary and means 29.
@@ -21,10 +23,11 @@ def count_rows(ratio: float, n: int) -> int:
 
 
 def value_norm(v: torch.Tensor) -> torch.Tensor:
-    """Value norms [B,N], float32, of attention values v [B,heads,N,D]: mean over heads of ||v||_2, with L2 norm 1 over the tokens.
+    """Value norms [B,N], float32, of attention values v [B,heads,N,D]: mean over heads of ||v||_2, with L2
+    norm 1 over the tokens.
 
-    V-caching (DuCa, arXiv 2412.18911). Which end is refreshed, large or small norms, is the selector's choice: published codes differ.
-    """
+    V-caching (DuCa, arXiv 2412.18911). Which end is refreshed, large or small norms, is the selector's
+    choice: published codes differ."""
     if v.ndim != 4:
         raise ValueError(f"v must be [batch, heads, tokens, width], not {list(v.shape)}.")
     return nnf.normalize(torch.linalg.vector_norm(v, dim=-1, dtype=torch.float32).mean(1), dim=-1)
@@ -36,9 +39,10 @@ class Selector:
 
     score: "random" (DuCa's final choice), "value_norm_high" or "value_norm_low" (V-caching, either sign).
     staleness: weight of a token's age in units of the caching interval (ToCa S3).
-    spatial_bonus: in each `cell` x `cell` block of the token grid the best token's score grows by this share (ToCa S4).
-    stratified: cut the tokens into k stretches and take the best of each; None does so for random scores only.
-    """
+    spatial_bonus: in each `cell` x `cell` block of the token grid the best token's score grows by this share
+        (ToCa S4).
+    stratified: cut the tokens into k stretches and take the best of each; None does so for random scores
+        only."""
 
     score: str = "random"
     staleness: float = 0.25
@@ -76,11 +80,13 @@ class Selector:
         """Indices of min(k, n) of n tokens: int64 [1,k] or [B,k], ascending and distinct in each row.
 
         values: value norms [B,n] as `value_norm` makes them, for the value-norm scores.
-        age: steps since each token was computed, [1,n] or [B,n], with `interval`, the steps from one full step to the next.
+        age: steps since each token was computed, [1,n] or [B,n], with `interval`, the steps from one full
+            step to the next.
         grid: (height, width) of the first height * width tokens, for the bonus; tokens behind it get none.
-        generator: the only source of randomness; one draw serves all rows, so a row's choice never depends on the others.
-        device: of the result, by default that of values, age or generator. ValueError where a score lacks its input.
-        """
+        generator: the only source of randomness; one draw serves all rows, so a row's choice never depends on
+            the others.
+        device: of the result, by default that of values, age or generator. ValueError where a score lacks its
+            input."""
         k = max(0, min(int(k), n))
         values = values if self.needs_values else None
         age = age if self.staleness > 0 else None
@@ -107,7 +113,8 @@ class Selector:
         return score.sort(dim=-1, descending=True, stable=True).indices[:, :k].sort(dim=-1).values
 
     def _value_score(self, values):
-        # Both signs count from 0 upwards, as a bonus that is a share of the score needs it; the order of tokens is the same.
+        # Both signs count from 0 upwards, as a bonus that is a share of the score needs it; the order of
+        # tokens is the same.
         return values if self.score == "value_norm_high" else values.amax(-1, keepdim=True) - values
 
     def _with_bonus(self, score, height, width):
@@ -145,7 +152,8 @@ class Selector:
 
 @lru_cache(maxsize=32)
 def _strata(n: int, k: int, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where k stretches of n tokens begin [k], the tokens of each [k,w], and which of these lie behind its end.
+    """Where k stretches of n tokens begin [k], the tokens of each [k,w], and which of these lie behind its
+    end.
 
     Kept on the device, since every stream of every block asks; `forget` lets go of it.
     """
@@ -160,6 +168,7 @@ def forget() -> None:
 
 
 def _best_of_strata(score, k):
-    """The best token of each of k stretches of consecutive tokens whose lengths differ by at most one: [B,n] to [B,k], k < n."""
+    """The best token of each of k stretches of consecutive tokens whose lengths differ by at most one: [B,n]
+    to [B,k], k < n."""
     first, cells, behind = _strata(score.shape[1], k, score.device)
     return first + score[:, cells].masked_fill(behind, -math.inf).argmax(-1)

@@ -1,4 +1,5 @@
-"""What a run tells while it goes on and when it has ended: the browser, by events on a node, and ComfyUI's log."""
+"""What a run tells while it goes on and when it has ended: the browser, by events on a node, and ComfyUI's
+log."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ log = logging.getLogger("dual_cache")
 
 
 def send(event: str, data: dict) -> None:
-    """Sends an event to the browser that has queued the prompt, when a server is running, with the id of that prompt."""
+    """Sends an event to the browser that has queued the prompt, when a server is running, with the id of that
+    prompt."""
     instance = running_server()
     if instance is not None:
         context = get_executing_context()

@@ -1,8 +1,8 @@
 """What ComfyUI tells us about memory, and what it is told about our caches.
 
-ComfyUI loads a model for a run by what the model says it needs to work (`memory_required`). While it does, that figure is raised by what
-the caches will hold, so that other models give way to them at once and not in the middle of the run.
-"""
+ComfyUI loads a model for a run by what the model says it needs to work (`memory_required`). While it does,
+that figure is raised by what the caches will hold, so that other models give way to them at once and not in
+the middle of the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ LEAST_SHARE = 0.25
 OTHERS_SHARE = 0.25
 """Of the device's memory: how much other models give way for at most, with "auto"."""
 WEIGHTS_SHARE = 1 / 16
-"""Of the device's memory: how much of the model's own weights give way for at most, where not all of them fit."""
+"""Of the device's memory: how much of the model's own weights give way for at most, where not all of them
+fit."""
 ELSEWHERE_SHARE = 0.5
 """Of the free main memory: how much of it snapshots may take that do not fit on the device."""
 
@@ -37,11 +38,11 @@ def branches(guider) -> int:
 
 
 def announce(controller: Controller, guider, noise_shape) -> str | None:
-    """Estimates the caches before sampling, for the controller too; a sentence about them, or None when nothing will be kept.
+    """Estimates the caches before sampling, for the controller too; a sentence about them, or None when
+    nothing will be kept.
 
-    Tokens of the picture follow from the latent and those of the text from the conditioning; what a model pads, drops or adds to them is
-    known at the first call only, where the estimate is made again.
-    """
+    Tokens of the picture follow from the latent and those of the text from the conditioning; what a model
+    pads, drops or adds to them is known at the first call only, where the estimate is made again."""
     base = guider.model_patcher.model
     conds = [cond for entries in getattr(guider, "conds", {}).values() for cond in entries]
     text = max(
@@ -63,8 +64,8 @@ def announce(controller: Controller, guider, noise_shape) -> str | None:
 def declared(base, noise_shape, cache: float, device):
     """Raises what a model says it needs by the caches' bytes; gives the list of its own figures.
 
-    ComfyUI asks twice: for two batches, by which other models give way, and for one, which is kept free of the model's own weights.
-    """
+    ComfyUI asks twice: for two batches, by which other models give way, and for one, which is kept free of
+        the model's own weights."""
     own, before = [], base.__dict__.get("memory_required")
     total = comfy.model_management.get_total_memory(device)
     required = base.memory_required

@@ -1,9 +1,10 @@
-"""What cached runs leave in the metadata of pictures saved after them: recipe, schedule and measured report, in the picture's workflow.
+"""What cached runs leave in the metadata of pictures saved after them: recipe, schedule and measured report,
+in the picture's workflow.
 
-ComfyUI hands one dict of a queued prompt, extra_pnginfo, to every node that saves a picture, and writes its entries into the file. A hook
-that ComfyUI calls when a prompt is queued keeps that dict in sight; a run that ends adds itself to the workflow in it, or beside the prompt
-where there is no workflow. The front end gives the runs back to their nodes when the picture is opened.
-"""
+ComfyUI hands one dict of a queued prompt, extra_pnginfo, to every node that saves a picture, and writes its
+entries into the file. A hook that ComfyUI calls when a prompt is queued keeps that dict in sight; a run that
+ends adds itself to the workflow in it, or beside the prompt where there is no workflow. The front end gives
+the runs back to their nodes when the picture is opened."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ MOST_RUNS, REMEMBERED = 8, 64
 
 
 class _Info(dict):
-    """extra_pnginfo of a queued prompt, in a form that can be held weakly. It holds its prompt, so that its id stays its own."""
+    """extra_pnginfo of a queued prompt, in a form that can be held weakly. It holds its prompt, so that its
+    id stays its own."""
 
     prompt: dict
 
@@ -42,7 +44,8 @@ def listen() -> None:
 
 
 def _on_prompt(data: dict) -> dict:
-    """Takes out what an opened picture may have brought along, and puts in the runs whose results ComfyUI still has."""
+    """Takes out what an opened picture may have brought along, and puts in the runs whose results ComfyUI
+    still has."""
     prompt, extra = data.get("prompt"), data.get("extra_data", {})
     info = extra.get("extra_pnginfo") if isinstance(extra, dict) else None
     if (
@@ -73,7 +76,8 @@ NODES = ("DualCache", "DualCacheSampler", "FeatureForecast")
 
 
 def carry(run: dict) -> None:
-    """Adds a run, as `keepsake` gives it, to pictures that the executing prompt saves from now on. It never raises."""
+    """Adds a run, as `keepsake` gives it, to pictures that the executing prompt saves from now on. It never
+    raises."""
     try:
         context, prompt = get_executing_context(), get_progress_state().dynprompt.original_prompt
         info = _queued.get(id(prompt))
@@ -110,7 +114,8 @@ def _put(info: dict, node: str, run: dict) -> None:
 
 
 def _signature(prompt: dict, node: str) -> str:
-    """The same for two prompts that make the same of a node: its class and inputs, with all that feeds them."""
+    """The same for two prompts that make the same of a node: its class and inputs, with all that feeds
+    them."""
     seen: dict[str, list] = {}
     waiting = [node]
     while waiting:

@@ -1,4 +1,5 @@
-"""Files that our nodes leave in ComfyUI's folders: pictures to show and reports to keep, under names that stay in their folder."""
+"""Files that our nodes leave in ComfyUI's folders: pictures to show and reports to keep, under names that
+stay in their folder."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def show(pictures: list[Image.Image], name: str) -> list[dict]:
 
 
 def check_prefix(prefix: str) -> str:
-    """The prefix of a file name, with folders in front of it or without; ValueError where it could leave ComfyUI's output folder."""
+    """The prefix of a file name, with folders in front of it or without; ValueError where it could leave
+    ComfyUI's output folder."""
     parts = re.split(r"[/\\]", prefix.strip())
     if not all(
         re.fullmatch(rf"\w[\w .()+%-]{{0,{LONGEST - 1}}}", part)
@@ -50,7 +52,8 @@ def check_prefix(prefix: str) -> str:
         for part in parts
     ):
         raise ValueError(
-            "file_name must be a name such as dual_cache/report: letters, digits, blanks, dots and dashes; / makes a folder."
+            "file_name must be a name such as dual_cache/report: letters, digits, blanks, dots and "
+            "dashes; / makes a folder."
         )
     return "/".join(parts)
 

@@ -1,8 +1,8 @@
-"""What touches ComfyUI's models and samplers: registers wrappers on a model patcher and tells the controller what happens.
+"""What touches ComfyUI's models and samplers: registers wrappers on a model patcher and tells the controller
+what happens.
 
-A node clones the patcher and stores immutable settings in it. State is made when sampling starts (OUTER_SAMPLE) and gone when it
-ends, however it ends; nothing of a run stays on the model.
-"""
+A node clones the patcher and stores immutable settings in it. State is made when sampling starts
+(OUTER_SAMPLE) and gone when it ends, however it ends; nothing of a run stays on the model."""
 
 from __future__ import annotations
 
@@ -42,10 +42,14 @@ KEY = "dual_cache"
 TOKENS = "dual_cache_tokens"
 RUN = "dual_cache_run"
 FRESH_NOISE = (
-    "This sampler adds fresh noise at its steps, so the picture strays much further from the uncached one than with euler or "
+    "This sampler adds fresh noise at its steps, so the picture strays much further from the uncached "
+    "one than with euler or "
     "dpmpp_2m, and visible grain may stay in it."
 )
-CFG_PP = "CFG++ samplers enlarge what forecasts are off by, so the picture strays further from the uncached one than with euler."
+CFG_PP = (
+    "CFG++ samplers enlarge what forecasts are off by, so the picture strays further from the "
+    "uncached one than with euler."
+)
 HOST = f"ComfyUI {comfyui_version.__version__}"
 OTHER_CACHES = {
     "easycache": "EasyCache or LazyCache",
@@ -57,7 +61,8 @@ CACHE_WRAPPERS = {
     "ApplyFBCacheOnModel": "WaveSpeed's First Block Cache",
     **{name: name for name in ("TaylorSeer", "TeaCache", "MagCache")},
 }
-"""Other caches by how the class begins whose method made the model's function wrapper; only one such wrapper can be on a model."""
+"""Other caches by how the class begins whose method made the model's function wrapper; only one such wrapper
+can be on a model."""
 COMPILED = "torch_compile_kwargs"
 """Where ComfyUI's torch.compile nodes leave what they were asked for."""
 FORWARDS = ("forward", "_forward", "forward_orig")
@@ -65,7 +70,8 @@ FORWARDS = ("forward", "_forward", "forward_orig")
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """What the Dual Cache node leaves in a model: the settings, the node to report to and the box for the report.
+    """What the Dual Cache node leaves in a model: the settings, the node to report to and the box for the
+    report.
 
     memory: GB that caches may take, 0 for a share of what is free.
     """
@@ -78,7 +84,8 @@ class CacheRequest:
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """What the Profile Model node leaves in a model: what to record, the node to report to and the box for the report."""
+    """What the Profile Model node leaves in a model: what to record, the node to report to and the box for
+    the report."""
 
     recording: profile_files.Recording
     node_id: str | None = None
@@ -104,7 +111,8 @@ class _Run:
 
 
 def patch(model, key: str, request) -> object:
-    """A clone of the model that carries `request` and our wrappers; patching again replaces the earlier request."""
+    """A clone of the model that carries `request` and our wrappers; patching again replaces the earlier
+    request."""
     model = model.clone()
     model.model_options.setdefault("transformer_options", {})[key] = request
     wrappers = {
@@ -125,7 +133,8 @@ def request_of(model) -> CacheRequest | None:
 
 
 def _settings(options: dict, model) -> Settings:
-    """What to do on this model: the settings of its family, with the token choice of V-Cache Attention Patch."""
+    """What to do on this model: the settings of its family, with the token choice of V-Cache Attention
+    Patch."""
     family, tokens = find_family(model), options.get(TOKENS)
     settings = options[KEY].settings.for_family(family.name if family else "")
     if tokens is None:
@@ -163,7 +172,8 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     if request is None:
         if TOKENS in options:
             log.warning(
-                "V-Cache Attention Patch chooses tokens for Dual Cache; without a Dual Cache node nothing is cached."
+                "V-Cache Attention Patch chooses tokens for Dual Cache; without a Dual Cache node "
+                "nothing is cached."
             )
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     levels = sigmas.tolist()
@@ -280,7 +290,8 @@ def _apply_model(
     replaced = next((name for name in FORWARDS if name in vars(model)), None)
     if replaced and run.controller.skips:
         run.controller.say(
-            f"Another node runs {type(model).__name__} by a {replaced} of its own; what that skips or adds is not counted."
+            f"Another node runs {type(model).__name__} by a {replaced} of its own; what that skips or "
+            "adds is not counted."
         )
     patch_size = getattr(model, "patch_size", 2)
     grid = (
@@ -298,7 +309,8 @@ def _apply_model(
 
 
 def _compilation(model, asked: dict | None = None) -> Compilation | None:
-    """How a compiled model is compiled, or, where it is given, what ComfyUI's torch.compile nodes were asked for; None where nothing is."""
+    """How a compiled model is compiled, or, where it is given, what ComfyUI's torch.compile nodes were asked
+    for; None where nothing is."""
     if not compiled.AVAILABLE or (asked is None and not hasattr(model, "_orig_mod")):
         return None
     return Compilation(model.dynamo_ctx if asked is None else compiled.compiler(asked, KEY))
@@ -363,7 +375,8 @@ def _chunks(x, c_concat, c_crossattn, control, options, conds) -> list[tuple]:
 
 
 def _strengths(model) -> tuple:
-    """Strengths of the hooks (LoRAs on a part of the conditioning) that are on the model now; keyframes change them during a run."""
+    """Strengths of the hooks (LoRAs on a part of the conditioning) that are on the model now; keyframes
+    change them during a run."""
     hooks = getattr(getattr(model, "current_patcher", None), "current_hooks", None)
     return tuple(float(hook.strength) for hook in hooks.hooks) if hooks else ()
 
@@ -413,7 +426,8 @@ def encode(clip, text: str) -> list:
 
 
 def decode(vae, latent) -> torch.Tensor:
-    """The pictures [B,H,W,3] of a LATENT by ComfyUI's own VAE Decode; frames of a video stand one behind the other."""
+    """The pictures [B,H,W,3] of a LATENT by ComfyUI's own VAE Decode; frames of a video stand one behind the
+    other."""
     from nodes import VAEDecode
 
     return VAEDecode().decode(vae, latent)[0]

@@ -1,4 +1,5 @@
-"""Where profiles are kept: the folder models/cache_profiles and the pack's own, what may be a file's name, and which file fits a run."""
+"""Where profiles are kept: the folder models/cache_profiles and the pack's own, what may be a file's name,
+and which file fits a run."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ OWN_PROFILES = Path(__file__).resolve().parents[2] / "demo" / "weights"
 MOST_AREA = 2.5
 """How many times larger or smaller than recorded a picture may be to be planned for by itself."""
 MOST_GUIDANCE = 1.5
-"""How many times higher than recorded guidance may be: twice as high broke pictures of the embedded model (docs/profiles.md)."""
+"""How many times higher than recorded guidance may be: twice as high broke pictures of the embedded model
+(docs/profiles.md)."""
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}
 """Names that are no files on Windows."""
 
@@ -55,7 +57,8 @@ def names() -> list[str]:
 
 
 def path_of(name: str, new: bool = False) -> Path:
-    """The file of a profile by its name, or where a new one goes. ValueError where the name is more than the name of a file."""
+    """The file of a profile by its name, or where a new one goes. ValueError where the name is more than the
+    name of a file."""
     name = name if name.endswith(".safetensors") else f"{name}.profile.safetensors"
     if not re.fullmatch(r"[\w][\w .()+-]{0,150}", name) or name.split(".")[0].upper() in DEVICES:
         raise ValueError("name must be the name of a file: letters, digits, blanks, dots and dashes.")
@@ -75,9 +78,9 @@ def path_of(name: str, new: bool = False) -> Path:
 class Recording:
     """What a run is recorded for: the file to add to, and what beside the final hidden state.
 
-    tokens, clusters: as of `Recorder`. prompt: the mark of the run in the file. strict: a run that does not fit the file raises ValueError,
-    before it begins where that is known by then; else its picture comes first, and a sentence says what became of the recording.
-    """
+    tokens, clusters: as of `Recorder`. prompt: the mark of the run in the file. strict: a run that does not
+        fit the file raises ValueError, before it begins where that is known by then; else its picture comes
+        first, and a sentence says what became of the recording."""
 
     path: Path
     tokens: int = 0
@@ -94,7 +97,8 @@ class Recording:
                 wrong = known.differences(identity, levels)
                 if wrong and self.strict:
                     raise ValueError(
-                        f"{self.path.name} was recorded otherwise, and nothing is added to it: {'; '.join(wrong)}."
+                        f"{self.path.name} was recorded otherwise, and nothing is added to it: "
+                        f"{'; '.join(wrong)}."
                     )
                 labels = known.clusters.labels if self.clusters and known.clusters else None
             except ValueError:
@@ -113,11 +117,15 @@ class Recording:
                 raise ValueError(said) from None
             return said
         lacking = " Its modules are out of reach." if self.tokens and not whole.modules else ""
-        return f"{self.path.name} now holds {len(whole.grams)} recorded runs; with guidance, a picture counts twice.{lacking}"
+        return (
+            f"{self.path.name} now holds {len(whole.grams)} recorded runs; with guidance, a picture "
+            f"counts twice.{lacking}"
+        )
 
 
 def read(path: Path) -> Profile:
-    """The profile of a file, parsed again when it has changed or others were read since. ValueError in one sentence where it is none."""
+    """The profile of a file, parsed again when it has changed or others were read since. ValueError in one
+    sentence where it is none."""
     version, (known, found) = _version(path), _kept.pop(path, (None, ""))
     if known != version:
         found = _parsed(path)
@@ -152,7 +160,8 @@ def _parsed(path: Path) -> Profile | str:
 
 
 def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Settings, str]:
-    """The settings with a plan from the profile that fits a run best, and a sentence on it; as they are where none fits."""
+    """The settings with a plan from the profile that fits a run best, and a sentence on it; as they are where
+    none fits."""
     fitting, refused = [], []
     for name in names():
         try:
@@ -193,10 +202,16 @@ def _unfit(profile: Profile, identity: dict) -> str | None:
         return f"it was recorded with {profile.identity['sampler']}, the run uses {identity['sampler']}"
     guidance = profile.identity.get("guidance")
     if isinstance(guidance, (int, float)) and identity["guidance"] > MOST_GUIDANCE * guidance:
-        return f"it was recorded at guidance {guidance:g}, the run has {identity['guidance']:g}, which magnifies errors"
+        return (
+            f"it was recorded at guidance {guidance:g}, the run has {identity['guidance']:g}, which "
+            "magnifies errors"
+        )
     ratio = _area(identity) / max(1, _area(profile.identity) or _area(identity))
     if not 1 / MOST_AREA <= ratio <= MOST_AREA:
-        return f"it was recorded at another size, {profile.identity['resolution']} where the run has {identity['resolution']}"
+        return (
+            f"it was recorded at another size, {profile.identity['resolution']} where the run has "
+            f"{identity['resolution']}"
+        )
     return None
 
 

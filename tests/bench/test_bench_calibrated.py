@@ -1,4 +1,5 @@
-"""The bench of methods that learn from a profile: rows share their calls, and the page is what was measured."""
+"""The bench of methods that learn from a profile: rows share their calls, and the page is what was
+measured."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""The forecast bench: every recipe has its row, rows of an interval differ in their forecast alone, and the page is what was measured."""
+"""The forecast bench: every recipe has its row, rows of an interval differ in their forecast alone, and the
+page is what was measured."""
 
 import json
 import re

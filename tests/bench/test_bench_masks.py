@@ -1,4 +1,5 @@
-"""The mask bench: rows share their work, the router learns what its paths tell, and the page is what was measured."""
+"""The mask bench: rows share their work, the router learns what its paths tell, and the page is what was
+measured."""
 
 import json
 
@@ -101,7 +102,8 @@ def test_scores_are_hard_and_gradients_pass_straight_through():
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_training_path_is_the_run_of_its_mask(model, guidance):
-    """What the router is trained on is what the pack samples, and its error is none where everything is computed."""
+    """What the router is trained on is what the pack samples, and its error is none where everything is
+    computed."""
     mixing, paths = routers.Mixing(model), routers.Paths(model, [RED, BLUE], STEPS, guidance, SIZE)
     truth, states = paths.uncached()
     assert torch.allclose(states[-1], masked(model, Mask.of(STEPS, {"*": range(STEPS)}), guidance), atol=1e-5)

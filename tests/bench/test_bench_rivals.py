@@ -1,4 +1,5 @@
-"""The rivals bench: what it samples, how it gathers what workers tell, and that page, README and presets say what was measured."""
+"""The rivals bench: what it samples, how it gathers what workers tell, and that page, README and presets say
+what was measured."""
 
 import copy
 import json

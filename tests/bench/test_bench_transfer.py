@@ -1,4 +1,5 @@
-"""The transfer bench: all ways of a row spend the same calls, a row says what it measured, and the page is what was measured."""
+"""The transfer bench: all ways of a row spend the same calls, a row says what it measured, and the page is
+what was measured."""
 
 import json
 

@@ -1,7 +1,8 @@
-"""Fixtures of the browser tests: a Chromium, a ComfyUI server of their own, and its front end in each of its renderers.
+"""Fixtures of the browser tests: a Chromium, a ComfyUI server of their own, and its front end in each of its
+renderers.
 
-CHROMIUM_UNDER_TEST names the browser and COMFYUI_UNDER_TEST the ComfyUI folder. Pictures of what was seen go into out/screens.
-"""
+CHROMIUM_UNDER_TEST names the browser and COMFYUI_UNDER_TEST the ComfyUI folder. Pictures of what was seen go
+into out/screens."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def _python() -> str:
 
 
 def _renderers() -> list[str]:
-    """Those of this ComfyUI that can show a pack's widgets: the early Nodes 2.0 knew no DOM widgets of any pack."""
+    """Those of this ComfyUI that can show a pack's widgets: the early Nodes 2.0 knew no DOM widgets of any
+    pack."""
     ask = "import importlib.metadata; print(importlib.metadata.version('comfyui-frontend-package'))"
     version = subprocess.run([_python(), "-c", ask], capture_output=True, text=True, check=False).stdout
     known = tuple(int(part) for part in version.strip().split(".")[:2] if part.isdigit())
@@ -125,11 +127,11 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def open_front_end(chromium, server):
-    """`open_front_end("nodes2", **settings)`: the front end in a browser context of its own; close that in the end.
+    """`open_front_end("nodes2", **settings)`: the front end in a browser context of its own; close that in
+    the end.
 
-    `page.errors` collects the errors that our scripts caused. Nothing outside the server is reached: the front end asks for updates and
-    model files.
-    """
+    `page.errors` collects the errors that our scripts caused. Nothing outside the server is reached: the
+    front end asks for updates and model files."""
 
     def opened(renderer, **settings):
         context = chromium.new_context(viewport={"width": 1500, "height": 1000})
@@ -152,7 +154,8 @@ def open_front_end(chromium, server):
             context.request.post(f"{server}/api/settings/{name}", data=json.dumps(value))
         page.goto(server, wait_until="commit")
         page.wait_for_function(
-            "() => window.app?.extensionManager && window.app.graph && !document.querySelector('#splash-loader') "
+            "() => window.app?.extensionManager && window.app.graph && "
+            "!document.querySelector('#splash-loader') "
             "&& window.LiteGraph?.registered_node_types?.CacheScheduleBuilder != null",
             timeout=1000 * LOAD,
         )

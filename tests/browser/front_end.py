@@ -1,4 +1,5 @@
-"""What the tests in ComfyUI's front end share: opening graphs, reading plots, pressing what a user presses."""
+"""What the tests in ComfyUI's front end share: opening graphs, reading plots, pressing what a user
+presses."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ REPORTED = """([id, text, prompt_id]) => window.comfyAPI.api.api.dispatchEvent(n
 
 
 def load(page, workflow, name=None):
-    """Opens a workflow as from a file, without the questions about missing files, and shows its outermost graph."""
+    """Opens a workflow as from a file, without the questions about missing files, and shows its outermost
+    graph."""
     page.evaluate(
         """async ([workflow, name]) => {
       const { app } = window, frame = () => new Promise((done) => requestAnimationFrame(done));
@@ -135,7 +137,8 @@ def state(page, kind=OURS[0]):
 
 
 def node(page, expression, kind=OURS[0]):
-    """The value of a JavaScript expression about `node`, `widget(name)` and `app`, in the graph that is shown."""
+    """The value of a JavaScript expression about `node`, `widget(name)` and `app`, in the graph that is
+    shown."""
     return page.evaluate(
         f"""kind => {{
       const {{ app }} = window, node = app.canvas.graph._nodes.find((n) => n.type === kind);
@@ -150,7 +153,8 @@ def set_widget(page, name, value, kind=OURS[0]):
     """Sets a widget of a node in the graph that is shown, and tells those who listen."""
     node(
         page,
-        f"(widget('{name}').value = {json.dumps(value)}, widget('{name}').callback(widget('{name}').value, app.canvas, node), null)",
+        f"(widget('{name}').value = {json.dumps(value)}, "
+        f"widget('{name}').callback(widget('{name}').value, app.canvas, node), null)",
         kind,
     )
 
@@ -175,7 +179,8 @@ def bar(page, index, kind=OURS[0]):
     """The middle of a bar in page coordinates."""
     frame = page.locator(".dual-cache-frame").nth(
         page.evaluate(
-            "kind => [...document.querySelectorAll('.dual-cache')].findIndex((e) => e.__dualCache.node === kind)",
+            "kind => [...document.querySelectorAll('.dual-cache')].findIndex((e) => e.__dualCache.node "
+            "=== kind)",
             kind,
         )
     )

@@ -1,4 +1,5 @@
-"""The schedule plot in ComfyUI's own front end, in both of its renderers: COMFYUI_UNDER_TEST names the ComfyUI folder."""
+"""The schedule plot in ComfyUI's own front end, in both of its renderers: COMFYUI_UNDER_TEST names the
+ComfyUI folder."""
 
 from __future__ import annotations
 
@@ -171,9 +172,11 @@ def test_samplers_follow_a_connected_builder(page, screens):
     page.mouse.click(*bar(page, 4))
     wait(
         page,
-        "() => window.plotOf('DualCache').plan.kinds[4] === 'F' && window.plotOf('DualCacheSampler').plan.generator === null",
+        "() => window.plotOf('DualCache').plan.kinds[4] === 'F' && "
+        "window.plotOf('DualCacheSampler').plan.generator === null",
     )
-    values = "JSON.stringify(app.graph.serialize().nodes.map((n) => n.widgets_values).sort())"  # a click brings a node to the front
+    # a click brings a node to the front
+    values = "JSON.stringify(app.graph.serialize().nodes.map((n) => n.widgets_values).sort())"
     before = node(page, values)
     page.mouse.click(*bar(page, 3, "DualCacheSampler"))  # describes only
     assert state(page, "DualCacheSampler")["selected"] == 3
@@ -194,7 +197,8 @@ def test_a_run_fills_in_and_outlives_an_undo(page, screens):
     page.mouse.move(*bar(page, 4, "DualCacheSampler"))
     wait(
         page,
-        "() => window.plotOf('DualCacheSampler').detail.startsWith('Step 5 of 30, full in place of aggressive')",
+        "() => window.plotOf('DualCacheSampler').detail.startsWith('Step 5 of 30, full in place of "
+        "aggressive')",
     )
     assert "A sentence of the report." in page.locator(".dual-cache-warnings").inner_text()
     page.screenshot(path=screens / f"comfy-{page.renderer}-ran.png")
@@ -296,7 +300,8 @@ def test_help_is_in_the_language_of_the_front_end(open_front_end, screens, langu
     text.get_by_role("heading", name=heading).wait_for()
     wait(
         page,
-        "() => [...document.querySelectorAll('.node-help-content img')].some((image) => image.naturalWidth > 0)",
+        "() => [...document.querySelectorAll('.node-help-content img')].some((image) => "
+        "image.naturalWidth > 0)",
     )
     page.screenshot(path=screens / f"comfy-help-{language}.png")
     page.context.close()

@@ -124,7 +124,8 @@ def buttons(page, screens):
 
 
 def test_frames_touch_and_a_light_palette(page, screens):
-    """What the node would get from a video whose pictures the server no longer has, and then from one that it has."""
+    """What the node would get from a video whose pictures the server no longer has, and then from one that it
+    has."""
     open_workflow(page, ["CacheReport"])
     page.evaluate("""() => {
       const { app, LiteGraph } = window, node = LiteGraph.createNode("CacheCompare");

@@ -29,7 +29,8 @@ def address():
 
 @pytest.fixture(scope="module")
 def open_page(chromium, address):
-    """Opens the page with the given settings of a browser context; an error that a page logged fails the last test."""
+    """Opens the page with the given settings of a browser context; an error that a page logged fails the last
+    test."""
     contexts, errors = [], []
 
     def opened(**settings):
@@ -68,7 +69,8 @@ def page(shared):
 def settle(page):
     """Waits until what was asked for is drawn."""
     page.evaluate(
-        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(done))))"
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => "
+        "requestAnimationFrame(done))))"
     )
 
 
@@ -240,7 +242,8 @@ def test_it_speaks_to_screen_readers(page):
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_themes(page, screens, theme):
     page.evaluate(
-        "theme => { document.body.className = theme; Object.values(window.plots).forEach((p) => p.panel.request()); }",
+        "theme => { document.body.className = theme; Object.values(window.plots).forEach((p) => "
+        "p.panel.request()); }",
         theme,
     )
     settle(page)
@@ -302,11 +305,13 @@ def test_motion(page, motion):
 def test_text_never_makes_it_taller(page):
     """So that nothing it says changes the size of a node, and with it the workflow."""
     page.evaluate(
-        "() => { document.querySelector('#ran > div').style.flex = 'none'; window.plots.ran.panel.element.style.height = ''; }"
+        "() => { document.querySelector('#ran > div').style.flex = 'none'; "
+        "window.plots.ran.panel.element.style.height = ''; }"
     )
     height = page.evaluate("() => window.plots.ran.panel.element.offsetHeight")
     page.evaluate(
-        "() => { window.plots.ran.context.run.report.messages = Array(20).fill('A sentence of some length about this run.'); }"
+        "() => { window.plots.ran.context.run.report.messages = Array(20).fill('A sentence of some "
+        "length about this run.'); }"
     )
     change(page, "ran")
     assert page.evaluate("() => window.plots.ran.panel.element.offsetHeight") == height
@@ -318,7 +323,8 @@ def test_nothing_is_left_after_disconnect(page):
     before = state(page, "builder")
     page.mouse.click(*bar(page, "builder", 5))
     page.evaluate(
-        "() => { window.plots.builder.panel.request(); document.querySelector('#builder').style.width = '500px'; }"
+        "() => { window.plots.builder.panel.request(); document.querySelector('#builder').style.width = "
+        "'500px'; }"
     )
     page.wait_for_timeout(100)
     assert state(page, "builder") == before

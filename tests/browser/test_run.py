@@ -1,4 +1,5 @@
-"""Workflows in ComfyUI's own front end: all of them open, the embedded one runs, and nodes inside a subgraph show what others show."""
+"""Workflows in ComfyUI's own front end: all of them open, the embedded one runs, and nodes inside a subgraph
+show what others show."""
 
 from __future__ import annotations
 
@@ -149,7 +150,10 @@ def test_a_report_outlives_an_undo_and_follows_the_next_run(page):
 def test_a_report_of_any_length_keeps_its_node_as_it_is(page):
     open_workflow(page, ["DualCacheSampler", "CacheReport"])
     report_starts(page, "The report appears here after a run.")
-    size = "JSON.stringify([[...node.size], document.querySelector(\"pre[aria-label='Cache report']\").offsetHeight])"
+    size = (
+        "JSON.stringify([[...node.size], document.querySelector(\"pre[aria-label='Cache "
+        "report']\").offsetHeight])"
+    )
     before = node(page, size, "CacheReport")
     page.evaluate(REPORTED, [node(page, "node.id", "CacheReport"), "\n".join(["A line of the report"] * 200)])
     report_starts(page, "A line of the report")

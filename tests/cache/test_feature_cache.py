@@ -1,4 +1,5 @@
-"""What is remembered: snapshots of full steps, corrections of conservative ones, and how a batch is put together from its branches."""
+"""What is remembered: snapshots of full steps, corrections of conservative ones, and how a batch is put
+together from its branches."""
 
 import math
 
@@ -105,7 +106,8 @@ def test_an_owned_value_shares_nothing_with_the_snapshots(forecast):
 
 
 def test_the_mixed_age_rule():
-    """Corrections are kept relative to the forecast, add up over conservative steps, drift with it, and end at the next full step."""
+    """Corrections are kept relative to the forecast, add up over conservative steps, drift with it, and end
+    at the next full step."""
     site, s0, s1 = Site(), tensor(1), tensor(2)
     site.record(s0, node(0), LINEAR)
     site.record(s1, node(2), LINEAR)

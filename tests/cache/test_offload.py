@@ -1,4 +1,5 @@
-"""Snapshots in main memory between two uses: the same results, with few on the device at once, sent for before they are needed."""
+"""Snapshots in main memory between two uses: the same results, with few on the device at once, sent for
+before they are needed."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Block-wise plans are the best there are, which brute force confirms, and the union refreshes what it must."""
+"""Block-wise plans are the best there are, which brute force confirms, and the union refreshes what it
+must."""
 
 from itertools import combinations
 

@@ -243,7 +243,8 @@ def test_a_skipped_step_adds_the_change_of_the_latent_and_takes_off_the_expected
 
 
 def test_an_error_that_is_a_line_is_taken_off_whole(model):
-    """On the run that it was learned from, with an error regressed value by value, nothing is left where the error is that line."""
+    """On the run that it was learned from, with an error regressed value by value, nothing is left where the
+    error is that line."""
     site = Site(Evidence())
     x, v = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(1))
     site.push(v, Node(0, 1.0), 1)

@@ -1,4 +1,5 @@
-"""Weights and plans from a profile are the best there are, which brute force and explicit features confirm."""
+"""Weights and plans from a profile are the best there are, which brute force and explicit features
+confirm."""
 
 import json
 import math

@@ -1,4 +1,5 @@
-"""A profile holds what a run's features make of each other, says what it holds for, and reads no file that is not one."""
+"""A profile holds what a run's features make of each other, says what it holds for, and reads no file that is
+not one."""
 
 import json
 
@@ -56,7 +57,8 @@ def test_recording_changes_nothing_and_keeps_every_product(model, how):
 @pytest.mark.parametrize("how", [{"guidance": 1}, {"guidance": 2}, {"guidance": 2, "split": True}], ids=str)
 @pytest.mark.parametrize("tokens", [3, 100])
 def test_modules_are_recorded_too_from_the_same_rows_at_every_step(model, how, tokens):
-    """Of the tokens chosen, or of all where they are few; text and image of a module in sum, and a fused block as one."""
+    """Of the tokens chosen, or of all where they are few; text and image of a module in sum, and a fused
+    block as one."""
     sites = {
         "double.1.attn": ("double_blocks.1.img_attn.proj", "double_blocks.1.txt_attn.proj"),
         "double.0.mlp": ("double_blocks.0.img_mlp", "double_blocks.0.txt_mlp"),
@@ -236,7 +238,8 @@ def test_what_differs_is_said(profile):
 
 
 def test_other_noise_levels_interpolate_the_features(profile):
-    """The Gram matrix of features interpolated along sigma is the interpolated Gram matrix, and the profile says where it comes from."""
+    """The Gram matrix of features interpolated along sigma is the interpolated Gram matrix, and the profile
+    says where it comes from."""
     x = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     new = profile.at((1.0, 0.85, 0.55, 0.4, 0.0))
     rows = torch.stack([x[:, 0], (x[:, 0] + x[:, 1]) / 2, (x[:, 1] + x[:, 2]) / 2, x[:, 2]], 1)

@@ -1,8 +1,8 @@
-"""Fixtures of the tests that run inside ComfyUI: the pack as ComfyUI loads it, tiny random FLUX models, conditioning, sampling.
+"""Fixtures of the tests that run inside ComfyUI: the pack as ComfyUI loads it, tiny random FLUX models,
+conditioning, sampling.
 
-COMFYUI_UNDER_TEST names the ComfyUI folder; the Python is the one that ComfyUI runs with. Everything runs on the CPU, and
-ComfyUI's input, output and models folders are a temporary one.
-"""
+COMFYUI_UNDER_TEST names the ComfyUI folder; the Python is the one that ComfyUI runs with. Everything runs on
+the CPU, and ComfyUI's input, output and models folders are a temporary one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ CHECKPOINT_BUFFERS = ("pos_embed", "inv_freq")
 
 
 def fill_(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Writes every parameter of a freshly built (uninitialised) module from one seed, keeping activations near 1; returns the module."""
+    """Writes every parameter of a freshly built (uninitialised) module from one seed, keeping activations
+    near 1; returns the module."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.named_parameters():
         noise = torch.randn(tensor.shape, generator=generator)
@@ -66,10 +67,11 @@ def fill_(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 @pytest.fixture(scope="session")
 def build_flux():
-    """`build_flux(seed=0, **changes)`: a ModelPatcher with a random float32 FLUX.1, 2 double and 2 single blocks of width 64.
+    """`build_flux(seed=0, **changes)`: a ModelPatcher with a random float32 FLUX.1, 2 double and 2 single
+    blocks of width 64.
 
-    `changes` replace entries of the transformer's configuration, such as depth, depth_single_blocks or guidance_embed.
-    """
+    `changes` replace entries of the transformer's configuration, such as depth, depth_single_blocks or
+    guidance_embed."""
 
     def build(seed: int = 0, **changes) -> comfy.model_patcher.ModelPatcher:
         config = dict(
@@ -111,7 +113,8 @@ def flux(build_flux):
 
 @pytest.fixture(scope="session")
 def condition():
-    """`condition(seed=1, tokens=5, guidance=3.5, batch=1, **extra)`: random conditioning in ComfyUI's list form."""
+    """`condition(seed=1, tokens=5, guidance=3.5, batch=1, **extra)`: random conditioning in ComfyUI's list
+    form."""
 
     def make(seed: int = 1, tokens: int = 5, guidance: float = 3.5, batch: int = 1, **extra) -> list:
         generator = torch.Generator().manual_seed(seed)
@@ -134,11 +137,24 @@ def condition():
 def sample(condition):
     """`sample(model, ...)`: latents [B,16,size,size] from comfy.sample.sample, the function behind KSampler.
 
-    Positive and negative conditioning default to `condition(1)` and `condition(2)`; noise comes from `seed` alone.
-    """
+    Positive and negative conditioning default to `condition(1)` and `condition(2)`; noise comes from `seed`
+    alone."""
 
-    def run(model, positive=None, negative=None, *, steps=4, cfg=1.0, sampler="euler", scheduler="simple", seed=0, batch=1, size=8,
-            latent=None, **options):  # fmt: skip
+    def run(
+        model,
+        positive=None,
+        negative=None,
+        *,
+        steps=4,
+        cfg=1.0,
+        sampler="euler",
+        scheduler="simple",
+        seed=0,
+        batch=1,
+        size=8,
+        latent=None,
+        **options,
+    ):
         latent = torch.zeros(batch, 16, size, size) if latent is None else latent
         noise = comfy.sample.prepare_noise(latent, seed)
         positive, negative = positive or condition(1), negative or condition(2)
@@ -162,10 +178,11 @@ def sample(condition):
 
 @pytest.fixture(scope="session")
 def cached(part):
-    """`cached(model, "FFCA", ratio=0.3, preset=None, **settings)`: the model as the Dual Cache node patches it.
+    """`cached(model, "FFCA", ratio=0.3, preset=None, **settings)`: the model as the Dual Cache node patches
+    it.
 
-    Letters are an explicit plan, `ratio` the token ratio of its C steps; with a preset they replace the preset's plan, or may be left out.
-    """
+    Letters are an explicit plan, `ratio` the token ratio of its C steps; with a preset they replace the
+    preset's plan, or may be left out."""
     host, recipes = part("nodes.comfy.patching"), part("cache_core.recipes")
     schedule, settings = part("cache_core.schedule.plan"), part("cache_core.config")
 
@@ -195,7 +212,8 @@ def ran(report_of):
 
 @pytest.fixture(scope="session")
 def shims():
-    """`shims(model)`: names of the modules of a ModelPatcher that have a `forward` of their own; a run must leave none."""
+    """`shims(model)`: names of the modules of a ModelPatcher that have a `forward` of their own; a run must
+    leave none."""
     return lambda model: [
         name for name, module in model.model.named_modules() if "forward" in module.__dict__
     ]
@@ -222,7 +240,8 @@ def models():
 
 @pytest.fixture
 def runs(part):
-    """`runs(model, kinds, level=..., ...)`: a controller and a function that evaluates the model under it, as the host does."""
+    """`runs(model, kinds, level=..., ...)`: a controller and a function that evaluates the model under it, as
+    the host does."""
     host, controller = part("nodes.comfy.patching"), part("cache_core.controller")
     settings, schedule = part("cache_core.config"), part("cache_core.schedule.plan")
     wrappers = {comfy.patcher_extension.WrappersMP.APPLY_MODEL: {host.KEY: [host._apply_model]}}
@@ -265,7 +284,8 @@ def count(part):
 
 @pytest.fixture
 def replayed(part):
-    """`replayed(model, block name)`: paths of the linear layers in the sub-modules of a block that the level of modules replays."""
+    """`replayed(model, block name)`: paths of the linear layers in the sub-modules of a block that the level
+    of modules replays."""
     families = part("cache_core.models.families")
 
     def paths(net, name):

@@ -1,7 +1,8 @@
-"""What stands between the blocks, or reaches into them: on a tiny model of each sort, every level stays exact at the same input.
+"""What stands between the blocks, or reaches into them: on a tiny model of each sort, every level stays exact
+at the same input.
 
-Controls, adapters with face, pose and audio, reference latents, modulation that differs between tokens, and other nodes' patches.
-"""
+Controls, adapters with face, pose and audio, reference latents, modulation that differs between tokens, and
+other nodes' patches."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ def random(*shape, seed=7):
 
 @dataclass(frozen=True)
 class Case:
-    """A model of `tiny_families`, what its call has beside the usual, and the plain call that it must differ from (without all of it).
+    """A model of `tiny_families`, what its call has beside the usual, and the plain call that it must differ
+    from (without all of it).
 
-    refuses: the beginning of the sentence with which conservative steps run in full. lacks: a level that needs what a node holds back.
-    """
+    refuses: the beginning of the sentence with which conservative steps run in full. lacks: a level that
+        needs what a node holds back."""
 
     model: str
     more: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +67,8 @@ def scaled(args):
 
 
 def after(args):
-    """A patch behind every block, as control models of Z-Image and Qwen-Image have it; it writes into what the block gave."""
+    """A patch behind every block, as control models of Z-Image and Qwen-Image have it; it writes into what
+    the block gave."""
     img = args["img"]
     img += 0.2 * torch.linspace(-1, 1, img.shape[-1]) * (1 + args["block_index"])
     return {**args, "img": img}

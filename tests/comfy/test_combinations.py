@@ -1,4 +1,5 @@
-"""What other nodes do to the same model: controls, masks, patches, other caches, and models the pack does not know.
+"""What other nodes do to the same model: controls, masks, patches, other caches, and models the pack does not
+know.
 
 Never a wrong picture, and a sentence where one helps.
 """
@@ -210,7 +211,8 @@ def test_tokens_that_disappear_in_the_middle_of_a_run_are_a_mismatch(
         return {**args, "img": args["img"][:, :n], "img_ids": args["img_ids"][:, :n]}
 
     def fill(module, args, out):
-        """The picture needs all of its tokens, so the missing ones are made up; what ran before is noted, self-check included."""
+        """The picture needs all of its tokens, so the missing ones are made up; what ran before is noted,
+        self-check included."""
         seen.append(args[0].shape[1])
         return torch.nn.functional.pad(out, (0, 0, 0, IMAGE - out.shape[1]))
 

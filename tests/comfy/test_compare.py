@@ -120,8 +120,9 @@ def test_what_it_shows_is_what_was_sampled(call, inputs, plain):
 
 @pytest.mark.parametrize("slow", [1.0, 2.0])
 def test_equal_seconds_follow_the_clock(call, inputs, part, monkeypatch, slow):
-    """With a clock that each step of the sampler moves by what its kind costs. slow: how much longer the uncached run takes than it should,
-    as when another program runs beside it; the rival's own seconds put that right."""
+    """With a clock that each step of the sampler moves by what its kind costs. slow: how much longer the
+    uncached run takes than it should, as when another program runs beside it; the rival's own seconds put
+    that right."""
     compare, host = part("nodes.cache_compare"), part("nodes.comfy.patching")
     now, sample = [0.0], host.sample
 
@@ -256,7 +257,8 @@ def test_a_difference_that_is_not_a_number_is_as_bright_as_the_largest(part):
 
 
 class Nested:
-    """A video with its sound, as ComfyUI's NestedTensor holds it, which the oldest supported version does not have."""
+    """A video with its sound, as ComfyUI's NestedTensor holds it, which the oldest supported version does not
+    have."""
 
     is_nested = True
 

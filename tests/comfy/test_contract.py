@@ -1,7 +1,8 @@
-"""The nodes as ComfyUI shows them: ids, inputs in order, types, defaults and outputs, on which saved workflows rely.
+"""The nodes as ComfyUI shows them: ids, inputs in order, types, defaults and outputs, on which saved
+workflows rely.
 
-tests/fixtures/nodes.json is the committed snapshot. New inputs may be added behind the old ones; changing or moving one breaks workflows.
-"""
+tests/fixtures/nodes.json is the committed snapshot. New inputs may be added behind the old ones; changing or
+moving one breaks workflows."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def test_nodes_keep_their_contract(infos):
     snapshot = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     changed = {name: contract(info) for name, info in infos.items() if contract(info) != snapshot.get(name)}
     assert not changed, (
-        f"If old workflows still load and this is meant, write it into {SNAPSHOT.name}: {json.dumps(changed, indent=1)}"
+        f"If old workflows still load and this is meant, write it into {SNAPSHOT.name}: "
+        f"{json.dumps(changed, indent=1)}"
     )
 
 

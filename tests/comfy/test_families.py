@@ -103,7 +103,8 @@ def test_aggressive_steps_at_the_same_input_are_exact_and_skip_the_blocks(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_repeats_exactly_and_leaves_nothing(models, runs, name):
-    """Tokens that change between steps: skipped steps differ from plain ones, and a second run from the first in nothing."""
+    """Tokens that change between steps: skipped steps differ from plain ones, and a second run from the first
+    in nothing."""
     base, frames = models(name), [tiny.arguments(name, seed=i) for i in range(4)]
     outs = []
     for _ in range(2):
@@ -243,7 +244,8 @@ def test_a_video_made_part_by_part_is_sampled_plainly(models, runs, monkeypatch)
     report = cache.finish()
     assert len(seen) == 3 and {r.actual for r in report.records} == {"F"}
     assert report.messages == [
-        "Wan is sampled plainly: its sampler makes the video part by part and keeps keys and values of its own."
+        "Wan is sampled plainly: its sampler makes the video part by part and keeps keys and values of "
+        "its own."
     ]
 
 

@@ -1,4 +1,5 @@
-"""Sub-modules of blocks in every family of ComfyUI: outputs replayed, rows of MLPs refreshed, the probe at the first block's attention."""
+"""Sub-modules of blocks in every family of ComfyUI: outputs replayed, rows of MLPs refreshed, the probe at
+the first block's attention."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ MASKED = [
 
 @pytest.mark.parametrize("name", MASKED)
 def test_masks_compute_the_modules_that_they_name(models, runs, part, name):
-    """All of them give the model's own result; without the MLPs it is that of the MLPs of the full step, put back by hooks."""
+    """All of them give the model's own result; without the MLPs it is that of the MLPs of the full step, put
+    back by hooks."""
     families, masks = part("cache_core.models.families"), part("cache_core.schedule.masks")
     base, before, now = models(name), tiny.arguments(name, seed=1), tiny.arguments(name, seed=2)
     blocks = families.blocks_of(base.diffusion_model, families.find_family(base.diffusion_model))

@@ -1,4 +1,5 @@
-"""What importing the pack adds to a ComfyUI that is starting: its own modules and some of Python's, and nothing else."""
+"""What importing the pack adds to a ComfyUI that is starting: its own modules and some of Python's, and
+nothing else."""
 
 import json
 import os
@@ -11,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ["COMFYUI_UNDER_TEST"]).resolve()
 
-# What main.py imports before it loads custom nodes, then the pack as nodes.load_custom_node does. It prints the modules that came with it.
+# What main.py imports before it loads custom nodes, then the pack as nodes.load_custom_node does. It prints
+# the modules that came with it.
 IMPORT = """
 import asyncio, importlib.util, json, sys
 sys.path.insert(0, sys.argv[1])
@@ -31,7 +33,8 @@ print(json.dumps([count, name, sorted(set(sys.modules) - before)]))
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """Number of nodes, the pack's module name, and the modules that importing it added, in a Python of its own."""
+    """Number of nodes, the pack's module name, and the modules that importing it added, in a Python of its
+    own."""
     command = [sys.executable, "-c", IMPORT, str(COMFYUI), str(ROOT)]
     done = subprocess.run(
         command,

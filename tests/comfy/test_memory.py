@@ -1,4 +1,5 @@
-"""Memory in ComfyUI: the estimate of every row, the budget of the nodes, and what ComfyUI's own management is told."""
+"""Memory in ComfyUI: the estimate of every row, the budget of the nodes, and what ComfyUI's own management is
+told."""
 
 import comfy.model_management as management
 import comfy.model_patcher
@@ -9,7 +10,8 @@ from tests.comfy import tiny_families as tiny
 
 NAMES = tiny.present()
 ROUGH = {"wan humo": 1.35, "ltx 2 without sound": 1.35, "sd 3.5": 1.15}
-"""Models with modules, or a stream of the last block, that do not run in these calls: the estimate is larger, by at most so much."""
+"""Models with modules, or a stream of the last block, that do not run in these calls: the estimate is larger,
+by at most so much."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,7 +121,8 @@ def test_auto_takes_a_share_of_what_is_free_when_the_model_is_loaded(
 
 
 def test_room_is_made_when_the_model_is_loaded(build_flux, cached, sample, report_of, monkeypatch, part):
-    """On a device with a feigned amount of memory, an idle model gives way to the caches at once, and not without them."""
+    """On a device with a feigned amount of memory, an idle model gives way to the caches at once, and not
+    without them."""
     device = torch.device("cpu:0")  # which ComfyUI does not take for main memory
     own, idle = (
         comfy.model_patcher.ModelPatcher(

@@ -1,4 +1,5 @@
-"""The nodes as ComfyUI sees and runs them: schemas, what each returns, and the sentences they refuse bad input with."""
+"""The nodes as ComfyUI sees and runs them: schemas, what each returns, and the sentences they refuse bad
+input with."""
 
 import asyncio
 import json
@@ -51,7 +52,8 @@ def nodes(pack):
 
 @pytest.fixture(scope="module")
 def call(nodes):
-    """`call("DualCache", model=...)`: runs a node as the executor does, on a clone of its class that knows its id; gives its outputs."""
+    """`call("DualCache", model=...)`: runs a node as the executor does, on a clone of its class that knows
+    its id; gives its outputs."""
 
     def run(name, **inputs):
         node = nodes[name]
@@ -63,7 +65,8 @@ def call(nodes):
 
 @pytest.fixture(scope="module")
 def core(nodes):
-    """`core(name, **inputs)`: runs one of ComfyUI's sampling nodes, written in either dialect; gives its outputs as a tuple."""
+    """`core(name, **inputs)`: runs one of ComfyUI's sampling nodes, written in either dialect; gives its
+    outputs as a tuple."""
 
     def run(name, **inputs):
         node = getattr(custom, name)
@@ -103,7 +106,8 @@ def ksampler(condition, latent):
 
 @pytest.fixture
 def dual_sampler(call, condition, latent):
-    """`dual_sampler(model, **changes)`: the Dual Cache Sampler with the settings of `ksampler`; gives the LATENT and the report."""
+    """`dual_sampler(model, **changes)`: the Dual Cache Sampler with the settings of `ksampler`; gives the
+    LATENT and the report."""
 
     def run(model, **changes):
         options = dict(

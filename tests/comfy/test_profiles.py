@@ -1,4 +1,5 @@
-"""Profiles inside ComfyUI: runs are recorded without a change, other runs are refused, and a plan takes its forecast along."""
+"""Profiles inside ComfyUI: runs are recorded without a change, other runs are refused, and a plan takes its
+forecast along."""
 
 from types import SimpleNamespace
 
@@ -251,8 +252,8 @@ def test_a_profile_recorded_a_little_otherwise_is_used_and_said(embedded, sample
     sample(planned, positive=caption, negative=caption, steps=12, size=24, cfg=1.0)
     said = " ".join(report_of(planned).messages)
     assert (
-        "It was recorded otherwise: guidance is 1.0, the profile's 2.0; resolution is [24, 24], the profile's [32, 32]; "
-        in said
+        "It was recorded otherwise: guidance is 1.0, the profile's 2.0; resolution is [24, 24], the "
+        "profile's [32, 32]; " in said
     )
     assert "the run has 12 steps, the profile 30" in said
 

@@ -339,7 +339,8 @@ def test_patching_twice_replaces_the_first_patch(flux, cached, sample, ran):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_file_gives_one_result_in_comfyui_and_without_it(part, cached, tmp_path, method):
-    """A FLUX-layout file of random weights, loaded by the pack's loader and sampled cached, against the host-free sampler."""
+    """A FLUX-layout file of random weights, loaded by the pack's loader and sampled cached, against the
+    host-free sampler."""
     from safetensors.torch import save_file
 
     demo, sampler, scenes = part("demo.flux"), part("demo.sampler"), part("demo.scenes")

@@ -1,4 +1,5 @@
-"""Every recipe inside ComfyUI: through the Feature Forecast node, at each level, on families with settings of their own."""
+"""Every recipe inside ComfyUI: through the Feature Forecast node, at each level, on families with settings of
+their own."""
 
 import json
 from types import SimpleNamespace
@@ -218,7 +219,8 @@ def test_bad_input_is_refused_in_a_sentence(widgets, sentence, flux, feature_for
 
 
 def test_a_mask_computes_what_it_names_and_replays_the_rest(flux, feature_forecast, sample, ran, report_of):
-    """Against the plain model whose module outputs are overwritten by those of the step at which the mask computed them last."""
+    """Against the plain model whose module outputs are overwritten by those of the step at which the mask
+    computed them last."""
     refresh = {
         "*": [0, 5],
         "double.0.attn": [1, 3],

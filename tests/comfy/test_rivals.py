@@ -1,4 +1,5 @@
-"""The worker of the rivals bench in a ComfyUI of its own: nodes of all kinds run, what fails is told, references come first."""
+"""The worker of the rivals bench in a ComfyUI of its own: nodes of all kinds run, what fails is told,
+references come first."""
 
 import json
 import os

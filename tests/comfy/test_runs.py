@@ -1,4 +1,5 @@
-"""Masks that hold back runs of blocks, one delta each, on every family of ComfyUI and with what stands between the blocks."""
+"""Masks that hold back runs of blocks, one delta each, on every family of ComfyUI and with what stands
+between the blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tests.comfy.tiny_families import call, close, left_behind
 
 NAMES = [name for name in tiny.present() if "block" in CAN.get(tiny.TINY[name].row, ())]
 READ_INSIDE = {"hunyuan dit": "block.3"}
-"""Models whose later blocks read what earlier ones gave, and the kept block that then reads what a run left out."""
+"""Models whose later blocks read what earlier ones gave, and the kept block that then reads what a run left
+out."""
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Every sampler of ComfyUI: plain results when off, finite ones when cached, and evaluations counted as they happened."""
+"""Every sampler of ComfyUI: plain results when off, finite ones when cached, and evaluations counted as they
+happened."""
 
 import comfy.samplers
 import pytest
@@ -74,7 +75,8 @@ def test_cached_runs_are_finite_and_counted(watched, calls, cached, sample, repo
         r.calls >= 1 for r in records
     )
     assert all(r.full_calls == (r.calls if r.actual == "F" else 0) for r in records)
-    # Never more skipped than planned: a step runs as planned or in full, and what the plan does not cover runs in full.
+    # Never more skipped than planned: a step runs as planned or in full, and what the plan does not cover
+    # runs in full.
     plan = report.schedule["kinds"]
     assert len(plan) == STEPS and all(r.actual in ("F", r.planned) for r in records)
     assert all(r.planned == (plan[r.step] if r.step < STEPS else "F") for r in records)
@@ -139,7 +141,8 @@ FIXED = {"euler": 1, "dpmpp_2m": 1, "uni_pc": 1, "heun": 2, "dpm_2": 2, "dpmpp_s
 def test_samplers_with_a_fixed_number_of_evaluations_run_the_whole_plan(
     model, cached, sample, report_of, ran, name, stages
 ):
-    """Each evaluation of a step runs as the step does, and each has a cache of its own; the last step may need fewer."""
+    """Each evaluation of a step runs as the step does, and each has a cache of its own; the last step may
+    need fewer."""
     patched = cached(model, "FFCAFA")
     sample(patched, sampler=name, **OPTIONS)
     report = report_of(patched)

@@ -1,4 +1,5 @@
-"""The self-check in ComfyUI: blocks that another node or a newer ComfyUI has changed, at every level, on real families."""
+"""The self-check in ComfyUI: blocks that another node or a newer ComfyUI has changed, at every level, on real
+families."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def blocks_of(part, net):
 
 @pytest.fixture
 def reuse_buffers(part, monkeypatch):
-    """`reuse_buffers(model)`: what the parts of a block give is overwritten behind it, as by kernels that keep their buffers."""
+    """`reuse_buffers(model)`: what the parts of a block give is overwritten behind it, as by kernels that
+    keep their buffers."""
 
     def change(net):
         for block in blocks_of(part, net):
@@ -91,7 +93,8 @@ def test_parts_of_blocks_that_are_not_what_they_were(made, runs, part, reuse_buf
     report = cache.finish()
     assert "".join(r.actual for r in report.records) == ran
     assert report.messages == [
-        f"The blocks of {tiny.TINY[name].row} do not behave as this pack's table says, or another node has changed "
+        f"The blocks of {tiny.TINY[name].row} do not behave as this pack's table says, or another node "
+        "has changed "
         f"them; {s}."
         for s in instead
     ]
@@ -127,7 +130,8 @@ def test_the_sentence_names_the_family_and_the_version(
     report = report_of(patched)
     assert "".join(r.actual for r in report.records) == "FFFAFA" and not shims(flux)
     assert [m for m in report.messages if "do not behave" in m] == [
-        f"The blocks of FLUX do not behave in ComfyUI {comfyui_version.__version__} as this pack's table says, or another node has changed "
+        f"The blocks of FLUX do not behave in ComfyUI {comfyui_version.__version__} as this pack's table "
+        "says, or another node has changed "
         "them; aggressive steps put back the model's output."
     ]
     assert (

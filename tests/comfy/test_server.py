@@ -1,4 +1,5 @@
-"""A real ComfyUI server with the pack in custom_nodes: graphs go in over HTTP, pictures, reports and events come back."""
+"""A real ComfyUI server with the pack in custom_nodes: graphs go in over HTTP, pictures, reports and events
+come back."""
 
 import http.client
 import json
@@ -53,7 +54,8 @@ CACHING = {"preset": "balanced", "forecast": "from preset", "gain": 0.9}
 
 
 def graph(*, loaders=False, **changes):
-    """The embedded workflow: the demo model, two captions, the Dual Cache Sampler, a picture and the report."""
+    """The embedded workflow: the demo model, two captions, the Dual Cache Sampler, a picture and the
+    report."""
     model, vae = (["1", 0], ["9", 0]) if loaders else (["1", 0], ["1", 1])
     nodes = {
         "1": node("DualCacheDemoModel"),
@@ -86,7 +88,8 @@ def of_type(messages, kind):
 
 
 def check_report(messages, outputs, sender):
-    """The report on the node, the events of the run, and what they say of each other; gives the kinds that ran."""
+    """The report on the node, the events of the run, and what they say of each other; gives the kinds that
+    ran."""
     assert not of_type(messages, "execution_error")
     (text,), (data,) = outputs["8"]["text"], outputs["8"]["dual_cache_report"]
     report = json.loads(data)
@@ -236,7 +239,8 @@ REQUEUED = {**WORKFLOW, "extra": {"dual_cache": {"format": 1, "runs": {"5": {"te
 
 
 def carried(info):
-    """The runs in a picture's metadata by the node that sampled, whose other entries are as they were sent."""
+    """The runs in a picture's metadata by the node that sampled, whose other entries are as they were
+    sent."""
     workflow = json.loads(info["workflow"])
     runs = workflow["extra"].pop("dual_cache", {"format": 1, "runs": {}})
     assert workflow == WORKFLOW and json.loads(info["other"]) == {"kept": [1, 2]} and "prompt" in info

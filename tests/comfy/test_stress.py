@@ -1,4 +1,5 @@
-"""A short cut of each question of the stress run, on the embedded model; `bash scripts/stress.sh` asks them at length.
+"""A short cut of each question of the stress run, on the embedded model; `bash scripts/stress.sh` asks them
+at length.
 
 The scenes of lifecycle compare with another process, so they stand for determinism too.
 """

@@ -60,7 +60,8 @@ def describe_node(kind: str, cls) -> dict:
 
 @pytest.fixture(scope="module")
 def definitions(part) -> dict[str, dict]:
-    """Definitions of all nodes that the workflows use and this ComfyUI has; loads the files of comfy_extras that mention them."""
+    """Definitions of all nodes that the workflows use and this ComfyUI has; loads the files of comfy_extras
+    that mention them."""
     for node in part("nodes").NODES:
         core_nodes.NODE_CLASS_MAPPINGS[node.GET_SCHEMA().node_id] = node
         node.RELATIVE_PYTHON_MODULE = OURS

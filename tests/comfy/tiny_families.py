@@ -1,4 +1,5 @@
-"""A tiny random model of every row of the block table, as ComfyUI builds it, and the arguments of one of its calls."""
+"""A tiny random model of every row of the block table, as ComfyUI builds it, and the arguments of one of its
+calls."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ PAGES = Path(__file__).resolve().parents[1] / "fixtures" / "families.json"
 
 @dataclass(frozen=True)
 class Tiny:
-    """One model: its `row` in the block table, ComfyUI's config class and transformer config, the shape of its latent and of its text.
+    """One model: its `row` in the block table, ComfyUI's config class and transformer config, the shape of
+    its latent and of its text.
 
-    more: further conditions by name, as the shape of random numbers or as a value. other: shape of a latent with more frames.
-    state: weights that ComfyUI asks for while it builds the model. pair: whether it is called with both branches at once only.
-    """
+    more: further conditions by name, as the shape of random numbers or as a value. other: shape of a latent
+        with more frames.
+    state: weights that ComfyUI asks for while it builds the model. pair: whether it is called with both
+        branches at once only."""
 
     row: str
     config: str
@@ -893,7 +896,8 @@ def build(name: str, fill, seed: int = 0):
 
 
 def arguments(name: str, seed: int = 0, batch: int = 1, other: bool = False) -> dict:
-    """Latent, text and conditions of a call of `apply_model`, from a seed; both branches of a pair have one latent."""
+    """Latent, text and conditions of a call of `apply_model`, from a seed; both branches of a pair have one
+    latent."""
     tiny, g = TINY[name], torch.Generator().manual_seed(seed)
 
     def made(value):

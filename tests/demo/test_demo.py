@@ -1,4 +1,5 @@
-"""The demo and the bench: captions, sampler, weights, judge, and their commands from end to end on tiny pictures."""
+"""The demo and the bench: captions, sampler, weights, judge, and their commands from end to end on tiny
+pictures."""
 
 import json
 import math

@@ -1,4 +1,5 @@
-"""Runs of blocks that a mask holds back together: one delta each, of full steps alone, and nothing of a run is computed."""
+"""Runs of blocks that a mask holds back together: one delta each, of full steps alone, and nothing of a run
+is computed."""
 
 from itertools import groupby
 
@@ -54,7 +55,8 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """`between` writes into what a block gives; `memory` reads what the second block gave behind the last; `lost` blocks do not run."""
+    """`between` writes into what a block gives; `memory` reads what the second block gave behind the last;
+    `lost` blocks do not run."""
 
     between, memory, lost = False, False, ()
 

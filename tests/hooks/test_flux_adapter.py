@@ -1,7 +1,8 @@
-"""FLUX's blocks against an oracle: DuCa's in-place caches, written down without gathering, corrections or shims.
+"""FLUX's blocks against an oracle: DuCa's in-place caches, written down without gathering, corrections or
+shims.
 
-The oracle computes every token of a conservative step and keeps the chosen rows; the pack computes the chosen rows alone.
-"""
+The oracle computes every token of a conservative step and keeps the chosen rows; the pack computes the chosen
+rows alone."""
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def rotated(x, pe):
 
 
 def joined(text, image):
-    """Masks of the joint sequence from those of its parts, which may be shared by the batch; None stays None."""
+    """Masks of the joint sequence from those of its parts, which may be shared by the batch; None stays
+    None."""
     return None if text is None else torch.cat((text.expand(BATCH, -1), image.expand(BATCH, -1)), 1)
 
 
@@ -61,7 +63,8 @@ def heads_of(qkv, heads, norm):
 
 
 class InPlaceCache:
-    """ToCa's and DuCa's cache of one double and one single block: tensors that fresh rows are written into."""
+    """ToCa's and DuCa's cache of one double and one single block: tensors that fresh rows are written
+    into."""
 
     def __init__(self, model, live):
         self.double, self.single, self.live, self.kept = (
@@ -72,7 +75,8 @@ class InPlaceCache:
         )
 
     def put(self, name, value, mask, dim=1):
-        """Keeps `value`, all of it (mask None) or the rows of the mask [B or 1, N], and returns what is kept."""
+        """Keeps `value`, all of it (mask None) or the rows of the mask [B or 1, N], and returns what is
+        kept."""
         if mask is None:
             self.kept[name] = value.clone()
         else:
@@ -137,7 +141,8 @@ class InPlaceCache:
 
 
 class Tape:
-    """Runs a plan through the controller and writes down what went into the blocks, which rows were chosen and what came out."""
+    """Runs a plan through the controller and writes down what went into the blocks, which rows were chosen
+    and what came out."""
 
     def __init__(self, model, data, settings, monkeypatch, per_sample=False):
         self.inputs, self.finals, self.masks, self.kinds, self.rows = [], [], [], [], []
@@ -235,13 +240,15 @@ def test_a_stream_may_stay_as_it_is(model, data, monkeypatch, attention, setting
     settings = Settings(schedule=explicit(PLAN, 0.5), attention=attention, **settings)
     tape = Tape(model, data, settings, monkeypatch)
     if settings.ratio == 0.0 and attention == "frozen":
-        # Text reaches the image through attention alone, so the oracle's own check that rows matter looks at the text.
+        # Text reaches the image through attention alone, so the oracle's own check that rows matter looks at
+        # the text.
         assert all(int(tape.masks[i]["double", "txt"].sum()) == 3 for i, k in enumerate(PLAN) if k == "C")
     tape.check(model, attention == "live")
 
 
 def test_a_conservative_step_without_rows_replays_every_module(model, data, monkeypatch):
-    """Ratio 0: the modules are replayed and re-gated with the running step's modulation; nothing in them is computed."""
+    """Ratio 0: the modules are replayed and re-gated with the running step's modulation; nothing in them is
+    computed."""
     ran = []
     names = (
         "double_blocks.0.img_mlp",
@@ -350,7 +357,8 @@ REFUSALS = {
 
 @pytest.mark.parametrize("why", REFUSALS)
 def test_what_couples_tokens_in_another_way_is_refused_in_words(model, why):
-    """Such a block runs untouched on the full step, and the branch says why its rows cannot be refreshed alone."""
+    """Such a block runs untouched on the full step, and the branch says why its rows cannot be refreshed
+    alone."""
     extra, word = REFUSALS[why]
     branch = Branch()
     call = Call("F", Batch([branch], Node(0.0, 1.0)), Settings(), 0, 1, 0.1, (GRID, GRID), modules=True)

@@ -1,4 +1,5 @@
-"""The self-check of the first full call: blocks that are not what the table says, by whatever cause, never spoil a picture."""
+"""The self-check of the first full call: blocks that are not what the table says, by whatever cause, never
+spoil a picture."""
 
 import pytest
 import torch
@@ -129,7 +130,8 @@ def sampled(model, settings, sigmas=SIGMAS, given=None):
 
 def told(*instead):
     return (
-        f"The blocks of Toy do not behave in Host 1.2 as this pack's table says, or another node has changed them; "
+        "The blocks of Toy do not behave in Host 1.2 as this pack's table says, or another node has "
+        "changed them; "
         f"{' and '.join(instead)}."
     )
 

@@ -1,4 +1,5 @@
-"""Every level puts features back where it took them: exact where it must be, alike however it is batched, gone when the run ends."""
+"""Every level puts features back where it took them: exact where it must be, alike however it is batched,
+gone when the run ends."""
 
 import pytest
 import torch
@@ -172,7 +173,8 @@ def test_history_holds_full_steps_only_at_every_level(model, level, name):
 @pytest.mark.parametrize("level", [level for level in LEVELS if level != "singles"])
 @pytest.mark.parametrize("name", ["linear", "least squares", "band"])
 def test_an_aggressive_step_at_the_place_of_a_conservative_one_gives_its_result(model, level, name):
-    """Where no block runs on both; blocks before a stack run plainly on one and from their modules on the other."""
+    """Where no block runs on both; blocks before a stack run plainly on one and from their modules on the
+    other."""
     sigmas = [1.0, 0.9, 0.7, 0.5, 0.5, 0.0]
     kinds, outs = follow(Controller(cached(level, name, "FFFCA"), sigmas), model, sigmas[:-1])
     assert kinds == "FFFCA" and torch.allclose(outs[3], outs[4], atol=1e-5, rtol=0)

@@ -1,4 +1,5 @@
-"""What caches hold, told before anything is kept; what gives way when it is too much; and what happens when memory runs out."""
+"""What caches hold, told before anything is kept; what gives way when it is too much; and what happens when
+memory runs out."""
 
 from functools import partial
 

@@ -1,4 +1,5 @@
-"""Blocks that the table describes by their layout: what other nodes do to them, blocks that write in place, what a model cannot have."""
+"""Blocks that the table describes by their layout: what other nodes do to them, blocks that write in place,
+what a model cannot have."""
 
 import pytest
 import torch
@@ -235,7 +236,8 @@ def test_a_level_that_a_model_lacks_gives_way_to_a_coarser_one_with_a_sentence(t
     outs = [evaluate(cache, model, 0.9, given) for _ in range(2)]
     assert outs[1][0] == "A" and torch.allclose(outs[0][1], outs[1][1], atol=1e-5)
     told = {
-        "stack": "The blocks of Toy change their tokens on the way; aggressive steps put back the final hidden state.",
+        "stack": "The blocks of Toy change their tokens on the way; aggressive steps put back the final "
+        "hidden state.",
         "module": "Toy has no level of modules in this pack; aggressive steps put back what each block adds.",
     }
     assert cache.finish().messages == ([told[level]] if level in told else [])
@@ -296,8 +298,10 @@ def test_a_forecast_that_a_coarser_level_cannot_have_is_told(toy):
     cache = Controller(Settings(schedule=explicit("FFA"), predictor=rule), [1.0, 0.8, 0.5, 0.0])
     assert [evaluate(cache, model, s, data())[0] for s in (1.0, 0.8, 0.5)] == ["F", "F", "A"]
     assert cache.finish().messages == [
-        "Toy can be cached at its output only, because of this; aggressive steps put back the model's output.",
-        "The forecast 2 rules by token looks at the first blocks of a step, which is of no use here; linear stands in.",
+        "Toy can be cached at its output only, because of this; aggressive steps put back the model's "
+        "output.",
+        "The forecast 2 rules by token looks at the first blocks of a step, which is of no use here; "
+        "linear stands in.",
     ]
 
 
@@ -313,5 +317,6 @@ def test_families_that_are_in_no_row_are_told(names, told):
 def test_blocks_that_are_not_where_the_table_says():
     settings, said = fit(Settings(level="module"), row(), [], "Toy", False)
     assert settings.level == "output" and said == [
-        "The blocks of Toy are not where this pack knows them to be; aggressive steps put back the model's output."
+        "The blocks of Toy are not where this pack knows them to be; aggressive steps put back the "
+        "model's output."
     ]

@@ -1,4 +1,5 @@
-"""Blocks found in models that the table does not know: right ones are skipped, wrong guesses end at the model's output."""
+"""Blocks found in models that the table does not know: right ones are skipped, wrong guesses end at the
+model's output."""
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ class Block(nn.Module):
 
 
 class Stranger(nn.Module):
-    """A model of which the table knows nothing. way: what it does otherwise than one block after the other."""
+    """A model of which the table knows nothing. way: what it does otherwise than one block after the
+    other."""
 
     def __init__(self, way="", count=5):
         super().__init__()
@@ -60,7 +62,8 @@ def data(seed=0):
 
 
 def sampled(model, level="final", kinds="FAFAFA", detects=True):
-    """A run at one input: kinds, messages, how many blocks the aggressive steps ran; every result is as without the cache."""
+    """A run at one input: kinds, messages, how many blocks the aggressive steps ran; every result is as
+    without the cache."""
     cache, exact, ran = (
         Controller(Settings(schedule=explicit(kinds), level=level, detect=detects), STILL),
         model(data(), 0.9),
@@ -79,7 +82,10 @@ def sampled(model, level="final", kinds="FAFAFA", detects=True):
     return "".join(r.actual for r in report.records), report.messages, ran
 
 
-FOUND = "Stranger is not a model this pack knows; the 5 blocks found at layers are taken for its own, which is experimental."
+FOUND = (
+    "Stranger is not a model this pack knows; the 5 blocks found at layers are taken for its own, "
+    "which is experimental."
+)
 WHOLE = "Of blocks that were guessed, aggressive steps put back the final hidden state."
 OUTPUT = "aggressive steps put back the model's output."
 

@@ -1,4 +1,5 @@
-"""Levels and what stands around them: which blocks run, blocks and nodes that write in place or hold blocks back, unknown models."""
+"""Levels and what stands around them: which blocks run, blocks and nodes that write in place or hold blocks
+back, unknown models."""
 
 from dataclasses import replace
 

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from tools import presets_js as make_presets
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "web").rglob("*.js"))
 
-from tools import presets_js as make_presets
-
-# What the registry forbids, and what would let a page act beyond the node that it draws. `{import(` is a type in a comment.
+# What the registry forbids, and what would let a page act beyond the node that it draws. `{import(` is a type
+# in a comment.
 FORBIDDEN = {
-    "runs text as code": r"\beval\s*\(|\bnew\s+Function\b|\bFunction\s*\(|(?<!\{)\bimport\s*\(|set(?:Timeout|Interval)\s*\(\s*[\"'`]",
-    "uses the network": r"\bfetch(?:Api)?\s*\(|XMLHttpRequest|WebSocket|EventSource|sendBeacon|https?://|\bnew\s+(?:Image|Worker)\b",
+    "runs text as code": r"\beval\s*\(|\bnew\s+Function\b|\bFunction\s*\(|(?<!\{)\bimport\s*\("
+    r"|set(?:Timeout|Interval)\s*\(\s*[\"'`]",
+    "uses the network": r"\bfetch(?:Api)?\s*\(|XMLHttpRequest|WebSocket|EventSource|sendBeacon|https?://"
+    r"|\bnew\s+(?:Image|Worker)\b",
     "writes markup": r"innerHTML|outerHTML|insertAdjacentHTML|document\.write",
     "stores data in the browser": r"localStorage|sessionStorage|indexedDB|document\.cookie",
 }

@@ -1,4 +1,5 @@
-"""Gains that follow the data: what would have given the last full step, or what a probe of the current step shows."""
+"""Gains that follow the data: what would have given the last full step, or what a probe of the current step
+shows."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Forecasts as data: every kind survives a round trip, and what is no forecast is refused in one sentence that names the field."""
+"""Forecasts as data: every kind survives a round trip, and what is no forecast is refused in one sentence
+that names the field."""
 
 import json
 import math

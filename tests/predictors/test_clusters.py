@@ -1,4 +1,5 @@
-"""Clusters of channels: recorded alike however runs are batched, solved as if each were a model of its own, put back channel by channel."""
+"""Clusters of channels: recorded alike however runs are batched, solved as if each were a model of its own,
+put back channel by channel."""
 
 import gc
 import json
@@ -35,7 +36,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def features():
-    """[samples, T, tokens, channels] of which the first cluster's lie on a line, the second's bend and the third's jump about."""
+    """[samples, T, tokens, channels] of which the first cluster's lie on a line, the second's bend and the
+    third's jump about."""
     g = torch.Generator().manual_seed(2)
     t = torch.linspace(0, 1, STEPS, dtype=torch.float64)[None, :, None, None]
     start, slope, bend = (
@@ -258,7 +260,8 @@ def test_channels_go_by_their_own_weights(shape, owned):
 
 
 def test_weights_are_not_kept_on_the_device_of_a_run():
-    """Tensors of a device of no room at all are the only ones that are made there, and gone with the forecast."""
+    """Tensors of a device of no room at all are the only ones that are made there, and gone with the
+    forecast."""
     rule, site = forecast(TABLE), Site()
     for i in range(2):
         site.push(torch.randn(1, 2, 4, device="meta"), Node(i, 1 - i / 4), rule.needs)

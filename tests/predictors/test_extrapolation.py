@@ -1,4 +1,5 @@
-"""Predictors are weights over nodes: they sum to 1, are exact on what they promise, and fall back to reuse."""
+"""Predictors are weights over nodes: they sum to 1, are exact on what they promise, and fall back to
+reuse."""
 
 import math
 import random
@@ -216,7 +217,8 @@ def test_hicache_scales_the_differences_by_hermite_polynomials(s):
 
 @pytest.mark.parametrize("window", [2, 3, 4, 5, 6])
 def test_meancache_damps_the_slope_by_its_window(window):
-    """(K - 1) / (2 K) for velocities on a line, and the published formula on a path of unequal Euler steps."""
+    """(K - 1) / (2 K) for velocities on a line, and the published formula on a path of unequal Euler
+    steps."""
     rule = predictor("mean_velocity", order=window - 1)
     line = [-0.5 * i for i in range(window)]
     assert apply(rule.weights(line, 0.5), line) == pytest.approx(0.5 * (window - 1) / (2 * window))

@@ -1,4 +1,5 @@
-"""Rules by channel, by band and by token: what tells the parts apart, and that each part goes by its own rule."""
+"""Rules by channel, by band and by token: what tells the parts apart, and that each part goes by its own
+rule."""
 
 import itertools
 import math

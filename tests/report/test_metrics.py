@@ -1,4 +1,5 @@
-"""PSNR and SSIM against their definitions, LPIPS only where it is at hand, and one clear sentence for bad pictures."""
+"""PSNR and SSIM against their definitions, LPIPS only where it is at hand, and one clear sentence for bad
+pictures."""
 
 import math
 import sys

@@ -1,4 +1,5 @@
-"""Runs in a few kilobytes: what travels in a picture's metadata says the same as the report, and stays small."""
+"""Runs in a few kilobytes: what travels in a picture's metadata says the same as the report, and stays
+small."""
 
 import json
 import math

@@ -56,7 +56,8 @@ def test_nothing_skipped_is_no_speedup():
 
 
 def test_built_layout_counts_the_fused_layer():
-    """One single block and one row: 14 d^2 for the fused first layer (q, k, v and MLP), 10 d^2 for the second; without q, k, v 18 d^2."""
+    """One single block and one row: 14 d^2 for the fused first layer (q, k, v and MLP), 10 d^2 for the
+    second; without q, k, v 18 d^2."""
     one = CostModel(width=4, image_tokens=10, text_tokens=0, double=0, single=1)
     assert one.flops_conservative(0.1) == pytest.approx((14 + 10) * 16)
     assert one.flops_conservative(0.1, "published") == pytest.approx((14 + 10 - 6) * 16)
@@ -81,7 +82,8 @@ def test_ratio_counts_on_conservative_steps_only():
 
 
 def test_flux_cache_in_bytes():
-    """Module outputs, single-block attention before the second linear layer, corrections of the MLPs, and two hidden states."""
+    """Module outputs, single-block attention before the second linear layer, corrections of the MLPs, and two
+    hidden states."""
     hidden = 4608 * 3072 * 2
     assert peak_bytes(uniform(50, 5), FLUX_DEV) == hidden
     assert peak_bytes(dual(50, 5), FLUX_DEV) - 2 * hidden == pytest.approx(

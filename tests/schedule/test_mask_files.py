@@ -1,4 +1,5 @@
-"""Published routers and block lists become the masks that their papers run, and no file that is not one is read."""
+"""Published routers and block lists become the masks that their papers run, and no file that is not one is
+read."""
 
 import json
 
@@ -35,7 +36,8 @@ def test_scores_above_the_threshold_are_computed():
 
 
 def test_learning_to_cache_counts_from_the_last_step():
-    """Its sampler runs in full where the steps left are odd, and finds a step's row by the timestep, which falls."""
+    """Its sampler runs in full where the steps left are odd, and finds a step's row by the timestep, which
+    falls."""
     assert rows(router_mask(SCORES, NAMES, paired=True)) == [["*"], ["block.0.mlp"], ["*"], sorted(NAMES)]
     assert rows(router_mask(SCORES, NAMES, paired=True, reverse=True)) == [
         ["*"],

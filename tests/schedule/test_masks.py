@@ -54,7 +54,8 @@ def computed(mask, step):
 
 
 class Oracle:
-    """The plain model, whose module outputs are overwritten by what they were when the mask last computed them."""
+    """The plain model, whose module outputs are overwritten by what they were when the mask last computed
+    them."""
 
     def __init__(self, model, mask):
         self.model, self.mask, self.kept, self.step = model, mask, {}, 0
@@ -132,7 +133,8 @@ def test_only_what_is_named_runs(model):
 @pytest.mark.parametrize("level", ["final", "output", "stack", "block", "module"])
 @pytest.mark.parametrize("predictor", ["reuse", "linear", "newton"])
 def test_all_modules_by_name_are_a_full_step_at_every_level(model, level, predictor):
-    """Computed values come out as they are whatever the forecast; and the step after gives them again at the same noise level."""
+    """Computed values come out as they are whatever the forecast; and the step after gives them again at the
+    same noise level."""
     mask = Mask.of(6, {"*": [1, 2], **{name: [4] for name in MODULES}})
     sigmas = [1.0, 0.9, 0.8, 0.6, 0.5, 0.5, 0.0]
     kinds, outs = follow(Controller(of_steps(mask, predictor, level), sigmas), model, sigmas[:-1])
@@ -189,7 +191,8 @@ def test_names_that_the_model_lacks_are_said_and_play_no_part(model):
     result = run(model, of_steps(more), steps=7)
     said = [m for m in result.report.messages if "does not have" in m]
     assert said == [
-        "The mask names what this model does not have, which plays no part: block.1, double.0.norm, double.2.attn and 1 more."
+        "The mask names what this model does not have, which plays no part: block.1, double.0.norm, "
+        "double.2.attn and 1 more."
     ]
     assert torch.equal(result.latents, run(model, of_steps(MIXED), steps=7).latents)
 

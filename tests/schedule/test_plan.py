@@ -1,4 +1,5 @@
-"""Schedules: the traces of the official code, windows, scaling, JSON and the fixture shared with JavaScript."""
+"""Schedules: the traces of the official code, windows, scaling, JSON and the fixture shared with
+JavaScript."""
 
 import copy
 import dataclasses
@@ -59,7 +60,8 @@ def test_duca_flux_begins_with_three_full_steps():
 
 
 def test_duca_open_sora_attention_and_mlp():
-    """Table of period 3 after three full steps; step 3 is full by the table, so that four full steps stand in front."""
+    """Table of period 3 after three full steps; step 3 is full by the table, so that four full steps stand in
+    front."""
     assert dual(30, 3, warmup=4).kinds == "FFF" + "FCA" * 9
 
 
@@ -93,7 +95,8 @@ def test_taylorseer_hunyuan_video(interval, expected):
 
 
 def _layered_dit(steps, interval):
-    """The official evaluation in floating point: kinds of layer 0, and the step numbers whose later layers differ from it."""
+    """The official evaluation in floating point: kinds of layer 0, and the step numbers whose later layers
+    differ from it."""
     kinds, split, current = "", [], interval
     for d in range(steps - 1, -1, -1):
         kind = "F" if not kinds or d % current == 0 else "CA"[d % current % 2 == 0]
@@ -106,7 +109,8 @@ def _layered_dit(steps, interval):
 
 
 def test_duca_dit_golden_trace():
-    """The published trace with its two split steps, 45 and 32, taken as what they begin as: 18 whole F and 2 that were split."""
+    """The published trace with its two split steps, 45 and 32, taken as what they begin as: 18 whole F and 2
+    that were split."""
     trace = "FCAC(F|C)FCACFCACFCAC(F|A)CFACFACFACFACFCFCFCFCFCFCFCFCFCF"
     assert duca_dit(50, 3).kinds == trace.replace("(F|C)", "F").replace("(F|A)", "F")
     assert _fca(duca_dit(50, 3)) == (18 + 2, 22, 8)
