@@ -72,7 +72,7 @@ def run_job(
         seeds=range(job.first, job.first + len(job.captions)),
         guidance=job.guidance,
         size=job.size,
-        settings=Settings(method=PROFILE, predictor=recorder, module_predictor=recorder.modules),
+        settings=Settings(method=PROFILE, observer=recorder),
     )
     return recorder.profile(schedule_sigmas(job.steps))
 

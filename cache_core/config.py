@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .base.names import LEVELS
-from .predictors.build import Forecast
+from .cache.feature_predictor import FeaturePredictor
+from .cache.observer import Observer
 from .predictors.extrapolation import predictor
 from .schedule.masks import Mask
 from .schedule.plan import CacheSchedule, from_generator
@@ -35,7 +36,8 @@ class Settings:
     speedup: for hosts that keep profiles: steps over full steps that a plan from a matching profile is made
         for, None for no such plan.
     detect: whether the blocks of a model that the block table does not know are looked for (experimental).
-    families: other settings for models of a family, by its name in the block table.
+    observer: sees the features of full steps, also where nothing is skipped; no part of a recipe.
+    families: other settings for models of a family, by its name in the registry.
     """
 
     method: str = "custom"
@@ -44,8 +46,8 @@ class Settings:
     mask: Mask | None = None
     level: str = "final"
     first: int | str = 0
-    predictor: Forecast = _REUSE
-    module_predictor: Forecast | None = None
+    predictor: FeaturePredictor = _REUSE
+    module_predictor: FeaturePredictor | None = None
     selector: Selector = field(default_factory=lambda: Selector("random"))
     ratio: float | None = None
     attention: str = "frozen"
@@ -53,6 +55,7 @@ class Settings:
     seed: int = 0
     speedup: float | None = None
     detect: bool = False
+    observer: Observer | None = None
     families: Mapping[str, Settings] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -91,7 +94,7 @@ class Settings:
                 raise ValueError(f"{name} must lie between 0 and 1, not {value}.")
 
     @property
-    def modules(self) -> Forecast:
+    def modules(self) -> FeaturePredictor:
         """The predictor of module outputs."""
         if self.level == "module":
             return self.predictor
@@ -109,7 +112,7 @@ class Settings:
         if isinstance(first, str):
             first = kinds.index(first) if first in kinds else len(kinds) // 2
         first = min(first, last)
-        return first, min(getattr(self.predictor, "blocks", 0), last - first)
+        return first, min(self.predictor.probe_blocks, last - first)
 
     def for_family(self, name: str) -> Settings:
         """The settings for models of a family."""

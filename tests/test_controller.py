@@ -242,7 +242,7 @@ def test_history_holds_full_steps_only_and_corrections_end_at_the_next_one(model
         kind, _ = evaluate(cache, model, sigma)
         assert kind == settings.schedule.kinds[i]
         full += [i] if kind == "F" else []
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         assert len(branch.sites) == 2 * 4 + 2 * 2 + 1
         for name, site in branch.sites.items():
             assert [n.index for n in site.nodes] == [float(f) for f in reversed(full)][:2], name
@@ -260,7 +260,7 @@ def test_aggressive_steps_alone_keep_the_final_state_alone(model):
     cache = Controller(from_preset("fora", explicit("FAAFAA")), schedule_sigmas(6))
     for sigma in schedule_sigmas(6)[:-1]:
         evaluate(cache, model, sigma)
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         assert set(branch.sites) == {FINAL} and not branch.kept
     report = cache.finish()
     assert report.peak_bytes == (5 + 16) * 128 * 4

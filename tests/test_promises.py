@@ -213,7 +213,7 @@ def stop_at(place, call):
 
 
 def cached_tensors(cache):
-    for branch in cache._branches.values():
+    for branch in cache._store.values():
         for site in branch.sites.values():
             yield from site.snapshots
             if site.correction is not None:
@@ -230,7 +230,7 @@ def test_nothing_survives_a_run(model):
     report = cache.finish()
     gc.collect()
     assert [r for r in held if r() is not None] == []
-    assert not cache._branches and not cache._blocks
+    assert not cache._store and not cache._models
     assert_untouched(model)
     assert report.totals()["peak_bytes"] > 0
 
@@ -256,7 +256,7 @@ def test_a_model_that_raises_in_the_middle_leaves_nothing(model, kind):
         handle.remove()
     assert_untouched(model)
     report = cache.finish()
-    assert not cache._branches and len(report.records) == 2
+    assert not cache._store and len(report.records) == 2
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
@@ -280,7 +280,7 @@ def test_an_error_in_begin_leaves_a_controller_that_can_finish(model):
         cache.begin_evaluation("not a number")
     assert_untouched(model)
     assert len(cache.finish().records) == 1
-    assert not cache._branches
+    assert not cache._store
 
 
 def test_a_forward_that_another_pack_has_set_is_called_and_kept(model):

@@ -7,31 +7,14 @@ scatter."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol
 
 import torch
 
 from ..base.coordinates import Node
 from ..base.errors import CacheMismatch
+from .feature_predictor import FeaturePredictor
 from .offload import Shelf
 from .rows import put_rows_, take_rows
-
-
-class Forecast(Protocol):
-    """What a site asks of its predictor.
-
-    needs: snapshots worth keeping. probe: what it wants to see of the current step, "input" (the first
-        block's modulated input), "block" (the residual of the first blocks), "latent" (what the model is
-        given, at level output) or None."""
-
-    needs: int
-    probe: str | None
-
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        """Called on a full step, before `truth` joins the snapshots."""
-
-    def forecast(self, site: Site, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The site's value at `node`; see `Site.combine` about `out`."""
 
 
 def weighted_sum(
@@ -93,7 +76,7 @@ class Site:
         """On the model's device."""
         return self.kept if self._shelf is None else self._shelf.near(self, self.kept)
 
-    def record(self, tensor: torch.Tensor, node: Node, predictor: Forecast) -> None:
+    def record(self, tensor: torch.Tensor, node: Node, predictor: FeaturePredictor) -> None:
         """Stores a full step's tensor (which must never be written to again), keeping as many as the
         predictor needs."""
         if self.kept and self.kept[0].shape == tensor.shape:
@@ -130,11 +113,13 @@ class Site:
             return torch.lerp(near, self.snapshots[2], weights[2], out=near)
         return weighted_sum(self.snapshots, weights, out)
 
-    def forecast(self, predictor: Forecast, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
+    def forecast(
+        self, predictor: FeaturePredictor, node: Node, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The predictor's value at `node`; the same rule about writing as `combine`."""
         return predictor.forecast(self, node, out)
 
-    def value(self, predictor: Forecast, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
+    def value(self, predictor: FeaturePredictor, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
         """Forecast plus correction; the same rule about writing as `forecast`."""
         base = self.forecast(predictor, node, out)
         if self.correction is None:
@@ -142,7 +127,7 @@ class Site:
         return base + self.correction if out is None else base.add_(self.correction)
 
     def correct(
-        self, fresh: torch.Tensor, predictor: Forecast, node: Node, rows: torch.Tensor | None = None
+        self, fresh: torch.Tensor, predictor: FeaturePredictor, node: Node, rows: torch.Tensor | None = None
     ) -> None:
         """Keeps `fresh` minus forecast as correction, on the given rows ([1,k] or [B,k]) or on all."""
         base = self.forecast(predictor, node)
@@ -220,12 +205,17 @@ class Branch:
 
 class Batch:
     """The branches that one model call evaluates together, in batch order; tensors are [len(branches) * b,
-    ...]."""
+    ...].
 
-    def __init__(self, branches: list[Branch], node: Node):
-        self.branches, self.node = branches, node
+    keeps: False where nothing of the run is ever put back, as in a run that is only observed.
+    """
 
-    def record(self, name: Hashable, tensor: torch.Tensor, predictor: Forecast) -> None:
+    def __init__(self, branches: list[Branch], node: Node, keeps: bool = True):
+        self.branches, self.node, self.keeps = branches, node, keeps
+
+    def record(self, name: Hashable, tensor: torch.Tensor, predictor: FeaturePredictor) -> None:
+        if not self.keeps:
+            return
         for branch, part in zip(self.branches, tensor.chunk(len(self.branches))):
             branch.site(name).record(part, self.node, predictor)
 
@@ -234,7 +224,7 @@ class Batch:
         for branch, part in zip(self.branches, probe.chunk(len(self.branches))):
             branch.evidence.now = part
 
-    def value(self, name: Hashable, predictor: Forecast, owned: bool = False) -> torch.Tensor:
+    def value(self, name: Hashable, predictor: FeaturePredictor, owned: bool = False) -> torch.Tensor:
         """The site's value for the whole batch; `owned` promises a tensor that the caller may write to."""
         sites = self._sites(name)
         if len(sites) == 1 and not owned:
@@ -248,7 +238,11 @@ class Batch:
         return out
 
     def correct(
-        self, name: Hashable, fresh: torch.Tensor, predictor: Forecast, rows: torch.Tensor | None = None
+        self,
+        name: Hashable,
+        fresh: torch.Tensor,
+        predictor: FeaturePredictor,
+        rows: torch.Tensor | None = None,
     ) -> None:
         n = len(self.branches)
         own_rows = [rows] * n if rows is None or rows.shape[0] == 1 else rows.chunk(n)

@@ -30,6 +30,8 @@ class Call:
     """Rows and columns of the image tokens, when known."""
     modules: bool = False
     """Whether module outputs are captured."""
+    observed: bool = False
+    """Whether an observer looks on, which is told the model's input and output too."""
     rows: bool = True
     """Whether some step of the plan is conservative, which needs attention and value norms beside them."""
     computed: frozenset[str] | None = None

@@ -85,7 +85,7 @@ class Wiring:
 
     def shims(self, model: nn.Module) -> Iterator[tuple[nn.Module, Callable]]:
         """(module, maker of its shim) for every module that does not run untouched."""
-        if self.call.kind == "F" and hasattr(self.predictor, "path"):
+        if self.call.kind == "F" and self.call.observed:
             yield model, self._watch_path
         if self.level == "output":
             if self.call.kind == "A":
@@ -121,7 +121,7 @@ class Wiring:
             out = original(x, *args, **kwargs)
             given = _about(before, out)
             if given is not None:
-                self.call.batch.record(PATH, torch.stack((given, out), 1), self.predictor.path)
+                self.call.note(PATH, torch.stack((given, out), 1))
             return out
 
         return forward

@@ -19,7 +19,6 @@ from ..hooks.flux_adapter import FluxDouble, FluxSingle
 from ..hooks.module_replay import present
 from ..models.block_spec import BlockLayout, Family
 from ..models.families import Block
-from ..predictors.build import watches
 from ..schedule.masks import Mask
 from ..selectors.token_selection import count_rows
 
@@ -165,7 +164,7 @@ def footprint(
     settings: as fitted to the model. kinds, ratios: of its steps, as in `CacheSchedule`. first: see
         `Settings.blocks_run`. conserves: whether the model can run conservative steps."""
     conservative = conserves and "C" in kinds
-    if "A" not in kinds and not conservative and not watches(settings.predictor):
+    if "A" not in kinds and not conservative:
         return Footprint()
     live, level = settings.attention == "live", settings.level
     runs = mask is not None and mask.runs
@@ -174,7 +173,7 @@ def footprint(
     modules: list[_Module] = []
     fixed = 0  # bytes that do not grow with the run
     item = shapes.bytes_per_value
-    if not runs and (conservative or level == "module" or watches(settings.modules)):
+    if not runs and (conservative or level == "module"):
         for block in blocks:
             sizes = shapes.at(block)
             modules += _modules(block, sizes, live)

@@ -96,7 +96,7 @@ def coarser(settings: Settings, level: str) -> Settings:
     there is none."""
     rule = settings.predictor
     if rule.probe and level not in ("final", "stack") and not (rule.probe == "latent" and level == "output"):
-        rule = getattr(rule, "pool", (predictor("reuse"),))[0]
+        rule = rule.without_probe() or predictor("reuse")
     return replace(settings, level=level, predictor=rule)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from ..base.coordinates import Node
 from ..cache.feature_cache import Site
+from ..cache.feature_predictor import FeaturePredictor
 from .extrapolation import Predictor
 
 ADAPTATIONS = ("least_squares", "back_off")
@@ -28,7 +29,7 @@ def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(FeaturePredictor):
     """A predictor whose orders are weighed at every full step by how well they would have predicted it, for
     the interval that follows.
 
@@ -50,8 +51,6 @@ class Adaptive:
         if not self.rule.order:
             raise ValueError(f"{self.rule.name} has no gain to adapt.")
 
-    probe = None
-
     @property
     def name(self) -> str:
         return f"{self.rule.name}, {self.how.replace('_', ' ')}"
@@ -59,9 +58,6 @@ class Adaptive:
     @property
     def needs(self) -> int:
         return self.rule.needs
-
-    def over_run(self, first: Node, last: Node) -> Adaptive:
-        return self
 
     def _directions(self, site: Site, node: Node) -> list[list[float]]:
         """Weights that each order adds at gain 1: rows that sum to 0."""
@@ -132,7 +128,7 @@ def _changed(part, names, keys) -> dict:
 
 
 @dataclass(frozen=True)
-class ProbeGain:
+class ProbeGain(FeaturePredictor):
     """DiCache (ICLR 2026): R2 + g (R1 - R2) with R1, R2 the last two full steps' features and g = mean|p -
     P2| / mean|P1 - P2|.
 
@@ -151,13 +147,11 @@ class ProbeGain:
         if self.low is not None and self.high is not None and not self.low <= self.high:
             raise ValueError(f"low of probe_gain must not be above high, not {self.low!r}.")
 
-    name, probe, needs, gain = "probe_gain", "block", 2, 1.0
+    name, probe, needs = "probe_gain", "block", 2
 
-    def over_run(self, first: Node, last: Node) -> ProbeGain:
-        return self
-
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        """Nothing: the probe says it all."""
+    @property
+    def probe_blocks(self) -> int:
+        return self.blocks
 
     def forecast(self, site: Site, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
         seen = site.evidence

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..base.wording import named
+from ..cache.feature_predictor import FeaturePredictor
 from .adaptive import Adaptive, ProbeGain
 from .extrapolation import MEMBERS, Predictor, predictor
 from .grouped import ByBand, ByChannel, ByToken
@@ -30,15 +31,8 @@ GROUPS = {
 NAMES = (*MEMBERS, "probe_gain")
 MOST_RULES = 16
 
-Forecast = Predictor | Adaptive | ProbeGain | ByChannel | ByBand | ByToken | Residual | Table | ChannelTable
 
-
-def watches(rule: Forecast) -> bool:
-    """Whether a rule looks on at full steps and forecasts nothing, as a `Recorder` does."""
-    return getattr(rule, "watches", False)
-
-
-def forecast(data: Mapping) -> Forecast:
+def forecast(data: Mapping) -> FeaturePredictor:
     """The forecast that a recipe's part describes; ValueError in one sentence, naming the field."""
     if not isinstance(data, Mapping) or not all(isinstance(k, str) for k in data):
         raise ValueError("predictor must be an object with a name, or with a group to go by.")
@@ -72,7 +66,7 @@ def forecast(data: Mapping) -> Forecast:
     return Adaptive(rule, how, **{{"pull": "ridge"}.get(k, k): v for k, v in more.items()})
 
 
-def _grouped(data: Mapping) -> Forecast:
+def _grouped(data: Mapping) -> FeaturePredictor:
     if data["by"] == "step":
         _known(data, ("by", "steps", "table", "sigmas"), "a forecast by step")
         return Table.read(data.get("steps"), data.get("table"), data.get("sigmas", ()))

@@ -11,6 +11,7 @@ import torch.nn.functional as nnf
 
 from ..base.coordinates import Node
 from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_predictor import FeaturePredictor
 from .extrapolation import Predictor
 
 
@@ -78,10 +79,8 @@ def _chosen(rows, site: Site, which: torch.Tensor, shape, out: torch.Tensor | No
     return weighted_sum([site.snapshots[i] for i in used], [table[i][which].view(shape) for i in used], out)
 
 
-class _Pool:
+class _Pool(FeaturePredictor):
     """What the parts with a pool of members share."""
-
-    gain = 1.0
 
     def _check(self, by):
         if not self.pool or not all(isinstance(p, Predictor) for p in self.pool):
@@ -91,8 +90,8 @@ class _Pool:
     def needs(self) -> int:
         return max(p.needs for p in self.pool)
 
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        """Nothing, where nothing is learned of the run."""
+    def without_probe(self) -> Predictor:
+        return self.pool[0]
 
     def over_run(self, first: Node, last: Node):
         changed = {f: getattr(self, f) for f in self.__dataclass_fields__}
@@ -120,8 +119,6 @@ class ByChannel(_Pool):
                     f"{name} of a forecast by channel must be a whole number from {least} to 64, not "
                     f"{value!r}."
                 )
-
-    probe = None
 
     @property
     def name(self) -> str:
@@ -180,8 +177,6 @@ class ByBand(_Pool):
             raise ValueError("a forecast by band must have two rules, low and high.")
         if isinstance(self.cut, bool) or not isinstance(self.cut, (int, float)) or not 0 <= self.cut <= 1:
             raise ValueError(f"cut must lie between 0 and 1, not {self.cut!r}.")
-
-    probe = None
 
     @property
     def name(self) -> str:

@@ -13,13 +13,14 @@ from ..base.coordinates import Node
 from ..base.json_values import read_number, read_sigmas, read_step
 from ..base.limits import DIGITS, LARGEST, MAX_STEPS, MOST_CHANNELS
 from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_predictor import FeaturePredictor, SolvedRun
 from .extrapolation import Predictor, predictor
 
 _LINE = predictor("linear")
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(FeaturePredictor):
     """A forecast whose weights stand in a table: for each skipped step the full steps it leans on and their
     weights, newest first.
 
@@ -51,19 +52,15 @@ class Table:
         if self.sigmas and (len(self.sigmas) != self.steps + 1 or not all(map(math.isfinite, self.sigmas))):
             raise ValueError(f"sigmas of a table must be {self.steps + 1} finite noise levels.")
 
-    probe, gain, name = None, 1.0, "table"
-    solved = True
-    """For one run only, and `fallback` at others."""
+    name = "table"
+
+    @property
+    def solved_for(self) -> SolvedRun:
+        return SolvedRun(self.steps, self.sigmas, self.fallback)
 
     @property
     def needs(self) -> int:
         return max([self.fallback.needs, *(len(weights) for _, weights in self.rows)])
-
-    def over_run(self, first: Node, last: Node) -> Table:
-        return self
-
-    def learn(self, site: Site, truth, node: Node) -> None:
-        """Nothing: all was learned before."""
 
     def forecast(self, site: Site, node: Node, out=None):
         weights = self.weights(site, node)
@@ -109,7 +106,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class ChannelTable:
+class ChannelTable(FeaturePredictor):
     """A forecast with a table for each cluster of channels. labels: the cluster of every channel, a
     hexadecimal digit each.
 
@@ -134,7 +131,11 @@ class ChannelTable:
         if len({(t.steps, t.sigmas) for t in self.tables}) > 1:
             raise ValueError("tables must be of one run.")
 
-    probe, gain, name, solved = None, 1.0, "table by channel", True
+    name = "table by channel"
+
+    @property
+    def solved_for(self) -> SolvedRun:
+        return self.tables[0].solved_for
 
     @property
     def steps(self) -> int:
@@ -151,12 +152,6 @@ class ChannelTable:
     @property
     def needs(self) -> int:
         return max(t.needs for t in self.tables)
-
-    def over_run(self, first: Node, last: Node) -> ChannelTable:
-        return self
-
-    def learn(self, site: Site, truth, node: Node) -> None:
-        """Nothing: all was learned before."""
 
     def forecast(self, site: Site, node: Node, out=None):
         newest = site.snapshots[0]

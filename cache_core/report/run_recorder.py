@@ -11,18 +11,18 @@ import torch
 
 from ..base.coordinates import Node
 from ..cache.feature_cache import Site
+from ..cache.feature_predictor import FeaturePredictor
 from ..config import Settings
 from ..hooks.call_context import Call
 from ..models.families import Block
-from ..predictors.build import Forecast
 from ..schedule.cost import CostModel
 from ..schedule.masks import Mask
 from ..schedule.plan import CacheSchedule
 from .run_report import Report, StepRecord
 
 
-class Logbook:
-    """The book of one run.
+class RunRecorder:
+    """What one run has recorded so far.
 
     seconds: the clock. aggressive: work of an aggressive step as a share of a full one. held: bytes in caches
         now. Errors and indicators stay tensors on their device until the report is made, so that no step
@@ -70,7 +70,7 @@ class Logbook:
             self.held, self._peak = held, max(self._peak, held)
         self.record.cached_bytes = self.held
 
-    def note_error(self, site: Site | None, truth: torch.Tensor, rule: Forecast, now: Node) -> None:
+    def note_error(self, site: Site | None, truth: torch.Tensor, rule: FeaturePredictor, now: Node) -> None:
         """How far off a forecast of the feature `truth` [B,N,d] at a site would have been, once per
         evaluation."""
         index = len(self.records) - 1

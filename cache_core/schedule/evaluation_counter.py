@@ -26,7 +26,7 @@ class Evaluation:
     beyond: bool
 
 
-class Clock:
+class EvaluationCounter:
     """Counts evaluations of a run of `steps` steps with `stages` evaluations each, or one number per step."""
 
     def __init__(self, steps: int, stages: int | Sequence[int] = 1):

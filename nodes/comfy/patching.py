@@ -189,7 +189,7 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     if isinstance(request, ProfileRequest):
         identity = _identity(guider, latent_image, name)
         recorder = request.recording.recorder(levels, identity)
-        settings = Settings(method=PROFILE, predictor=recorder, module_predictor=recorder.modules)
+        settings = Settings(method=PROFILE, observer=recorder)
     else:
         settings = _settings(options, _plain(model.diffusion_model))
     conflict = _conflict(guider.model_options) or (None if recorder else breaks(name))

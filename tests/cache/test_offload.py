@@ -28,7 +28,7 @@ def away(peak, share):
 def shelved(settings, steps):
     """A controller that keeps its snapshots away from the start."""
     cache = Controller(settings, schedule_sigmas(steps), budget=Budget(elsewhere=float("inf")))
-    cache._shelf = Shelf()
+    cache._store.shelf = Shelf()
     return cache
 
 
@@ -116,7 +116,7 @@ def test_nothing_is_moved_where_main_memory_is_short(model):
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_run_leaves_nothing_on_the_shelf(model, level):
     cache = shelved(cached(level, "linear", "FFAFA"), 5)
-    shelf = cache._shelf
+    shelf = cache._store.shelf
     follow(cache, model, schedule_sigmas(5)[:-1])
     cache.finish()
     assert shelf.near_bytes == 0 and not shelf._near and not shelf._after

@@ -193,7 +193,7 @@ def watched(model, **how):
     seen = []
     handle = model.register_forward_hook(lambda m, args, out: seen.append((args[0].clone(), out.clone())))
     recorder = Recorder()
-    run(model, Settings(predictor=recorder), captions=(RED, BLUE), **how)
+    run(model, Settings(observer=recorder), captions=(RED, BLUE), **how)
     handle.remove()
     return recorder, seen
 
@@ -293,7 +293,7 @@ def test_at_other_noise_levels_the_rectifier_is_left_out_and_that_is_said(model)
     bent = [s**2 for s in schedule_sigmas(6)]
     out, reused = (run(model, s, steps=6, sigmas=bent) for s in (settings, plain))
     assert torch.equal(out.latents, reused.latents)
-    assert any("solved for other noise levels; a residual one stands in" in m for m in out.report.messages)
+    assert any("solved for other noise levels; using a residual forecast" in m for m in out.report.messages)
 
 
 def test_with_guidance_above_one_each_branch_has_its_own(model):

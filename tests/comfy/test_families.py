@@ -118,8 +118,8 @@ def test_a_run_repeats_exactly_and_leaves_nothing(models, runs, name):
         assert (
             not left_behind(base)
             and not cache.finish().messages[1:]
-            and not cache._branches
-            and not cache._blocks
+            and not cache._store
+            and not cache._models
         )
     assert all(torch.equal(a, b) for a, b in zip(*outs))
     assert all(
@@ -300,8 +300,8 @@ def test_branches_that_do_not_come_back_are_freed(models, runs):
     cache, evaluate = runs(base, "FAF" * 4, level="final", sigmas=[1 - i / 12 for i in range(13)])
     for i in range(12):
         evaluate(1 - i / 12, data, [(0, f"window {i}")])
-        held.append(sum(b.bytes for b in cache._branches.values()))
-    assert len(cache._branches) <= 4 and held[-1] <= max(held[:5])
+        held.append(sum(b.bytes for b in cache._store.values()))
+    assert len(cache._store) <= 4 and held[-1] <= max(held[:5])
     cache.finish()
 
 

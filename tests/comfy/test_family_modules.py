@@ -121,7 +121,7 @@ def test_the_probe_is_of_the_tokens_that_are_put_back(models, runs, count, part,
     )
     for i, sigma in enumerate((1.0, 0.8, 0.6)):
         evaluate(sigma, tiny.arguments(name, seed=i))
-    sites = [(b.sites[final], b.evidence) for b in cache._branches.values() if final in b.sites]
+    sites = [(b.sites[final], b.evidence) for b in cache._store.values() if final in b.sites]
     full = dict(seen)
     seen.clear()
     assert evaluate(0.5, tiny.arguments(name, seed=5)).isfinite().all()

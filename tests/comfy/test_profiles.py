@@ -88,8 +88,8 @@ def test_a_plan_at_another_step_count_says_so_and_falls_back(recorded, flux, sam
     )
     sample(model, steps=9)
     assert (
-        "The forecast was solved for 12 steps; at 9 a linear one stands in for it."
-        in report_of(model).messages
+        "The forecast was solved for 12 steps, and this run has 9; using a linear forecast instead. "
+        "Make a plan for 9 steps." in report_of(model).messages
     )
 
 
@@ -325,7 +325,7 @@ def test_a_plan_at_other_noise_levels_says_so_and_falls_back(recorded, flux, sam
     )
     sample(model, steps=STEPS, scheduler="karras")
     assert any(
-        m.startswith("The forecast was solved for other noise levels; a linear one stands in")
+        m.startswith("The forecast was solved for other noise levels; using a linear forecast")
         for m in report_of(model).messages
     )
 

@@ -242,7 +242,7 @@ def test_nothing_survives_a_run(flux, cached, sample, shims, controllers, part):
     options = {k: v for k, v in patched.model_options["transformer_options"].items() if k != "wrappers"}
     sample(patched, steps=6, cfg=3.0)
     (controller,) = controllers
-    assert not controller._branches and not controller._blocks and not shims(flux)
+    assert not controller._store and not controller._models and not shims(flux)
     assert {
         k: v for k, v in patched.model_options["transformer_options"].items() if k != "wrappers"
     } == options
@@ -295,7 +295,7 @@ def test_a_run_that_ends_early_leaves_nothing(
     finally:
         if handle:
             handle.remove()
-    assert not shims(flux) and all(not c._branches for c in controllers)
+    assert not shims(flux) and all(not c._store for c in controllers)
     assert 0 < len(report_of(patched).records) < 6
     assert torch.equal(sample(flux, steps=6, cfg=3.0), plain)
     assert torch.equal(sample(patched, steps=6, cfg=3.0), whole) and len(report_of(patched).records) == 6

@@ -115,7 +115,7 @@ def test_a_run_adds_what_it_added_on_the_last_full_step(stack, kept):
         really, out = evaluate(cache, stack, sigma, (x, None))
         assert really == kind and (kind == "F" or stack.ran == list(kept))
         assert torch.allclose(out, h.cumsum(-1), atol=1e-5)
-    (branch,) = cache._branches.values()
+    (branch,) = cache._store.values()
     assert {name: site.bytes for name, site in branch.sites.items()} == {
         ("block", i, "x"): x.numel() * 4 for i in deltas
     }
@@ -208,7 +208,7 @@ def test_kept_are_the_deltas_of_full_steps_and_nothing_else(model):
     cache = Controller(Settings(mask=MASK, predictor=forecast({"name": "linear"})), SIGMAS)
     for step, sigma in enumerate(SIGMAS[:-1]):
         step_of(cache, model, sigma)
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         assert set(branch.sites) == DELTAS and not branch.kept
         nodes = [0.0] if step < 2 else [2.0, 0.0]
         assert all(

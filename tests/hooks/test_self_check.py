@@ -225,7 +225,7 @@ def test_the_check_runs_once_and_costs_a_block_or_less(toy, level, kinds, calls,
         model = toy()
         cache = Controller(Settings(schedule=explicit(kinds, 0.5), level=level), SIGMAS[: len(kinds)] + [0.0])
         if not check:
-            cache._skips = False
+            cache._active = False
         Linear.runs = 0
         for i in range(3):
             cache.begin_evaluation(SIGMAS[i])

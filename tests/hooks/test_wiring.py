@@ -157,7 +157,7 @@ def test_history_holds_full_steps_only_at_every_level(model, level, name):
     for i, sigma in enumerate(sigmas[:-1]):
         assert evaluate(cache, model, sigma)[0] == kinds[i]
         full += [float(i)] if kinds[i] == "F" else []
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         assert SITES[level] <= set(branch.sites)
         for site, held in branch.sites.items():
             wanted = full[::-1][: len(held.nodes)]

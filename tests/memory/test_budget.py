@@ -86,7 +86,7 @@ def test_the_estimate_stands_before_anything_is_kept(model):
     cache, seen = Controller(cached("module", "linear", "FFAAFA"), schedule_sigmas(6)), []
 
     def block(module, inputs):
-        seen.append((cache.memory.estimate, sum(b.bytes for b in cache._branches.values())))
+        seen.append((cache.memory.estimate, sum(b.bytes for b in cache._store.values())))
 
     handle = model.double_blocks[0].img_mlp.register_forward_pre_hook(block)
     try:
@@ -146,7 +146,7 @@ def test_of_a_wider_input_the_estimate_and_the_cache_have_the_latent_alone():
         cache.begin_evaluation(sigma)
         with cache.call(model, ["cond"]):
             model(torch.randn(1, 36, 8, 8))
-    kept = [t for b in cache._branches.values() for s in (*b.sites.values(), b.evidence.past) for t in s.kept]
+    kept = [t for b in cache._store.values() for s in (*b.sites.values(), b.evidence.past) for t in s.kept]
     held = sum(t.untyped_storage().nbytes() for t in kept)
     report = cache.finish()
     assert held == report.peak_bytes == report.estimated_bytes == 2 * 4 * 64 * 4
@@ -276,7 +276,7 @@ def test_a_failure_with_nothing_cached_is_the_models_own(model):
 def test_a_recording_ends_where_memory_runs_out_and_the_picture_does_not(model, tokens):
     plain, recorder = run(model, None, guidance=1), Recorder(tokens)
     with Failing(model.single_blocks[1], at=4):
-        result = run(model, Settings(predictor=recorder, module_predictor=recorder.modules), guidance=1)
+        result = run(model, Settings(observer=recorder), guidance=1)
     assert torch.equal(result.latents, plain.latents) and ran(result) == "FFFFFF" and result.calls == 6
     assert "recording has ended" in result.report.messages[0]
     with pytest.raises(ValueError, match="memory ran out during the run"):

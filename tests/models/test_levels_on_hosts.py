@@ -209,7 +209,7 @@ def test_a_forecast_by_band_knows_the_text_tokens_at_every_level(model, level):
     cache = Controller(cached(level, "band", "FFFA"), sigmas)
     for sigma in sigmas[:-1]:
         evaluate(cache, model, sigma)
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         tokens = {s.text_tokens for name, s in branch.sites.items() if name != OUTPUT}
         assert tokens == ({0, 5} if level in ("block", "module") else {5} if level != "output" else set())
 

@@ -67,7 +67,7 @@ def profile(features):
 
 def recorded(model, captions, seeds, clusters=0, labels=None, **how):
     recorder = Recorder(clusters=clusters, labels=labels)
-    run(model, Settings(predictor=recorder), captions=captions, seeds=seeds, **how)
+    run(model, Settings(observer=recorder), captions=captions, seeds=seeds, **how)
     return recorder.profile(schedule_sigmas(6))
 
 
@@ -287,7 +287,9 @@ def test_a_plan_by_cluster_samples_and_a_batch_equals_its_pictures(model):
             run(model, settings, captions=(caption,), seeds=[i]).latents, both.latents[i : i + 1], atol=1e-4
         )
     scaled = run(model, settings, steps=9)
-    assert any("solved for 6 steps; at 9 a linear one stands in for it" in m for m in scaled.report.messages)
+    assert any(
+        "solved for 6 steps, and this run has 9; using a linear forecast" in m for m in scaled.report.messages
+    )
 
 
 def test_one_cluster_is_the_plain_table(model):

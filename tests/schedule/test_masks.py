@@ -149,7 +149,7 @@ def test_history_holds_full_steps_only(model):
     cache = Controller(of_steps(MIXED, "linear"), SIGMAS)
     for i, sigma in enumerate(SIGMAS[:-1]):
         evaluate(cache, model, sigma)
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         since = [s for s in range(7) if "*" in MIXED.at(s) and s <= i][-1]
         fresh = {p for s in range(since + 1, i + 1) for p in computed(MIXED, s)}
         for (kind, j, site), held in branch.sites.items():
@@ -241,7 +241,7 @@ def test_scaling_leaves_nothing_out_and_keeps_together_what_belongs_together(ste
 def test_a_run_of_other_steps_says_that_the_mask_was_scaled(model):
     result = run(model, of_steps(MIXED), steps=5)
     assert result.report.messages == [
-        "The mask was made for 7 steps; its refreshes stand at the same places of the 5."
+        "The mask was made for 7 steps and has been scaled to the 5 steps of this run."
     ]
     assert ran(result) == MIXED.scaled(5).kinds
 
