@@ -13,29 +13,23 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .base.coordinates import Node
-from .base.errors import CacheMismatch, CacheTooLarge, is_out_of_memory, raised_here
+from .base.errors import CacheMismatch, CacheTooLarge, is_out_of_memory
 from .base.names import FINAL, OUTPUT, STACK
-from .branches import BranchStore
 from .cache.feature_cache import Batch, Branch
 from .config import Settings
 from .hooks.call_context import Call
-from .hooks.compilation import Compilation
-from .hooks.model_binding import Model, meet
-from .hooks.self_check import SelfCheck, verdict
-from .hooks.shims import shim
-from .memory.budget import Budget, Memory, Wanted, steps_down
-from .memory.estimate import Footprint, expected_shapes
-from .models.detection import DETECTED
-from .report.run_recorder import RunRecorder
+from .hooks.model_binding import Model
+from .memory.budget import Budget
+from .model_call import installed, left_alone
 from .report.run_report import Report, StepRecord
-from .run_settings import fitted_to_run
+from .run_state import LastCall, RunState
 from .schedule.evaluation_counter import Evaluation, EvaluationCounter
 
 
@@ -48,17 +42,7 @@ class _Now:
     record: StepRecord
 
 
-@dataclass
-class _Running:
-    """The last model call: the model, the branches, the kind and the grid it ran with."""
-
-    known: Model
-    keys: list[Hashable]
-    kind: str
-    grid: tuple[int, int] | None
-
-
-class Controller:
+class Controller(RunState):
     """Caching of one sampling run.
 
     settings: what to do.
@@ -85,42 +69,11 @@ class Controller:
         host: str = "",
         budget: Budget | None = None,
     ):
-        if len(sigmas) < 2:
-            raise ValueError("sigmas must hold at least two noise levels.")
-        self.steps, self._flow, self._host = len(sigmas) - 1, flow, host
-        self.book = RunRecorder(seconds)
-        self.settings, self.schedule, self._mask, said = fitted_to_run(settings, sigmas, flow)
-        for sentence in said:
-            self.say(sentence)
-        self.memory = Memory(budget, stages if isinstance(stages, int) else max(stages))
-        self.compilation: Compilation | None = None
-        self._refusal = refusal
+        super().__init__(settings, sigmas, stages, refusal, seconds, flow, host, budget)
         self._evaluations = EvaluationCounter(self.steps, stages)
-        self._store = BranchStore()
-        self._models: dict[int, Model] = {}
-        self._kinds_in_force = self.schedule.kinds  # the plan, less what memory does not allow
         self._now: _Now | None = None
-        self._last: _Running | None = None
-        self._observer = settings.observer if refusal is None else None
-        self._active = self.skips or self._observer is not None
-        if refusal is not None:
-            self.say(f"Nothing was cached: {refusal}.")
 
     # --- what the host calls ----------------------------------------------------------------------------
-
-    def say(self, message: str) -> None:
-        """Adds a sentence to the report, once."""
-        self.book.say(message)
-
-    @property
-    def messages(self) -> list[str]:
-        """Sentences said so far."""
-        return self.book.messages
-
-    @property
-    def skips(self) -> bool:
-        """Whether the plan has steps that are not full, and nothing forbids them."""
-        return self._refusal is None and self.schedule.kinds.strip("F") != ""
 
     @property
     def done(self) -> list[StepRecord]:
@@ -174,12 +127,13 @@ class Controller:
                 self.say(f"{known.name} is sampled plainly: {refusal}.")
             if now is not None:
                 self._count(now.record, "F", "plain")
-            yield from self._plainly(known)
+            with left_alone(known, self.compilation):
+                yield "F"
             return
         keys = self._store.keys((id(model), now.at.phase), chunks)
         branches = self._store.take(keys, now.at.step)
         kind, reason = self._kind_of_call(now.record, branches, known)
-        self._last = _Running(known, keys, kind, grid)
+        self._last = LastCall(keys, kind)
         yield from self._run(now, known, branches, kind, reason, grid)
 
     @contextmanager
@@ -193,10 +147,11 @@ class Controller:
             now.record.calls, now.record.full_calls = now.record.calls + 1, now.record.full_calls + 1
             if now.record.planned != "F":
                 now.record.actual, now.record.reason = "F", "memory"
-            yield from self._plainly(known)
+            with left_alone(known, self.compilation):
+                yield "F"
             return
         branches = self._store.renew(last.keys)
-        self._last = replace(last, known=known, kind="F")
+        self._last = LastCall(last.keys, "F")
         yield from self._run(now, known, branches, "F", "mismatch", grid)
 
     def guarded(
@@ -229,22 +184,6 @@ class Controller:
             if not self._active:
                 gc.collect()  # what the failed call has left behind
             attempt = self.retry(model, grid)
-
-    def expect(
-        self,
-        model: nn.Module,
-        latents: Sequence[Sequence[int]],
-        text: int,
-        dtype: torch.dtype,
-        samples: int = 1,
-    ) -> int | None:
-        """Bytes that caches will hold, before the first call, or None where the model does not tell; see
-        `memory.estimate.expected_shapes`."""
-        known = self._model(model)
-        if not self._active or known.refusal:
-            return 0
-        shapes = expected_shapes(model, known.family, known.blocks, latents, text, dtype, samples)
-        return shapes and self.memory.expect(self._wanted(known), shapes)
 
     def finish(self) -> Report:
         """Closes the run, frees every cached tensor and returns what happened."""
@@ -320,7 +259,11 @@ class Controller:
         self._count(now.record, kind, reason)
         since = self._store.ran(kind, now.at.phase, now.at.step, branches)
         call = self._prepared(now, known, branches, kind, since, grid)
-        with self._installed(known, call) as check:
+        check = self._check_of(known, call)
+        compilation = self.compilation
+        if compilation is not None:
+            self.say(compilation.said)
+        with installed(known, call, compilation, check):
             yield kind
         if check is not None:
             self._judged(known, check.passed)
@@ -357,13 +300,7 @@ class Controller:
         call.door = self._sizes_known(known, call)
         return call
 
-    def _conserves(self, known: Model) -> bool:
-        """Whether conservative steps are planned and can run on a model."""
-        return "C" in self._kinds_in_force and known.conserves(self._mask is not None)
-
-    def _observed(
-        self, now: _Now, branches: list[Branch], known: Model
-    ) -> Callable[[tuple, torch.Tensor], None]:
+    def _observed(self, now: _Now, branches: list[Branch], known: Model) -> Callable:
         """What every site of a full step tells its value to before it is kept.
 
         The error of the forecast is measured on the first branch, at the level's last site.
@@ -378,157 +315,3 @@ class Controller:
                 self.book.note_error(branches[0].sites.get(name), truth, known.settings.predictor, now.node)
 
         return observed
-
-    @contextmanager
-    def _installed(self, known: Model, call: Call) -> Iterator[SelfCheck | None]:
-        """The shims of a call on its model; gives the self-check that looks at the call, if one does."""
-        shims, check = known.wiring(call).shims(known.module), None
-        unchecked = known.unchecked if self._conserves(known) else known.unchecked - {"C"}
-        with ExitStack() as stack:
-            if self.compilation is not None:
-                self.say(self.compilation.said)
-                stack.enter_context(self.compilation.around())
-                if call.kind == "A":
-                    whole = call.settings.level != "module"
-                else:
-                    whole = call.kind == "F" and not (call.modules or unchecked)
-                shims = self.compilation.shims(known.module, shims, known.blocks, whole)
-            if call.kind == "F" and unchecked:
-                ratio = None if self._mask else max(self.schedule.ratios)
-                guess = known.family is not None and known.family.module == DETECTED
-                check = SelfCheck(call, known.blocks, known.wiring, set(unchecked), ratio, guess)
-                stack.enter_context(check.around(known.module, shims))
-            else:
-                for part, maker in shims:
-                    stack.enter_context(shim(part, maker))
-            yield check
-
-    def _plainly(self, known: Model) -> Iterator[str]:
-        """A call that runs without shims."""
-        plain = (
-            nullcontext()
-            if self.compilation is None
-            else self.compilation.left_alone(known.module, known.blocks)
-        )
-        with plain:
-            yield "F"
-
-    # --- models of the run ------------------------------------------------------------------------------
-
-    def _model(self, module: nn.Module) -> Model:
-        known = self._models.get(id(module))
-        if known is None:
-            conservative = "C" in self._kinds_in_force
-            known, sentences = meet(
-                module, self.settings, self._kinds_in_force, self._mask, conservative, self._active
-            )
-            for sentence in sentences:
-                self.say(sentence)
-            if known.family and known.family.module != DETECTED:
-                self.book.family = known.family.name
-            self._keep(known)
-        return known
-
-    def _keep(self, known: Model) -> None:
-        self._models[id(known.module)] = known
-        self.book.aggressive = max(self.book.aggressive, known.aggressive)
-
-    def _judged(self, known: Model, passed: dict[str, bool]) -> None:
-        """Goes on without what a self-check found wrong."""
-        settings, sentence = verdict(known.settings, passed, known.name, self._host)
-        unchecked = {
-            k for k in known.unchecked if not passed.get(k) and (k == "C" or settings.level != "output")
-        } - {k for k in passed if k == "C"}
-        if sentence is not None:
-            self.say(sentence)
-            self._store.renew_model(id(known.module))
-        rows = known.rows and passed.get("C", True)
-        self._keep(replace(known, settings=settings, rows=rows, unchecked=frozenset(unchecked)))
-
-    # --- memory -----------------------------------------------------------------------------------------
-
-    def _freed_after(self, error: Exception) -> bool:
-        """Frees everything that is cached and stops caching or recording; False when nothing is, and the
-        error is the model's own."""
-        held = self._store.bytes or self._observer is not None
-        if not self._active or not (held or raised_here(error)):
-            return False
-        self._stop()
-        if self._observer is not None:
-            self._observer.abandon("memory ran out during the run")
-            self.say(
-                "Memory ran out while the run was recorded, so the recording has ended, and the rest was "
-                "sampled plainly."
-            )
-            return True
-        self.say(
-            "Memory ran out while features were cached: the caches have been freed, and the rest of the "
-            "run was sampled plainly. Set memory to fewer GB, or choose a preset that keeps less."
-        )
-        return True
-
-    def _stop(self) -> None:
-        self._active, self._kinds_in_force = False, "F" * self.steps
-        self._drop()
-
-    def _drop(self) -> None:
-        self._store.drop()
-        self.book.held = 0
-
-    def _wanted(self, known: Model, kinds: str | None = None) -> Wanted:
-        return Wanted(
-            known.settings,
-            kinds or self._kinds_in_force,
-            self.schedule.ratios,
-            self._mask,
-            known.blocks,
-            known.first,
-            known.conserves(self._mask is not None),
-        )
-
-    def _sizes_known(self, known: Model, call: Call) -> Callable:
-        """What weighs the caches before the first block of every kind on a full step; it raises
-        CacheTooLarge when something has given way."""
-        seen, keys = set(), list(self._last.keys)
-
-        def sizes_known(name, sizes, item):
-            if name[0] in seen:
-                return
-            seen.add(name[0])
-            if self.memory.note(id(known.module), keys, name[0], sizes, item, call.batch_size // len(keys)):
-                self._weigh()
-
-        return sizes_known
-
-    def _need(self) -> Footprint:
-        if not self._active:
-            return Footprint()
-        return self.memory.needs({i: self._wanted(m) for i, m in self._models.items()})
-
-    def _weigh(self) -> None:
-        """Compares what the caches need with the budget; lowers the settings and raises CacheTooLarge where
-        they do not fit."""
-        memory, models, need = self.memory, self._models, self._need()
-        memory.estimate = need.total
-        if memory.fits(need, self._store.shelf is not None) or self._observer is not None:
-            return
-        self._drop()
-        if self._store.offload(memory.fits(need, True)):
-            raise CacheTooLarge(memory.too_much(need, "snapshots are kept in main memory between two uses"))
-        words = ""
-        for step in steps_down(self.settings, self._kinds_in_force, any(m.blocks for m in models.values())):
-            words = step.words
-            if step.settings is None:
-                memory.estimate = 0
-                self._stop()
-                break
-            conservative = "C" in self._kinds_in_force
-            lowered = {i: m.lowered(step.settings, step.kinds, conservative) for i, m in models.items()}
-            less = memory.needs({i: self._wanted(m, step.kinds) for i, m in lowered.items()})
-            if memory.fits(less, False):
-                self.settings, memory.estimate = step.settings, less.total
-                for model in lowered.values():
-                    self._keep(model)
-                self._kinds_in_force = step.kinds
-                break
-        raise CacheTooLarge(memory.too_much(need, words))

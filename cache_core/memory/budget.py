@@ -6,15 +6,14 @@ beginning; the expensive blocks have not run."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from ..base.names import NAMES, OUTPUT
+from ..base.names import OUTPUT
 from ..base.wording import size
 from ..config import Settings
 from ..models.families import Block
-from ..predictors.extrapolation import predictor
 from ..schedule.masks import Mask
 from .estimate import Footprint, Shapes, Sizes, footprint
 
@@ -54,47 +53,6 @@ class Wanted:
         return footprint(
             self.settings, self.kinds, self.ratios, self.mask, self.blocks, shapes, self.first, self.conserves
         )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One way to need less: the settings and kinds of steps, and what it means in words. settings None:
-    nothing is cached."""
-
-    settings: Settings | None
-    kinds: str
-    words: str
-
-
-def steps_down(settings: Settings, kinds: str, blocks: bool) -> Iterator[Step]:
-    """Ways to need less, from the mildest; each holds what those before it changed.
-
-    Conservative steps go first: they need the most and gave the least wherever they were measured. blocks:
-        whether the model has any."""
-    words: dict[str, str] = {}
-
-    def step(part: str, what: str) -> Step:
-        words[part] = what
-        return Step(settings, kinds, ", ".join(words.values()))
-
-    if "C" in kinds:
-        kinds = kinds.replace("C", "A" if settings.mask is None else "F")
-        yield step(
-            "steps", f"conservative steps run as {'aggressive' if settings.mask is None else 'full'} ones"
-        )
-    if settings.level in ("module", "block") and blocks:
-        settings = replace(settings, level="final", module_predictor=None)
-        yield step("level", f"aggressive steps put back {NAMES['final']}")
-    if settings.predictor.needs > 2 or settings.predictor.probe:
-        settings = replace(settings, predictor=predictor("linear", gain=0.9))
-        yield step("forecast", "forecasts follow a line through two snapshots")
-    if settings.predictor.needs > 1:
-        settings = replace(settings, predictor=predictor("reuse"))
-        yield step("forecast", "one snapshot is kept and reused")
-    if settings.level != "output":
-        settings = replace(settings, level="output", first=0)
-        yield step("level", f"aggressive steps put back {NAMES['output']}")
-    yield Step(None, "F" * len(kinds), "nothing is cached")
 
 
 class Memory:
