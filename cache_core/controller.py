@@ -32,6 +32,11 @@ from .report.run_report import Report, StepRecord
 from .run_state import LastCall, RunState
 from .schedule.evaluation_counter import Evaluation, EvaluationCounter
 
+STALE = (
+    "A conditioning that the sampler leaves out on some steps was older than the plan allows, so those calls "
+    "ran in full. Choose a plan whose full steps fall on the steps on which it is evaluated."
+)
+
 
 @dataclass
 class _Now:
@@ -53,6 +58,8 @@ class Controller(RunState):
     flow: whether sigma is the share of noise of a flow model, for log-SNR.
     host: name and version of what runs the models, for messages.
     budget: of memory, None for no limit.
+    fresh_noise: whether the sampler adds fresh noise at its steps.
+    prediction: what the model predicts, a key of `base.coordinates.PREDICTIONS`; empty: as `flow` says.
 
     Raises ValueError for fewer than two sigmas. The host sets `compilation` where the model of a call is
     compiled.
@@ -68,8 +75,12 @@ class Controller(RunState):
         flow: bool = True,
         host: str = "",
         budget: Budget | None = None,
+        fresh_noise: bool = False,
+        prediction: str = "",
     ):
-        super().__init__(settings, sigmas, stages, refusal, seconds, flow, host, budget)
+        super().__init__(
+            settings, sigmas, stages, refusal, seconds, flow, host, budget, fresh_noise, prediction
+        )
         self._evaluations = EvaluationCounter(self.steps, stages)
         self._now: _Now | None = None
 
@@ -100,7 +111,7 @@ class Controller(RunState):
         ratio = 0.0 if at.beyond else 1.0 if self._mask else self.schedule.ratios[at.step]
         record = StepRecord(at.step, at.phase, at.sigma, planned, kind, reason, calls=0, ratio=ratio)
         self.book.records.append(record)
-        self._now = _Now(at, Node(float(at.step), at.sigma, self._flow), record)
+        self._now = _Now(at, Node(float(at.step), at.sigma, self._flow, self._prediction), record)
 
     @contextmanager
     def call(
@@ -216,6 +227,9 @@ class Controller(RunState):
             return "F", record.reason
         if any(b.signature is None for b in branches):
             return "F", "no_snapshot"
+        if any(record.step - b.full_at > self.longest_gap for b in branches):
+            self.say(STALE)
+            return "F", "stale"
         if kind == "C" and not known.conserves(self._mask is not None):
             if known.rows:
                 self.say(

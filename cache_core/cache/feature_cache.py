@@ -173,6 +173,8 @@ class Branch:
         """Shape and dtype of the tokens of the last full step; None before one."""
         self.size = 0
         """Samples in that step."""
+        self.full_at: int | None = None
+        """The last full step."""
         self.sites: dict[Hashable, Site] = {}
         self.kept: dict[Hashable, torch.Tensor] = {}
         """Working tensors refreshed in place: keys and values for live attention, and value norms."""

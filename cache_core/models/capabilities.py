@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ..base.names import LEVELS, NAMES
 from ..config import Settings
+from ..predictors.data_prediction import DataPrediction
 from ..predictors.extrapolation import predictor
 from .block_spec import BlockLayout, Family
 from .detection import DETECTED
@@ -96,7 +97,10 @@ def coarser(settings: Settings, level: str) -> Settings:
     there is none."""
     rule = settings.predictor
     if rule.probe and level not in ("final", "stack") and not (rule.probe == "latent" and level == "output"):
-        rule = rule.without_probe() or predictor("reuse")
+        if level == "output":
+            rule = DataPrediction(predictor("linear", gain=0.9))
+        else:
+            rule = rule.without_probe() or predictor("reuse")
     return replace(settings, level=level, predictor=rule)
 
 

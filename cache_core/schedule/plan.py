@@ -104,6 +104,15 @@ class CacheSchedule:
         """Indices of the F steps, ascending."""
         return tuple(i for i, kind in enumerate(self.kinds) if kind == "F")
 
+    @property
+    def longest_gap(self) -> int:
+        """The most steps from a full step to a later one that goes by it; 0 where all are full."""
+        gap = longest = 0
+        for kind in self.kinds:
+            gap = 0 if kind == "F" else gap + 1
+            longest = max(longest, gap)
+        return longest
+
     def counts(self) -> dict[str, int]:
         """Number of steps of each kind: {"F": n, "C": n, "A": n}."""
         return {kind: self.kinds.count(kind) for kind in LETTERS}

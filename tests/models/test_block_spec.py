@@ -301,7 +301,7 @@ def test_a_forecast_that_a_coarser_level_cannot_have_is_told(toy):
         "Toy can be cached at its output only, because of this; aggressive steps put back the model's "
         "output.",
         "The forecast 2 rules by token looks at the first blocks of a step, which is of no use here; "
-        "linear stands in.",
+        "data prediction, linear stands in.",
     ]
 
 
