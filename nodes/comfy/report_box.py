@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..cache_core.report.run_report import Report
+from ...cache_core.config import Settings
+from ...cache_core.report.run_report import Report
 
 
 class ReportBox:
@@ -49,3 +50,8 @@ def _fingerprint(samples) -> tuple | None:
         return None
     flat = samples.detach().reshape(-1)
     return flat.numel(), tuple(map(str, flat[:: max(1, flat.numel() // 16)].half().tolist()))
+
+
+def nothing_sampled(settings: Settings) -> Report:
+    """The report of a sampler that had no step to run."""
+    return Report(method=settings.method, predictor=settings.predictor.name, selector=settings.selector.score)
