@@ -18,6 +18,7 @@ from torch import nn
 
 from .base.coordinates import Node, same_levels
 from .base.errors import CacheMismatch, CacheTooLarge, is_out_of_memory, raised_here
+from .base.handles import Handle
 from .base.names import FINAL, OUTPUT, STACK
 from .cache.feature_cache import Batch, Branch
 from .cache.offload import Shelf
@@ -39,7 +40,7 @@ from .selectors import token_selection as selectors
 __all__ = ["FINAL", "OUTPUT", "STACK", "CacheMismatch", "Controller"]
 
 
-class Controller:
+class Controller(Handle):
     """Caching of one sampling run.
 
     settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..base.coordinates import Node
+from ..base.handles import Handle
 from ..cache.feature_cache import Site
 from ..predictors.grouped import descriptors, k_means
 from .profile import MOST_CLUSTERS, Clusters, Profile
@@ -45,7 +46,7 @@ def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return sum(torch.linalg.vecdot(x.double(), y.double()) for x, y in parts)
 
 
-class Recorder:
+class Recorder(Handle):
     """A forecast that forecasts nothing: it watches full steps and keeps the products of what it sees. One
     per run.
 
@@ -189,7 +190,7 @@ def _by_cluster(run: Sequence[torch.Tensor], labels: torch.Tensor, device: torch
     return out
 
 
-class PathRecorder:
+class PathRecorder(Handle):
     """Watches what the model is given and what it gives on full steps; one per run. It keeps both on the CPU
     until the run ends."""
 
@@ -234,7 +235,7 @@ def _joined(grams: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(grams)
 
 
-class ModuleRecorder:
+class ModuleRecorder(Handle):
     """Watches module outputs on full steps, as `Recorder` does the final hidden state. One per run.
 
     Of every module it keeps the same `tokens` rows, chosen at random, at every step: steps * tokens * width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from ...cache_core.base.handles import Handle
 from ...cache_core.config import Settings
 from ...cache_core.controller import Controller
 from ...cache_core.models.families import find_family
@@ -18,7 +19,7 @@ RUN = "dual_cache_run"
 
 
 @dataclass(frozen=True)
-class CacheRequest:
+class CacheRequest(Handle):
     """What the Dual Cache node leaves in a model.
 
     settings: what to do.
@@ -34,7 +35,7 @@ class CacheRequest:
 
 
 @dataclass(frozen=True)
-class ProfileRequest:
+class ProfileRequest(Handle):
     """What the Profile Model node leaves in a model: what to record, the node that shows the run, and where
     the reports go."""
 
@@ -44,7 +45,7 @@ class ProfileRequest:
 
 
 @dataclass(frozen=True)
-class TokenRequest:
+class TokenRequest(Handle):
     """What the V-Cache Attention Patch leaves in a model: how conservative steps choose their tokens."""
 
     selector: Selector
@@ -54,7 +55,7 @@ class TokenRequest:
     seed: int
 
 
-class Run:
+class Run(Handle):
     """A running controller in transformer_options.
 
     sent: how many records the browser has.
