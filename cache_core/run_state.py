@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .base.errors import CacheTooLarge, raised_here
+from .base.handles import Handle
 from .branches import BranchStore
 from .config import Settings
 from .hooks.call_context import Call
@@ -34,7 +35,7 @@ class LastCall:
     kind: str
 
 
-class RunState:
+class RunState(Handle):
     """The parameters are those of `controller.Controller`."""
 
     def __init__(

@@ -30,6 +30,9 @@ HEAD = """// Tables of the Python side, written by python -m tools.regenerate. D
 
 """
 
+NEEDS_COMFYUI = ("patching", "requests", "samplers")
+"""Modules of nodes/comfy/ that the nodes with tables import; empty ones replace them here."""
+
 
 def _held(part) -> int:
     """Tensors that a forecast holds: its snapshots, and as many of its probe."""
@@ -60,7 +63,7 @@ def nodes_module(name: str) -> ModuleType:
         "dual_cache_pack",
         "dual_cache_pack.nodes",
         "dual_cache_pack.nodes.comfy",
-        "dual_cache_pack.nodes.comfy.patching",
+        *(f"dual_cache_pack.nodes.comfy.{name}" for name in NEEDS_COMFYUI),
         "comfy_api",
         "comfy_api.latest",
     )
@@ -70,7 +73,8 @@ def nodes_module(name: str) -> ModuleType:
         [str(ROOT / "nodes")],
     )
     made["dual_cache_pack.nodes.comfy"].__path__ = []
-    made["dual_cache_pack.nodes.comfy"].patching = made["dual_cache_pack.nodes.comfy.patching"]
+    for module in NEEDS_COMFYUI:
+        setattr(made["dual_cache_pack.nodes.comfy"], module, made[f"dual_cache_pack.nodes.comfy.{module}"])
     made["comfy_api.latest"].io = SimpleNamespace(ComfyNode=object, Custom=MagicMock())
     with patch.dict(sys.modules, made):
         return importlib.import_module(f"dual_cache_pack.nodes.{name}")

@@ -173,7 +173,7 @@ def test_another_number_of_frames_is_another_branch(models, runs, levels, name):
 @pytest.mark.parametrize("name", SECOND_SIZES)
 def test_tokens_of_another_size_under_one_key_run_in_full(models, runs, levels, part, monkeypatch, name):
     """As if the host could not tell the sizes apart."""
-    monkeypatch.setattr(part("nodes.comfy.patching"), "_chunks", lambda *_: ["one key"])
+    monkeypatch.setattr(part("nodes.comfy.branch_keys"), "chunks", lambda *_: ["one key"])
     base, short, long = models(name), tiny.arguments(name), tiny.arguments(name, other=True)
     for level in levels(base.diffusion_model):
         cache, evaluate = runs(base, "FFAA", level=level)

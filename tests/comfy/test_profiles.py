@@ -339,7 +339,7 @@ def test_a_model_keeps_its_profile_whatever_is_patched_into_it(
     recorded, flux, cached, sample, report_of, part
 ):
     """ComfyUI leaves a LoRA in the weights after a run, and compiled blocks in their places."""
-    name_of, known = part("nodes.comfy.patching").name_of, recorded.identity["model"]
+    name_of, known = part("nodes.comfy.identity").name_of, recorded.identity["model"]
     weights = {
         f"diffusion_model.{n}": w
         for n, w in flux.get_model_object("diffusion_model").named_parameters()
