@@ -1,6 +1,6 @@
 /** What Cache Compare shows and says: which pictures lie under the slider, and its sentences. Pure, without a page. */
 
-import { plural } from "./view.js";
+import { plural } from "./wording.js";
 
 /**
  * @typedef {{filename: string, subfolder: string, type: string}} File as ComfyUI's /view takes it

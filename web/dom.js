@@ -8,7 +8,7 @@ import { app } from "../../scripts/app.js";
  * Runs `then` after each call of a method, which need not exist yet.
  * @param {any} object @param {string} name @param {(...given: any[]) => void} then
  */
-export function follow(object, name, then) {
+export function afterCall(object, name, then) {
   const original = object[name];
   object[name] = function (/** @type {any[]} */ ...given) {
     const result = original?.apply(this, given);
@@ -40,9 +40,9 @@ export function passThrough(element, signal, keeps = () => false) {
 }
 
 /** Calls `then` when what canvases show has to be drawn anew: the graph was zoomed, or the colours have changed. @param {() => void} then */
-export function onLook(then) {
+export function onAppearanceChange(then) {
   let scale = 0;
-  follow(app.canvas, "onDrawForeground", () => {
+  afterCall(app.canvas, "onDrawForeground", () => {
     if (app.canvas.ds.scale === scale) return;
     ({ scale } = app.canvas.ds);
     then();
@@ -61,7 +61,7 @@ export function onLook(then) {
  * @param {() => void} [then] once it can be seen
  * @param {number} [frames] how long to wait
  */
-export function settle(node, element, current, then, frames = 30) {
+export function whenVisible(node, element, current, then, frames = 30) {
   requestAnimationFrame(() => {
     if (!current()) return;
     const here = node.graph === app.canvas.graph;
@@ -69,6 +69,6 @@ export function settle(node, element, current, then, frames = 30) {
     const old = here && !element.isConnected && document.querySelector(selector);
     if (old) old.replaceWith(element);
     if (element.getClientRects().length) then?.();
-    else if (frames) settle(node, element, current, then, frames - 1); // not in the page yet, or hidden
+    else if (frames) whenVisible(node, element, current, then, frames - 1); // not in the page yet, or hidden
   });
 }

@@ -1,9 +1,11 @@
 /** The page element of the schedule plot: canvas, legend, sentences, keyboard and pointer. Knows view states, but no ComfyUI. */
 
 import { addStyle, make } from "./elements.js";
+import { BUILDER } from "./node_ids.js";
 import { draw, heightsOf, stepAt } from "./plot.js";
 import { LETTERS } from "./schedule.js";
-import { BUILDER, WORDS, describe, nextKind, spelled } from "./view.js";
+import { describe, nextKind, spelled } from "./sentences.js";
+import { KIND_NAMES } from "./wording.js";
 
 /**
  * @typedef {import("./view.js").View} View
@@ -183,7 +185,7 @@ export class SchedulePanel {
     const view = this.view;
     if (!view?.bars.length) return [];
     const kinds = new Set(view.bars.map((bar) => bar.actual));
-    const items = [...LETTERS].filter((kind) => kinds.has(kind)).map((kind) => make("span", kind, WORDS[kind]));
+    const items = [...LETTERS].filter((kind) => kinds.has(kind)).map((kind) => make("span", kind, KIND_NAMES[kind]));
     items.push(make("span", `sigma ${view.sigmas}`, view.sigmas === "planned" ? "noise level, planned" : "noise level"));
     if (view.bars.some((bar) => bar.changed)) items.push(make("span", "changed", "not as planned"));
     if (view.bars.some((bar) => bar.expected !== null)) items.push(make("span", "expected", "expected error"));

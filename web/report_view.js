@@ -1,13 +1,14 @@
 /** The view state of a report that stands alone, without the settings of the node that made it. Pure, without a page. */
 
-import { barsOf, runSummary } from "./view.js";
+import { REPORT } from "./node_ids.js";
+import { runSummary } from "./sentences.js";
+import { barsOf } from "./view.js";
 
 /**
  * @typedef {import("./view.js").View} View
  * @typedef {import("./view.js").Run} Run
  */
 
-export const REPORT = "CacheReport";
 /** @param {string[]} warnings @returns {View} */
 const empty = (warnings) => ({
   node: REPORT, editable: false, listed: false, plan: null, error: null, bars: [], sigmas: "measured", mode: "ran", done: 0, stopped: false,

@@ -2,10 +2,10 @@
 
 import { app } from "../../scripts/app.js";
 import { sourceOf } from "./graph.js";
-import { runOf, taken } from "./keepsake.js";
+import { REPORT } from "./node_ids.js";
 import { isReachable, nodeAt, rootOf, tabOf } from "./prompts.js";
 import { remember } from "./report.js";
-import { REPORT } from "./report_view.js";
+import { readRun, takeRuns } from "./run_metadata.js";
 import { restoreRun } from "./widget.js";
 
 const FRAMES = 90;
@@ -21,7 +21,7 @@ function allNodes() {
 /** A run, or null where the picture says it in a way that cannot be read: the others are shown all the same. @param {any} kept */
 function readable(kept) {
   try {
-    return runOf(kept);
+    return readRun(kept);
   } catch (error) {
     console.warn("Dual Cache: a run that this picture carries cannot be read.", error);
     return null;
@@ -46,7 +46,7 @@ const EXTENSION = {
   name: "dual_cache.restore",
   /** @param {any} workflow */
   beforeConfigureGraph(workflow) {
-    carried = taken(workflow);
+    carried = takeRuns(workflow);
   },
   afterConfigureGraph() {
     const runs = carried, tab = tabOf(app);

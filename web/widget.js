@@ -2,11 +2,12 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { follow, onLook, passThrough, settle } from "./dom.js";
+import { afterCall, onAppearanceChange, passThrough, whenVisible } from "./dom.js";
 import { holderOf, scheduleOf, valuesOf } from "./graph.js";
+import { BUILDER, FORECAST, PATCH, PLANNER, SAMPLER } from "./node_ids.js";
 import { MIN_HEIGHT, SchedulePanel } from "./panel.js";
 import { isReachable, keyOf, tabOf, track } from "./prompts.js";
-import { BUILDER, FORECAST, PATCH, PLANNER, SAMPLER, edited, planOf, viewOf } from "./view.js";
+import { edited, planOf, viewOf } from "./view.js";
 
 /**
  * @typedef {import("./view.js").Context} Context
@@ -167,10 +168,10 @@ function addPlot(node) {
     forwarding = new AbortController();
     passThrough(panel.element, forwarding.signal);
     refresh(node, panel);
-    settle(node, panel.element, () => panels.get(node) === panel, () => arrive(node, panel));
+    whenVisible(node, panel.element, () => panels.get(node) === panel, () => arrive(node, panel));
   };
-  follow(node, "onAdded", attach);
-  follow(node, "onRemoved", () => {
+  afterCall(node, "onAdded", attach);
+  afterCall(node, "onRemoved", () => {
     // The classic renderer takes the element out of the page, and the keyboard with it, before it removes the node.
     const time = performance.now(), taken = document.activeElement === document.body && time - panel.focusedAt < REMEMBERED;
     if (panel.focused || taken) lost = { key: placed.get(panel) ?? "", selected: panel.selected, time };
@@ -179,10 +180,10 @@ function addPlot(node) {
     forwarding.abort();
   });
   // Nodes 2.0 calls the widgets' callbacks only, the classic renderer tells the node too.
-  for (const other of node.widgets) if (other !== widget) follow(other, "callback", refreshAll);
-  follow(node, "onWidgetChanged", refreshAll);
-  follow(node, "onConfigure", refreshAll);
-  follow(node, "onConnectionsChange", () => queueMicrotask(refreshAll));
+  for (const other of node.widgets) if (other !== widget) afterCall(other, "callback", refreshAll);
+  afterCall(node, "onWidgetChanged", refreshAll);
+  afterCall(node, "onConfigure", refreshAll);
+  afterCall(node, "onConnectionsChange", () => queueMicrotask(refreshAll));
   if (node.graph) attach();
   else refresh(node, panel);
   const [width, height] = node.computeSize();
@@ -268,13 +269,13 @@ const EXTENSION = {
     api.addEventListener("graphChanged", refreshAll);
     app.canvas.canvas.addEventListener("litegraph:set-graph", refreshAll); // a subgraph is opened or left
     let tab = 0;
-    follow(app.canvas, "onDrawForeground", () => {
+    afterCall(app.canvas, "onDrawForeground", () => {
       if (tabOf(app) === tab) return;
       tab = tabOf(app);
       refreshAll();
       for (const [node, panel] of panels) if (placed.has(panel)) placed.set(panel, keyOf(app, node));
     });
-    onLook(() => panels.forEach((panel) => panel.request()));
+    onAppearanceChange(() => panels.forEach((panel) => panel.request()));
   },
   /** @param {GraphNode} node */
   nodeCreated(node) {

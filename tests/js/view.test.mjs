@@ -4,7 +4,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PRESETS } from "../../web/presets.js";
 import { buildSchedule, fromJson, presetSchedule, toJson } from "../../web/schedule.js";
-import { describe, edited, nextKind, planOf, size, spelled, viewOf } from "../../web/view.js";
+import { describe, nextKind, spelled } from "../../web/sentences.js";
+import { edited, planOf, viewOf } from "../../web/view.js";
+import { size } from "../../web/wording.js";
 
 const VALUES = {
   preset: "custom", steps: 8, interval: 4, pattern: "conservative, aggressive", ratio: 0.1, warmup: 1, tail: 0, start: 0, end: 1,

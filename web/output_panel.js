@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { follow, onLook, passThrough, settle } from "./dom.js";
+import { afterCall, onAppearanceChange, passThrough, whenVisible } from "./dom.js";
 import { isReachable, keyOf, tabOf, track } from "./prompts.js";
 
 /**
@@ -31,7 +31,7 @@ const KEPT = 64;
  * @param {number} options.above room on a new node for what else it has
  * @returns {{remember: (node: GraphNode, value: any) => void}} to show what was known before
  */
-export function showOutcome({ name, type, widget, height, read, make, width, above }) {
+export function showOutput({ name, type, widget, height, read, make, width, above }) {
   /** What stands on the nodes in the graph. @type {Map<GraphNode, Panel>} */
   const panels = new Map();
   /** Last values by node, so that an undo, which makes all nodes anew, does not lose them. @type {Map<string, any>} */
@@ -76,10 +76,10 @@ export function showOutcome({ name, type, widget, height, read, make, width, abo
       forwarding = new AbortController();
       passThrough(element, forwarding.signal, panel.keepsWheel);
       refreshAll();
-      settle(node, element, () => panels.get(node) === panel, refreshAll);
+      whenVisible(node, element, () => panels.get(node) === panel, refreshAll);
     };
-    follow(node, "onAdded", attach);
-    follow(node, "onRemoved", () => {
+    afterCall(node, "onAdded", attach);
+    afterCall(node, "onRemoved", () => {
       panels.delete(node);
       panel.disconnect?.();
       forwarding.abort();
@@ -97,12 +97,12 @@ export function showOutcome({ name, type, widget, height, read, make, width, abo
         if (value !== undefined) noted({ node: detail.display_node ?? detail.node, prompt_id: detail.prompt_id }, (key) => keep(key, value));
       });
       let tab = 0;
-      follow(app.canvas, "onDrawForeground", () => {
+      afterCall(app.canvas, "onDrawForeground", () => {
         if (tabOf(app) === tab) return;
         tab = tabOf(app);
         refreshAll();
       });
-      onLook(() => panels.forEach((panel) => panel.redraw?.()));
+      onAppearanceChange(() => panels.forEach((panel) => panel.redraw?.()));
     },
     /** @param {GraphNode} node */
     nodeCreated(node) {

@@ -1,7 +1,7 @@
 /** Runs as pictures carry them, read back: cache_core/keepsake.py writes them. Pure, without a page. */
 
 import { REASONS } from "./presets.js";
-import { short, size } from "./view.js";
+import { short, size } from "./wording.js";
 
 /** @typedef {import("./view.js").Run} Run */
 
@@ -26,7 +26,7 @@ const COLUMNS = {
  * Takes the runs out of a workflow, so that they are not saved with it again.
  * @param {any} workflow @returns {Record<string, any>} by id of the node that sampled
  */
-export function taken(workflow) {
+export function takeRuns(workflow) {
   const carried = workflow?.extra?.[KEY];
   if (carried === undefined) return {};
   delete workflow.extra[KEY];
@@ -44,7 +44,7 @@ function recordsOf(columns) {
 }
 
 /** A report's table as text; "" for runs too long for a row each. @param {any[]} records */
-export function tableOf(records) {
+export function reportTable(records) {
   if (!records.length || records.length > ROWS) return "";
   const columns = Object.entries(COLUMNS).map(([name, tell]) => [name, ...records.map(tell)]).filter((cells) => cells.slice(1).some(Boolean));
   const widths = columns.map((cells) => Math.max(...cells.map((cell) => cell.length)));
@@ -53,12 +53,12 @@ export function tableOf(records) {
 }
 
 /** The run that a picture carries, or null where it says too little to be shown. @param {any} kept @returns {Run | null} */
-export function runOf(kept) {
+export function readRun(kept) {
   const records = recordsOf(kept?.records), { steps, schedule } = kept ?? {};
   if (!records.length || !Number.isInteger(steps) || steps < 1 || steps > 10000) return null;
   if (records.some((record) => !Number.isInteger(record.step) || record.step < 0)) return null;
   const report = { ...kept, records, schedule: { kinds: schedule ?? "" }, messages: Array.isArray(kept.messages) ? kept.messages : [] };
   const told = kept.earlier ? "ComfyUI still had the result of an earlier run, which this is.\n" : "";
-  const table = tableOf(records);
+  const table = reportTable(records);
   return { steps, records, report, text: `As the picture carries it.\n${told}${kept.text ?? ""}${table && `\n\n${table}`}` };
 }
