@@ -1,4 +1,4 @@
-/** Puts the comparison on Cache Compare nodes, once they have run. */
+/** The extension that shows the comparison on Cache Compare nodes after a run. */
 
 import { api } from "../../scripts/api.js";
 import { ComparePanel, MIN_HEIGHT } from "./compare_panel.js";

@@ -1,86 +1,88 @@
-/** Shows on the nodes of one type what they have given out last: by workflow tab, kept through an undo, gone with the node. */
+/** An extension that shows the last output of the nodes of one type on them: by workflow tab, kept through an undo. */
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { afterCall, onAppearanceChange, passThrough, whenVisible } from "./dom.js";
-import { isReachable, keyOf, tabOf, track } from "./prompts.js";
+import { isReachable, keyOf, tabOf, trackPrompts } from "./prompts.js";
 
 /**
  * @typedef {any} GraphNode a litegraph node, which has no types here
- * @typedef {object} Panel what stands on a node
- * @property {HTMLElement} element of a class that no other element of the node has
+ * @typedef {object} Panel what a node shows
+ * @property {HTMLElement} element with a class that no other element of the node has
  * @property {(value: any) => void} show null before the first run
  * @property {() => void} [connect]
  * @property {() => void} [disconnect]
  * @property {() => void} [redraw] when the zoom or the colours have changed
- * @property {() => boolean} [keepsWheel] whether it has use for the wheel itself
+ * @property {() => boolean} [keepsWheel] whether it uses the wheel itself
+ * @typedef {object} Options
+ * @property {string} name of the extension
+ * @property {string} type of the nodes
+ * @property {string} widget name of the widget
+ * @property {number} height least height of the panel
+ * @property {(output: Record<string, any>) => any} read the value to show, from a node's output; undefined for other nodes
+ * @property {() => Panel} make
+ * @property {number} width of a new node
+ * @property {number} above height of a new node's other parts
  */
 
 const KEPT = 64;
 
-/**
- * Registers an extension for it.
- * @param {object} options
- * @param {string} options.name of the extension
- * @param {string} options.type of the nodes
- * @param {string} options.widget name of the widget
- * @param {number} options.height at least
- * @param {(output: Record<string, any>) => any} options.read what to show of a node's output; undefined where it holds nothing of ours
- * @param {() => Panel} options.make
- * @param {number} options.width of a new node
- * @param {number} options.above room on a new node for what else it has
- * @returns {{remember: (node: GraphNode, value: any) => void}} to show what was known before
- */
-export function showOutput({ name, type, widget, height, read, make, width, above }) {
-  /** What stands on the nodes in the graph. @type {Map<GraphNode, Panel>} */
-  const panels = new Map();
-  /** Last values by node, so that an undo, which makes all nodes anew, does not lose them. @type {Map<string, any>} */
-  const values = new Map();
-  /** What each panel shows. @type {WeakMap<Panel, any>} */
-  const shown = new WeakMap();
+/** The panels of all nodes of one type, and the values that they show. */
+class OutputPanels {
+  /** @param {Options} options */
+  constructor(options) {
+    this.options = options;
+    /** Panels of the nodes in the graph. @type {Map<GraphNode, Panel>} */
+    this.panels = new Map();
+    /** Last values by the key of a node, so that they survive an undo, which makes all nodes anew. @type {Map<string, any>} */
+    this.values = new Map();
+    /** The value that each panel shows. @type {WeakMap<Panel, any>} */
+    this.shown = new WeakMap();
+  }
 
-  function refreshAll() {
-    for (const [node, panel] of panels) {
-      const value = values.get(keyOf(app, node)) ?? null;
+  refresh() {
+    for (const [node, panel] of this.panels) {
+      const value = this.values.get(keyOf(app, node)) ?? null;
       if (!isReachable(app, node)) {
-        panels.delete(node);
+        this.panels.delete(node);
         panel.disconnect?.();
-      } else if (shown.get(panel) !== value) {
-        shown.set(panel, value);
+      } else if (this.shown.get(panel) !== value) {
+        this.shown.set(panel, value);
         panel.show(value);
       }
     }
   }
 
   /** @param {string} key @param {any} value */
-  function keep(key, value) {
+  keep(key, value) {
+    const { values } = this;
     values.delete(key); // so that it comes last
     values.set(key, value);
     for (const oldest of [...values.keys()].slice(0, Math.max(0, values.size - KEPT))) values.delete(oldest);
-    refreshAll();
+    this.refresh();
   }
 
   /** @param {GraphNode} node */
-  function addTo(node) {
-    const panel = make(), { element } = panel;
-    shown.set(panel, null);
+  addTo(node) {
+    const { make, widget, height, width, above } = this.options, panel = make(), { element } = panel;
+    this.shown.set(panel, null);
     const added = node.addDOMWidget(widget, "dual_cache_outcome", element, {
       serialize: false, hideOnZoom: false, getValue: () => "", setValue: () => {}, getMinHeight: () => height,
     });
-    added.serialize = false; // of the workflow; the option above is for the prompt
+    added.serialize = false; // in the workflow; the option above is for the prompt
     let forwarding = new AbortController();
     const attach = () => {
-      panels.set(node, panel);
+      this.panels.set(node, panel);
       panel.connect?.();
       forwarding.abort();
       forwarding = new AbortController();
       passThrough(element, forwarding.signal, panel.keepsWheel);
-      refreshAll();
-      whenVisible(node, element, () => panels.get(node) === panel, refreshAll);
+      this.refresh();
+      whenVisible(node, element, () => this.panels.get(node) === panel, () => this.refresh());
     };
     afterCall(node, "onAdded", attach);
     afterCall(node, "onRemoved", () => {
-      panels.delete(node);
+      this.panels.delete(node);
       panel.disconnect?.();
       forwarding.abort();
     });
@@ -88,27 +90,40 @@ export function showOutput({ name, type, widget, height, read, make, width, abov
     node.setSize?.([Math.max(node.size[0], width), Math.max(node.size[1], height + above)]);
   }
 
+  /** Starts listening to runs and to changes of the page. */
+  listen() {
+    const { type, read } = this.options;
+    const noted = trackPrompts(app, api, (node) => (node.comfyClass === type ? keyOf(app, node) : null));
+    api.addEventListener("executed", (/** @type {CustomEvent} */ { detail }) => {
+      const value = detail?.output && read(detail.output);
+      if (value === undefined) return;
+      noted({ node: detail.display_node ?? detail.node, prompt_id: detail.prompt_id }, (key) => this.keep(key, value));
+    });
+    let tab = 0;
+    afterCall(app.canvas, "onDrawForeground", () => {
+      if (tabOf(app) === tab) return;
+      tab = tabOf(app);
+      this.refresh();
+    });
+    onAppearanceChange(() => this.panels.forEach((panel) => panel.redraw?.()));
+  }
+}
+
+/**
+ * Registers the extension.
+ * @param {Options} options
+ * @returns {{remember: (node: GraphNode, value: any) => void}} shows a value of an earlier run on a node
+ */
+export function showOutput(options) {
+  const panels = new OutputPanels(options), { name, type } = options;
   const extension = {
     name,
-    setup() {
-      const noted = track(app, api, (node) => (node.comfyClass === type ? keyOf(app, node) : null));
-      api.addEventListener("executed", (/** @type {CustomEvent} */ { detail }) => {
-        const value = detail?.output && read(detail.output);
-        if (value !== undefined) noted({ node: detail.display_node ?? detail.node, prompt_id: detail.prompt_id }, (key) => keep(key, value));
-      });
-      let tab = 0;
-      afterCall(app.canvas, "onDrawForeground", () => {
-        if (tabOf(app) === tab) return;
-        tab = tabOf(app);
-        refreshAll();
-      });
-      onAppearanceChange(() => panels.forEach((panel) => panel.redraw?.()));
-    },
+    setup: () => panels.listen(),
     /** @param {GraphNode} node */
     nodeCreated(node) {
-      if (node.comfyClass === type) addTo(node);
+      if (node.comfyClass === type) panels.addTo(node);
     },
-    afterConfigureGraph: refreshAll,
+    afterConfigureGraph: () => panels.refresh(),
   };
   // ComfyUI may serve the folder under two names, its own and the one of pyproject.toml, and then loads this file twice.
   const registered = Symbol.for(name);
@@ -116,5 +131,5 @@ export function showOutput({ name, type, widget, height, read, make, width, abov
     app[registered] = true;
     app.registerExtension(extension);
   }
-  return { remember: (node, value) => keep(keyOf(app, node), value) };
+  return { remember: (node, value) => panels.keep(keyOf(app, node), value) };
 }

@@ -1,4 +1,4 @@
-/** Shows a run on Cache Report once it is over: its plot, its text, and how to read both. */
+/** The extension that shows a finished run on Cache Report nodes: its plot and its text. */
 
 import { showOutput } from "./output_panel.js";
 import { SchedulePanel } from "./panel.js";

@@ -12,7 +12,7 @@ import { KIND_NAMES, countWords, finite, plural, short, size } from "./wording.j
  * @typedef {import("./view.js").View} View
  */
 
-const PLANNED = "planned"; // the preset whose plan is made when it runs
+const PLANNED = "planned"; // the preset whose plan is solved at the beginning of the run
 const LONG_GAP = 8;
 const MUCH_MEMORY = 2 ** 31;
 const GROUPS_READ = 40;
@@ -50,15 +50,15 @@ export function runSummary(view, run) {
   const changed = ran.filter((bar) => bar.changed).length;
   if (changed) lines.push(`${plural(changed)} did not run as planned.`);
   const worst = worstError(ran);
-  if (worst >= 0) lines.push(`Worst forecast error ${short(worst)}, relative: 1 is as large as the feature itself.`);
+  if (worst >= 0) lines.push(`Worst forecast error ${short(worst)} (1 is as large as the feature).`);
   return lines;
 }
 
-/** The largest forecast error of full steps behind cheaper ones, which forecasts have stood in for, or -1. @param {Bar[]} bars */
+/** The largest forecast error at full steps that follow a skipped step, or -1. @param {Bar[]} bars */
 const worstError = (bars) => Math.max(-1, ...bars.map((bar, i) => (i && bars[i - 1].actual !== "F" ? (bar.error ?? -1) : -1)));
 
 /**
- * How many times as fast the steps ran as if all had been full; null where nothing was skipped or the times scatter too widely to tell.
+ * Measured speed-up over a run of full steps only; null where nothing was skipped or the times scatter too much.
  * @param {Bar[]} ran
  */
 function measuredGain(ran) {
@@ -66,7 +66,7 @@ function measuredGain(ran) {
   const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
   const times = ran.map((bar) => bar.milliseconds ?? 0), full = times.filter((_, i) => ran[i].actual === "F");
   if (!full.length || full.length === ran.length) return null;
-  const steady = full.length > 1 ? full.slice(1) : full; // the first step often carries the loading of the model
+  const steady = full.length > 1 ? full.slice(1) : full; // the first step often includes loading the model
   const usual = median(steady), scatter = median(steady.map((time) => Math.abs(time - usual)));
   if (!(usual > 0) || scatter > MUCH_SCATTER * usual) return null;
   times[0] = Math.min(times[0], usual);
@@ -74,7 +74,7 @@ function measuredGain(ran) {
 }
 
 /**
- * How many letters the list of a builder's settings has; 0 without one, and for JSON that a generator makes anew at any number of steps.
+ * Letters in the list of a Cache Schedule Builder; 0 without a list, and for JSON with a generator, which fits any number of steps.
  * @param {Record<string, any> | null} source settings that make a plan
  */
 function listLength(source) {
@@ -89,13 +89,13 @@ export function warningsOf(view, { node, values, foreign, builder, run: last, so
   const kinds = view.plan?.kinds ?? "", steps = kinds.length;
   const found = [];
   if (node === BUILDER && view.listed) {
-    const ratio = kinds.includes("C") && !String(values.explicit).trim().startsWith("{") ? ", but for ratio," : "";
-    found.push(`A list of your own is in use; preset and the settings below${ratio} do not count until you clear it.`);
+    const ratio = kinds.includes("C") && !String(values.explicit).trim().startsWith("{") ? "; ratio still applies" : "";
+    found.push(`The list in explicit is in use: preset and the settings below have no effect until you clear it${ratio}.`);
   }
   if (view.mode === "ran" && run) {
     const nothing = run.text.split("\n").find((line) => line.startsWith("Nothing was skipped"));
     if (worstError(view.bars) > MUCH_ERROR) {
-      found.push("A forecast was off by more than half of the feature. If the picture has changed, plan more full steps.");
+      found.push("A forecast error was above 0.5. If the picture differs from the uncached one, plan more full steps.");
     }
     return [...found, ...(run.report?.messages ?? []), ...(nothing ? [nothing] : [])];
   }
@@ -107,27 +107,27 @@ export function warningsOf(view, { node, values, foreign, builder, run: last, so
     found.push(`The list has ${plural(letters, "letter")}; it is ${letters < steps ? "stretched" : "shrunk"} to ${plural(steps)}.`);
   }
   const gap = Math.max(...kinds.split("F").map((part) => part.length));
-  if (gap >= LONG_GAP) found.push(`${gap} steps in a row run without a full one; expect the picture to change.`);
+  if (gap >= LONG_GAP) found.push(`${gap} steps in a row are skipped; expect the picture to change.`);
   if (view.bytes >= MUCH_MEMORY && kinds.includes("C")) {
     found.push("Conservative steps need most of that memory; a plan of full and aggressive steps needs little.");
   }
   for (const name of foreign) {
-    found.push(name === "schedule" ? "The plan comes from another node and shows once it has run; this is the preset's."
-      : `The value of ${name} comes from another node and may differ from what is drawn.`);
+    found.push(name === "schedule" ? "Another node makes the plan, and the plot shows it after the run; this is the plan of the preset."
+      : `Another node gives the value of ${name}; the plot may differ from the run.`);
   }
-  if (solved?.stale) found.push("Settings have changed since this plan was solved; it is solved anew when it runs.");
+  if (solved?.stale) found.push("Settings have changed since this plan was solved; the next run solves it again.");
   const recipe = node === FORECAST && String(values.recipe ?? "").trim();
   if (values.preset === PLANNED && node !== BUILDER && !recipe && !builder && !solved && !foreign.includes("schedule")) {
-    found.push("Drawn as balanced; the run uses this model's profile if there is one that fits.");
+    found.push("The plot shows the plan of balanced; the run uses a profile of this model if one fits.");
   }
   if ((node === PATCH || node === FORECAST) && !builder && !last && !solved) {
-    found.push(`Drawn for ${plural(steps)}; the sampler decides how many there are.`);
+    found.push(`The plot shows ${plural(steps)}; the sampler sets the number of steps.`);
   }
   if (last && !run && node !== BUILDER && node !== PLANNER) found.push("The last run used another plan.");
   return found;
 }
 
-/** One step in words. @param {View} view @param {number} index counted from 0 @returns {string} */
+/** What the plot says about one step. @param {View} view @param {number} index counted from 0 @returns {string} */
 export function describe(view, index) {
   const bar = view.bars[index];
   if (!bar) return "";
@@ -135,7 +135,7 @@ export function describe(view, index) {
   const before = view.bars.slice(0, index).map((b) => b.actual).lastIndexOf("F") + 1;
   const what = {
     F: "every block runs on every token.",
-    C: `attention is kept from step ${before}, ${short(100 * bar.ratio)} % of the tokens are computed afresh.`,
+    C: `attention is replayed from step ${before}, ${short(100 * bar.ratio)} % of the tokens are recomputed.`,
     A: `the blocks are skipped, their result is rebuilt from step ${before}${before > 1 ? " and earlier" : ""}.`,
   }[bar.actual];
   const why = `in place of ${KIND_NAMES[bar.planned]}: ${bar.reason || "the plan could not be kept"}.`;
@@ -157,7 +157,7 @@ export function describe(view, index) {
   return parts.join(" ");
 }
 
-/** The plan or the run as one text, for those who do not see the plot. @param {View} view @returns {string} */
+/** The plan or the run as one text, for screen readers. @param {View} view @returns {string} */
 export function spelled(view) {
   const groups = [];
   for (let i = 0; i < view.bars.length; ) {

@@ -1,4 +1,6 @@
-/** What the schedule plot shows and says: a view state made from settings and a run, and its sentences. Pure, without a page. */
+/**
+ * The view state of the schedule plot, made from a node's settings and its run. plot.js draws it, sentences.js words it. Pure, without a page.
+ */
 
 import { BUILDER, FORECAST, PLANNER, SAMPLER } from "./node_ids.js";
 import { FLUX_DEV, FORECASTS as TABLE, FROM_PRESET, FROM_RECIPE, PRESETS, REASONS, RECIPE } from "./presets.js";
@@ -10,7 +12,7 @@ import { finite } from "./wording.js";
 
 /**
  * @typedef {import("./schedule.js").Schedule} Schedule
- * @typedef {object} StepRecord one evaluation, as cache_core/report.py writes it; numbers that are not finite come as strings
+ * @typedef {object} StepRecord one evaluation, as cache_core/report/run_report.py writes it; numbers that are not finite come as strings
  * @property {number} step
  * @property {number} phase
  * @property {number | string} sigma
@@ -26,32 +28,32 @@ import { finite } from "./wording.js";
  * @property {StepRecord[]} records
  * @property {Record<string, any> | null} report null while it runs
  * @property {string} text
- * @property {string} [expected] what its caches will hold, in words
+ * @property {string} [expected] a sentence on how much memory its caches will take
  * @typedef {object} Context what a view is made of
  * @property {string} node node id, such as DualCacheSampler
  * @property {Record<string, any>} values by widget name
  * @property {Record<string, any> | null} builder the widget values of a connected Cache Schedule Builder
- * @property {string[]} foreign names of inputs whose values come from nodes that cannot be read before the run
+ * @property {string[]} foreign names of inputs whose values other nodes compute in the run
  * @property {Run & {asked: string} | null} run asked: the kinds of its settings when the run began
- * @property {Solved | null} [solved] what Plan Cache has solved last: this node, or the one that gives it its schedule
+ * @property {Solved | null} [solved] the last solution of Plan Cache: of this node, or of the one that feeds its schedule
  * @typedef {object} Solved
  * @property {string} kinds
  * @property {number[]} expected relative error of each step's forecast, 0 at full steps
  * @property {number[]} sigmas one more than steps
- * @property {string[]} text what to expect, in sentences
+ * @property {string[]} text sentences on what to expect
  * @property {boolean} stale whether the settings have changed since
  * @typedef {object} Bar
  * @property {string} planned
  * @property {string} actual what ran, or the planned kind before that
  * @property {boolean} ran
  * @property {boolean} changed whether it did not run as planned
- * @property {string} reason why, in words
+ * @property {string} reason why it did not run as planned, as a sentence part
  * @property {number} ratio
  * @property {number} sigma
  * @property {number | null} milliseconds
  * @property {number | null} error of the forecast, as measured
  * @property {number | null} expected error of the forecast, as solved before the run
- * @property {number | null} indicator what an adaptive forecast went by
+ * @property {number | null} indicator the gain or agreement that an adaptive predictor used
  * @property {number} evaluations
  * @typedef {object} View
  * @property {string} node
@@ -70,9 +72,9 @@ import { finite } from "./wording.js";
  * @property {string[]} warnings
  */
 
-/** Snapshots that a forecast keeps. @type {Record<string, number>} */
+/** Snapshots that a predictor keeps. @type {Record<string, number>} */
 const FORECASTS = TABLE;
-/** Steps assumed where nothing tells them. */
+/** Number of steps where neither a setting nor a run gives it. */
 export const ASSUMED_STEPS = 30;
 
 /** The plan of a recipe written as JSON; the node itself checks the rest. @param {string} text @returns {Record<string, any>} */
@@ -89,7 +91,7 @@ function readRecipe(text) {
   return recipe;
 }
 
-/** What a node without a plan says. @param {Context} context @param {string | null} error @returns {string} */
+/** The warning of a node without a plan. @param {Context} context @param {string | null} error @returns {string} */
 function withoutPlan({ node, builder }, error) {
   if (error === null) return "The plan is solved when this node runs, and then shows here.";
   return `${node !== BUILDER && builder ? "The connected Cache Schedule Builder makes" : "These settings make"} no plan: ${error}`;
@@ -119,7 +121,7 @@ export function viewOf(context) {
   const { plan: settled, error } = planOf(context);
   let run = settled && context.run?.asked === settled.kinds ? context.run : null;
   if ((node === BUILDER || node === PLANNER) && run?.steps !== settled?.kinds.length) run = null;
-  // The sampler decides how many steps there are: Dual Cache learns it from the run, and some schedulers add or leave out a step.
+  // The sampler sets the number of steps: Dual Cache learns it from the run, and some schedulers add or leave out a step.
   const plan = settled && run ? scaled(settled, run.steps) : settled;
   const source = node === BUILDER ? values : context.builder;
   const listed = String(source?.explicit ?? "").trim() !== "";
@@ -164,12 +166,12 @@ export function viewOf(context) {
 }
 
 /**
- * Where the forecast puts features back, how many snapshots it keeps and what an aggressive step costs beside a full one.
+ * The level, how many snapshots the predictor keeps, and the cost of an aggressive step as a share of a full one.
  * @param {Context} context @returns {{level: string, snapshots: number, aggressive: number}}
  */
 function partsOf({ node, values, builder }) {
   const name = node === BUILDER && String(values.explicit ?? "").trim() ? "" : (values.preset ?? builder?.preset);
-  // A plan of one's own runs under the preset of another node; most of them are like the default.
+  // An explicit list runs with the preset of the node it feeds, which is not known here; assume the default preset.
   const known = PRESETS[/** @type {keyof typeof PRESETS} */ (Object.hasOwn(PRESETS, name) ? name : "balanced")];
   const parts = { level: known.level, snapshots: known.snapshots, aggressive: known.aggressive };
   if (node === BUILDER) return parts;
@@ -191,7 +193,7 @@ export function barsOf({ kinds, ratios }, run) {
   for (const record of run?.records ?? []) {
     const bar = bars[record.step];
     if (!bar) continue; // an evaluation beyond the plan
-    // A step of several evaluations counts as the most costly of them, and takes its noise level from the first.
+    // A step with several evaluations shows the kind of the most costly one and the noise level of the first.
     if (!bar.ran || LETTERS.indexOf(record.actual) < LETTERS.indexOf(bar.actual)) bar.actual = record.actual;
     if (!bar.ran) bar.sigma = finite(record.sigma) ?? bar.sigma;
     if (record.actual !== record.planned) {
@@ -209,7 +211,7 @@ export function barsOf({ kinds, ratios }, run) {
   }
   const measured = bars.filter((bar) => bar.ran);
   const last = measured[measured.length - 1];
-  // What is still to come of a running curve falls straight to zero.
+  // Steps that have not run yet: a straight line from the last measured noise level to zero.
   bars.forEach((bar, i) => {
     if (last && !bar.ran) bar.sigma = last.sigma * (1 - (i - measured.length + 1) / (steps - measured.length + 1));
   });
@@ -217,7 +219,7 @@ export function barsOf({ kinds, ratios }, run) {
 }
 
 /**
- * The text of the `explicit` input once step `index` is of another kind; letters alone where the node's ratio says the rest, else JSON.
+ * The text of the input `explicit` after step `index` gets another kind: letters where the node's ratio gives the rest, else JSON.
  * @param {Schedule} plan @param {number} index from 1, since the first step stays full @param {string} kind @param {unknown} ratio
  * @returns {string}
  */

@@ -1,4 +1,4 @@
-// Runs that pictures carry, read back, and the view of a report that stands alone.
+// Runs read from the metadata of pictures, and the view of a report alone.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -34,8 +34,8 @@ test("columns become records again", () => {
     step: 3, phase: 0, sigma: 0.1, planned: "A", actual: "F", reason: "rising", calls: 1, full_calls: 1, milliseconds: 99, ratio: 0,
     cached_bytes: 9, forecast_error: 0.02, indicator: 0.95,
   });
-  assert.equal(run.text, `As the picture carries it.\nbalanced on FLUX\n\n${reportTable(run.records)}`);
-  assert.match(readRun(kept({ earlier: true })).text, /result of an earlier run/);
+  assert.equal(run.text, `Read from the metadata of the picture.\nbalanced on FLUX\n\n${reportTable(run.records)}`);
+  assert.match(readRun(kept({ earlier: true })).text, /^This is an earlier run/m);
 });
 
 test("the table of a report is there again", () => {
@@ -53,7 +53,7 @@ test("the table of a report is there again", () => {
   assert.equal(reportTable([]) + reportTable(Array(49).fill(records[0])), "");
 });
 
-test("what a picture says wrongly is left alone", () => {
+test("invalid metadata is ignored", () => {
   for (const odd of [null, {}, kept({ records: undefined }), kept({ records: { actual: "FX", planned: "FF" } }), kept({ steps: 1e9 }),
     kept({ steps: "4" }), kept({ records: { ...kept().records, step: "0" } }), kept({ records: { actual: 5 } })]) {
     assert.equal(readRun(odd), null);
