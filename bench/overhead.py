@@ -117,10 +117,10 @@ class Stage:
 
                 def maker(_, block=block):
                     def forward(*args, **kwargs):
-                        bound = block.adapter.bind(args, kwargs)
                         if modulated:
-                            block.adapter.modulation(block.module, bound["vec"])
-                        return block.adapter.skip(bound)
+                            adapter = adapter_of(block.spec)
+                            adapter.modulation(block.module, bind(adapter, args, kwargs)["vec"])
+                        return block.spec.give(block.spec.take(args, kwargs))
 
                     return forward
 

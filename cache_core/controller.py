@@ -242,7 +242,7 @@ class Controller:
             modules=conservative or settings.level == "module" or watched,
             computed=self._mask.at(now.step) if self._mask and kind == "C" else None,
         )
-        call.door = self._door(known, call)
+        call.sizes_known = self._sizes_known(known, call)
         blocks = known.blocks
         self._witness = blocks[-1].name if blocks else ()
         self._site_rule = settings.predictor
@@ -408,19 +408,19 @@ class Controller:
         shapes = expected_shapes(model, known.family, known.blocks, latents, text, dtype, samples)
         return shapes and self.memory.expect(self._wanted(known), shapes)
 
-    def _door(self, known: Model, call: Call):
+    def _sizes_known(self, known: Model, call: Call):
         """What weighs the caches at the first block of every kind on a full step; CacheTooLarge when
         something has given way."""
         seen, keys = set(), list(self._keys)
 
-        def door(name, sizes, item):
+        def note(name, sizes, item):
             if name[0] in seen:
                 return
             seen.add(name[0])
             if self.memory.note(id(known.module), keys, name[0], sizes, item, call.batch_size // len(keys)):
                 self._weigh()
 
-        return door
+        return note
 
     def _need(self) -> Footprint:
         return (

@@ -198,10 +198,9 @@ class Branch:
 
     def site(self, name: Hashable) -> Site:
         if name not in self.sites:
-            part = str(name[-1]) if isinstance(name, tuple) else ""
-            self.sites[name] = Site(
-                self.evidence, part[:3] if part.startswith(("img", "txt")) else "", name, self._shelf
-            )
+            # A block's site names its stream behind the block's (kind, index), where it holds one alone.
+            stream = name[2] if isinstance(name, tuple) and name[2:3] in (("img",), ("txt",)) else ""
+            self.sites[name] = Site(self.evidence, stream, name, self._shelf)
         return self.sites[name]
 
     def clear(self) -> None:
