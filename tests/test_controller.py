@@ -164,7 +164,7 @@ def test_two_models_in_one_run_keep_two_caches(model):
 
 
 class Mystery(nn.Module):
-    """A model that the block table does not have."""
+    """A model that the registry does not have."""
 
     def __init__(self):
         super().__init__()

@@ -1,7 +1,7 @@
 """Writes docs/memory.md: what the caches of well-known models hold at their usual sizes, as the estimate
 before sampling gives it.
 
-Run `python -m tools.regenerate` from the project's folder after a change of the estimate, the block table or
+Run `python -m tools.regenerate` from the project's folder after a change of the estimate, the registry or
 the presets; a test compares the committed page with the result. The models are not built: the estimate reads
 their blocks and the sizes of their tokens alone."""
 
@@ -160,9 +160,7 @@ def _row(real: Real) -> Family:
 
 def _blocks(real: Real, row: Family) -> list[Block]:
     found = [
-        ((kind, i), spec)
-        for (_, kind, spec), n in zip(row.lists, real.depth, strict=True)
-        for i in range(n)
+        ((kind, i), spec) for (_, kind, spec), n in zip(row.lists, real.depth, strict=True) for i in range(n)
     ]
     return [
         Block(name, _module(spec, real.without), spec, i == len(found) - 1)
@@ -185,9 +183,7 @@ def needed(real: Real, settings: Settings) -> int:
 
 def _cells(real: Real) -> list[str]:
     row = _row(real)
-    assert set(row.lists[0][2].streams) == {
-        s for s, _, _ in real.streams
-    }
+    assert set(row.lists[0][2].streams) == {s for s, _, _ in real.streams}
     at = {
         level: size(needed(real, Settings(schedule=explicit("FA"), level=level)))
         if level in levels_of(row)

@@ -259,7 +259,7 @@ class Batch:
         nodes may have it."""
         if any(name not in b.sites for b in self.branches):
             raise CacheMismatch(
-                "A block that runs now did not run on the last full step, so this call ran in full."
+                "A block that runs now did not run on the last full step; this call runs in full."
             )
         return [b.sites[name] for b in self.branches]
 

@@ -2,8 +2,9 @@
 2025).
 
 On a full step what a span adds to its input is kept, one tensor per stream. On the others the span's first
-block adds it to its own input, the last one returns that, and nothing of the span is computed. The delta holds
-what other code adds between the blocks of a span, so what that does on such a step is dropped."""
+block adds it to its own input, the last one returns that, and nothing of the span is computed. What other
+code adds between the blocks of a span is part of the delta already, so what it adds on such a step is
+dropped."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from .wiring import Streams, Wiring
 class SpanWiring(Wiring):
     """The shims of one call; blocks outside the spans run untouched.
 
-    runs: places of the first and the last block of each span. At the level `final` the end of a span itself is
-        kept and put back, for the self-check."""
+    runs: places of the first and the last block of each span. At the level `final` the end of a span itself
+        is kept and put back, for the self-check."""
 
     runs: tuple[tuple[int, int], ...] = ()
 

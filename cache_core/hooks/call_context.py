@@ -43,8 +43,8 @@ class Call:
     note: Callable[[tuple, torch.Tensor], None] = lambda name, truth: None
     """Called with every site's computed value on a full step, before it is kept."""
     sizes_known: Callable[[tuple, dict[str, tuple[int, int]], int], None] = lambda name, sizes, item: None
-    """Called on a full step with a block's name, the tokens and width of its main tensors by stream, and their
-    bytes per value, before anything of the block is kept."""
+    """Called on a full step with a block's name, the tokens and width of its main tensors by stream, and
+    their bytes per value, before anything of the block is kept."""
 
     @property
     def live(self) -> bool:
@@ -67,8 +67,9 @@ class Call:
         return parts_of(self.computed or (), name) & {"", *known}
 
     def correct(self, block, sites: dict) -> None:
-        """Outputs computed on all tokens, by the rest of their site's name, become the corrections of a block's
-        sites."""
+        """Outputs computed on all tokens become the corrections of a block's sites.
+
+        sites: by what their names hold behind the block's."""
         for key, fresh in sites.items():
             self.batch.correct((*block, *key), fresh, self.settings.modules)
 

@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 
 from ..cache.rows import put_rows_, take_rows
-from ..selectors.token_selection import value_norm
 from ..models.block_spec import BlockSpec
 from ..models.families import Block
+from ..selectors.token_selection import value_norm
 from .call_context import Call
 from .shims import capture, replayed, with_override
 
@@ -24,7 +24,8 @@ class Adapter(Protocol):
     """What a `BlockSpec.adapter` names.
 
     names: of the block's positional arguments.
-    outputs: (stream, part) of each captured output, or (part,) where it holds all tokens, and its module's path.
+    outputs: (stream, part) of each captured output, or (part,) where it holds all tokens, and the path of its
+        module.
     inputs: paths of the modules that read the modulated input, in the order of the joint sequence."""
 
     names: tuple[str, ...]

@@ -130,9 +130,7 @@ def _to_check(settings: Settings, blocks: list[Block], kinds: str) -> frozenset[
 def _unknown(mask: Mask | None, blocks: list[Block]) -> list[str]:
     """A sentence about the names of the mask that this model does not have."""
     known = {
-        ".".join(map(str, (*b.name, *part)))
-        for b in blocks
-        for part in ((), *((p,) for p in b.spec.parts))
+        ".".join(map(str, (*b.name, *part))) for b in blocks for part in ((), *((p,) for p in b.spec.parts))
     }
     unknown = [n for n in mask.names if n not in known] if mask and blocks else []
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""

@@ -1,5 +1,5 @@
-"""The whole model in one call: its output is kept or put back, and what the cache holds is checked against its
-input."""
+"""The whole model in one call: its output is kept or put back, and its input is compared with that of the
+last full step."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ class ModelOutput:
             # A view of a part would keep the whole tensor alive.
             self._observe(given if given is None or given.shape == latent.shape else given.clone())
             parts = out if isinstance(out, (list, tuple)) else (out,)
-            if isinstance(out, torch.Tensor) or (len(parts) > 1 and all(isinstance(o, torch.Tensor) for o in parts)):
+            if isinstance(out, torch.Tensor) or (
+                len(parts) > 1 and all(isinstance(o, torch.Tensor) for o in parts)
+            ):
                 self._keep_output(parts, mark)  # other outputs cannot be put back
             return out
 

@@ -126,9 +126,7 @@ def _refresh(
         return out
     fresh = inner(take_rows(flat, rows), *args, **kwargs)
     if out.ndim > 3:
-        raise CacheMismatch(
-            "A module's output does not have the registered shape; this call runs in full."
-        )
+        raise CacheMismatch("A module's output does not have the registered shape; this call runs in full.")
     call.batch.correct(site, fresh, call.settings.modules, rows)
     return put_rows_(out, rows, fresh)
 
@@ -188,8 +186,8 @@ def modulated_input(original, block: Block, args, kwargs) -> torch.Tensor | None
 
 @contextmanager
 def modulated_inputs_read(block: Block) -> Iterator[list[torch.Tensor]]:
-    """Around a block that runs: a list that then holds what its attention has read, as `modulated_input` gives
-    it; it stays empty where only that can tell."""
+    """Around a block that runs: a list that then holds what its attention has read, as `modulated_input`
+    gives it. It stays empty for blocks without an adapter, and where another node has replaced the inside."""
     found: list[torch.Tensor] = []
     adapter = adapter_of(block.spec)
     if adapter is None:
@@ -198,5 +196,5 @@ def modulated_inputs_read(block: Block) -> Iterator[list[torch.Tensor]]:
     paths = adapter.inputs
     with capture({path: block.module.get_submodule(path) for path in paths}, inputs=True) as seen:
         yield found
-    if len(seen) == len(paths):  # otherwise another node has replaced the inside of the block
+    if len(seen) == len(paths):
         found.append(torch.cat([seen[path] for path in paths], 1))

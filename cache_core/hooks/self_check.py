@@ -46,8 +46,8 @@ class SelfCheck:
     planned: kinds of steps to come, of "A" and "C".
     ratio: share of tokens that conservative steps refresh, or None where a mask says what they compute.
     guess: whether the blocks are guessed (`models.detection`).
-    passed: for each kind whether what was put back was right; a kind that could not be compared, since a block
-        did not run or gave numbers that are not finite, is not in it."""
+    passed: for each kind whether what was put back was right; a kind that could not be compared, since a
+        block did not run or gave numbers that are not finite, is not in it."""
 
     def __init__(
         self,
@@ -132,7 +132,9 @@ class SelfCheck:
             recording.close()
             ended = not any(b.signature is None for b in twin.batch.branches)
             if self._tail and ended and any(b.signature is None for b in self._call.batch.branches):
-                self.passed[self._tail] = False  # the skipped run's first block did not run, so nothing was kept
+                self.passed[self._tail] = (
+                    False  # the skipped run's first block did not run, so nothing was kept
+                )
             elif self._tail and not ended and self._guess:
                 self.passed[self._tail] = (
                     False  # the last of its blocks did not run, or gave something else than a tensor

@@ -1,8 +1,9 @@
 """`forward` shims on blocks and their sub-modules, for the length of one model call: where features are taken
 and put back.
 
-No module is replaced and no weight is touched. A shim is set as the instance's `forward` while one model call
-runs and is removed in `finally`. A `forward` that another pack has set before is kept, called and restored."""
+No module is replaced and no weight is touched. A shim is set as the instance's `forward` while one model
+call runs and is removed in `finally`. A `forward` that another pack has set before is kept, called and
+restored."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """How many bytes the caches of a run will hold, from the model's blocks and the sizes of its tokens, before
 anything is kept.
 
-The plan is followed step by step: every full step adds a snapshot, and corrections are held from a conservative
-step to the next full one. The estimate leaves out what a forecast learns beside them (labels of channels,
-gains), which is less than one token per site."""
+The plan is followed step by step: every full step adds a snapshot, and corrections are held from a
+conservative step to the next full one. The estimate leaves out what a forecast learns beside them (labels of
+channels, gains), which is less than one token per site."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ class BlockSpec:
     takes: (stream, keyword, position) of each main tensor in the call.
     gives: the streams that it returns, in order; one stream is returned bare.
     reads: the streams that code behind the last block reads.
-    joined: the streams of an earlier kind of block that are concatenated in this kind's only stream, in order.
+    joined: the streams of an earlier kind of block that are concatenated, in this order, in this kind's only
+        stream.
     batch: the dimension of the batch.
     packed: the main tensors are one tuple, the first argument.
     writes: whether the block may write into its input.
@@ -73,7 +74,7 @@ class BlockSpec:
         return (stream,) if stream else self.streams
 
     def take(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The main tensors of a call, as they are, by stream; CacheMismatch if they are not where `takes` says."""
+        """The main tensors of a call, by stream; CacheMismatch if they are not where `takes` says."""
         if self.packed:
             return self._named(self.streams, args[0] if args else None)
         found = {}

@@ -99,4 +99,6 @@ def blocks_of(model: nn.Module, family: Family) -> list[Block]:
 
 def side_modules_of(model: nn.Module, family: Family) -> tuple[tuple[nn.Module, SideModule], ...]:
     """The modules beside the blocks, each with what the registry says of it."""
-    return tuple((uncompiled(m), side) for side in family.side_modules for m in _modules(_at(model, side.path)))
+    return tuple(
+        (uncompiled(m), side) for side in family.side_modules for m in _modules(_at(model, side.path))
+    )

@@ -1,4 +1,5 @@
-"""The registry of model families: one row per model class of ComfyUI. A new model costs a row here and no code.
+"""The registry of model families: one row per model class of ComfyUI. A new model needs a row here and no
+code.
 
 Specs were read off the loops over the blocks in ComfyUI 0.3.64 to 0.26; tests/comfy/test_families.py
 samples a tiny model of every row."""
@@ -78,7 +79,11 @@ FAMILIES = (
     _row("Hunyuan3D 2", "hunyuan3d.model", "Hunyuan3Dv2", *_FLUX),
     # Video.
     _row(
-        "Wan VACE", "wan.model", "VaceWanModel", *_WAN, side_modules=(SideModule("vace_blocks", copies=2, chained=True),)
+        "Wan VACE",
+        "wan.model",
+        "VaceWanModel",
+        *_WAN,
+        side_modules=(SideModule("vace_blocks", copies=2, chained=True),),
     ),
     _row("Wan S2V", "wan.model", "WanModel_S2V", *_WAN, side_modules=(SideModule("audio_injector"),)),
     _row(
@@ -88,7 +93,13 @@ FAMILIES = (
         *_WAN,
         side_modules=(SideModule("face_adapter.fuser_blocks"),),
     ),
-    _row("WanDancer", "wan.model_wandancer", "WanDancerModel", *_WAN, side_modules=(SideModule("music_injector"),)),
+    _row(
+        "WanDancer",
+        "wan.model_wandancer",
+        "WanDancerModel",
+        *_WAN,
+        side_modules=(SideModule("music_injector"),),
+    ),
     _row("Wan", "wan.model", "WanModel", *_WAN),
     _row(
         "LTX-2",

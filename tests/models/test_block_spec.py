@@ -10,7 +10,7 @@ from cache_core.base.names import LEVELS
 from cache_core.config import Settings
 from cache_core.controller import Controller
 from cache_core.hooks import model_binding as models
-from cache_core.models.block_spec import Aside, Family, one, two
+from cache_core.models.block_spec import SideModule, Family, one, two
 from cache_core.models.capabilities import abilities, fit
 from cache_core.models.families import unknown_families
 from cache_core.predictors.build import forecast
@@ -99,7 +99,7 @@ def row(writes=False, **changes):
             "module": __name__,
             "model": "Toy",
             "lists": lists,
-            "asides": (Aside("refiner"),),
+            "side_modules": (SideModule("refiner"),),
             **changes,
         }
     )
