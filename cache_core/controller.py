@@ -248,6 +248,8 @@ class Controller:
         self._site_rule = settings.predictor
         shims, check = known.wiring(call).shims(known.module), None
         planned = known.unchecked if conservative else known.unchecked - {"C"}
+        if self.compilation is None:
+            self.compilation = Compilation.of_blocks(known.module, known.family)
         with ExitStack() as stack:
             if self.compilation is not None:
                 self.say(self.compilation.said)

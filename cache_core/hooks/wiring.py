@@ -217,7 +217,7 @@ class Wiring(ModelOutput):
         call, spec = self.call, block.spec
         first = next(iter(main.values()))
         if self._entered is None:
-            self._entered = tuple((s, tuple(spec.flat(x).shape[1:]), x.dtype) for s, x in main.items())
+            self._entered = self._mark(spec, main)
             self._samples = call.batch_size = first.shape[spec.batch]
             if call.kind != "F" and self.level != "output" and not self._signed(self._entered, self._samples):
                 raise CacheMismatch(OTHER_TOKENS)
@@ -231,6 +231,15 @@ class Wiring(ModelOutput):
         if i == self.first and (self.level == "stack" or self.probe == "block"):
             # Blocks and other nodes may write into it.
             self._input = {s: spec.flat(x).clone() for s, x in main.items()}
+
+    @staticmethod
+    def _mark(spec: BlockSpec, main: Streams) -> tuple:
+        """What must be equal between a call and the last full step. With an adapter all blocks have the same
+        joint tokens, so that a call fits in which another node skips the first blocks."""
+        if spec.adapter is None:
+            return tuple((s, tuple(spec.flat(x).shape[1:]), x.dtype) for s, x in main.items())
+        first = next(iter(main.values()))
+        return sum(x.shape[1] for x in main.values()), first.shape[2], first.dtype
 
     def _count_tokens(self, main: Streams) -> None:
         """Notes how many tokens of the joint sequence, text first, are text."""

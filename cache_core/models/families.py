@@ -18,15 +18,12 @@ class Block:
     name: (kind, index) in the cache.
     module: the block itself, also where torch.compile is around it.
     spec: what the registry says of its kind.
-    last: whether it is the model's last block.
-    compiler: the torch.compile that another node has put around this block alone, as a function from a
-        callable to its compiled form; None elsewhere."""
+    last: whether it is the model's last block."""
 
     name: tuple[str, int]
     module: nn.Module
     spec: BlockSpec
     last: bool
-    compiler: Callable[[Callable], Callable] | None = None
 
 
 def find_family(model: nn.Module) -> Family | None:
@@ -74,27 +71,29 @@ def _modules(found) -> Iterable[nn.Module]:
     return [found] if isinstance(found, nn.Module) and not isinstance(found, nn.ModuleList) else found or ()
 
 
-def blocks_of(model: nn.Module, family: Family) -> list[Block]:
-    """The blocks of a model in running order; empty if a list of the row is missing or the last list is
-    empty."""
+def _listed(model: nn.Module, family: Family) -> list[tuple[tuple[str, int], nn.Module, BlockSpec]]:
+    """(name, block as it lies in its list, spec), in running order; empty if a list of the row is missing or
+    the last list is empty."""
     found = []
     for path, kind, spec in family.lists:
         modules = _at(model, path)
         if modules is None:
             return []
         found += [((kind, i), m, spec) for i, m in enumerate(_modules(modules))]
-    if not found or found[-1][2] is not family.lists[-1][2]:
-        return []
-    return [
-        Block(
-            name,
-            uncompiled(m),
-            spec,
-            i == len(found) - 1,
-            getattr(m, "dynamo_ctx", None),
-        )
-        for i, (name, m, spec) in enumerate(found)
-    ]
+    return found if found and found[-1][2] is family.lists[-1][2] else []
+
+
+def blocks_of(model: nn.Module, family: Family) -> list[Block]:
+    """The blocks of a model in running order; empty if a list of the row is missing or the last list is
+    empty."""
+    found = _listed(model, family)
+    return [Block(name, uncompiled(m), spec, i == len(found) - 1) for i, (name, m, spec) in enumerate(found)]
+
+
+def compilers_of(model: nn.Module, family: Family) -> dict[nn.Module, Callable[[Callable], Callable]]:
+    """The torch.compile that other nodes have put around single blocks: for each of these what makes the
+    compiled form of a function."""
+    return {uncompiled(m): m.dynamo_ctx for _, m, _ in _listed(model, family) if hasattr(m, "dynamo_ctx")}
 
 
 def side_modules_of(model: nn.Module, family: Family) -> tuple[tuple[nn.Module, SideModule], ...]:
