@@ -116,8 +116,8 @@ class Compilation:
         return make
 
     def _of(self, part: nn.Module, original: Callable) -> Callable:
-        """The compiled form of a module's forward, one for all modules of a class; a forward that another node
-        has set stays as it is."""
+        """The compiled form of a module's forward, one for all modules of a class; a forward that another
+        node has set stays as it is."""
         own = type(part).forward
         if self._only is not None and id(part) not in self._only:
             return original

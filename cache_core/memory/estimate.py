@@ -202,7 +202,7 @@ def _computed(module: _Module, settings, ratio: float, shapes: Shapes, blocks, n
 
 
 def _probe(settings: Settings, blocks: Sequence[Block], shapes: Shapes, first: int) -> int:
-    """Values of what a forecast looks at on a step, which is kept for each of its full steps."""
+    """Values of the probe that a forecast needs of a step, which is kept for each of its full steps."""
     if settings.level == "output" and settings.predictor.probe == "latent":
         return shapes.output
     probe = settings.predictor.probe if settings.level in ("final", "stack") else None

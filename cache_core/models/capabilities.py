@@ -95,7 +95,7 @@ def _levelled(
 
 
 def coarser(settings: Settings, level: str) -> Settings:
-    """The settings at another level; a predictor that looks at a probe gives way to its first rule where
+    """The settings at another level; a predictor that needs a probe is replaced by its first rule where
     there is none."""
     rule = settings.predictor
     if rule.probe and level not in ("final", "stack") and not (rule.probe == "latent" and level == "output"):
@@ -108,9 +108,8 @@ def gave_way(before: Settings, after: Settings) -> str | None:
     if after.predictor == before.predictor:
         return None
     return (
-        f"The forecast {before.predictor.name} looks at the first blocks of a step, which is of no use "
-        f"here; {after.predictor.name} "
-        "stands in."
+        f"The forecast {before.predictor.name} needs the first blocks of a step, which do not run at this "
+        f"level; {after.predictor.name} is used instead."
     )
 
 

@@ -27,7 +27,7 @@ class Block:
 
 
 def find_family(model: nn.Module) -> Family | None:
-    """The row of a model, or None when the table has none."""
+    """The row of a model, or None when the registry has none."""
     for base in type(model).__mro__:
         for row in FAMILIES:
             if (
