@@ -25,6 +25,7 @@ from .base.names import FINAL, OUTPUT, STACK
 from .cache.feature_cache import Batch, Branch
 from .config import Settings
 from .hooks.call_context import Call
+from .hooks.compilation import Compilation
 from .hooks.model_binding import Model
 from .memory.budget import Budget
 from .model_call import installed, left_alone
@@ -274,6 +275,8 @@ class Controller(RunState):
         since = self._store.ran(kind, now.at.phase, now.at.step, branches)
         call = self._prepared(now, known, branches, kind, since, grid)
         check = self._check_of(known, call)
+        if self.compilation is None:
+            self.compilation = Compilation.of_blocks(known.module, known.family)
         compilation = self.compilation
         if compilation is not None:
             self.say(compilation.said)
@@ -311,7 +314,7 @@ class Controller(RunState):
             observed=self._observer is not None,
             computed=self._mask.at(now.at.step) if self._mask and kind == "C" else None,
         )
-        call.door = self._sizes_known(known, call)
+        call.sizes_known = self._sizes_known(known, call)
         return call
 
     def _observed(self, now: _Now, branches: list[Branch], known: Model) -> Callable:

@@ -63,7 +63,8 @@ def _for_fresh_noise(settings: Settings, schedule: CacheSchedule, ends: tuple[No
     Measured on the embedded model (12 and 24 steps, half of them skipped): 28 to 55 dB to plain sampling,
     where forecasts of features ended at 9 to 39 dB. Conservative steps, which replay attention, run as
     aggressive ones; a mask names modules, so its steps do too."""
-    kinds = schedule.kinds.replace("C", "A")
+    live = settings.attention == "live" and settings.mask is None
+    kinds = schedule.kinds if live else schedule.kinds.replace("C", "A")
     plan = explicit(kinds, list(schedule.ratios))
     plan = replace(plan, name=schedule.name)
     rule = settings.predictor if isinstance(settings.predictor, DataPrediction) else DataPrediction()
@@ -74,7 +75,7 @@ def _for_fresh_noise(settings: Settings, schedule: CacheSchedule, ends: tuple[No
         level="output",
         first=0,
         predictor=rule.over_run(*ends),
-        module_predictor=None,
+        module_predictor=settings.module_predictor if live else None,
     )
     return settings, plan, None
 

@@ -59,7 +59,7 @@ _REMEDIES = (
     ("split over several GPUs", "Take out the node that splits it, or Dual Cache."),
 )
 """What helps against a reason in free text, by a part of it."""
-_TOLD = {"plain": " is sampled plainly: ", "refused": " ran in full: ", "mismatch": "this call ran in full"}
+_TOLD = {"plain": " is sampled plainly: ", "refused": " ran in full: ", "mismatch": "this call runs in full"}
 """Part of the message that says more of a reason."""
 _TOLD_REMEDIES = {
     "plain": "Take Dual Cache out here, or choose another model or sampler.",

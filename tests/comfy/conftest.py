@@ -290,7 +290,7 @@ def replayed(part):
 
     def paths(net, name):
         block = next(b for b in families.blocks_of(net, families.find_family(net)) if b.name == name)
-        modules = getattr(block.adapter, "modules", ())
+        modules = getattr(block.spec, "modules", ())
         return {
             path
             for path, _ in block.module.named_modules()

@@ -1,4 +1,4 @@
-"""Every row of the block table on tiny random models in ComfyUI, at every level that the row has."""
+"""Every row of the registry on tiny random models in ComfyUI, at every level that the row has."""
 
 from __future__ import annotations
 

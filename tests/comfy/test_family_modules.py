@@ -50,7 +50,7 @@ def test_conservative_steps_replay_attention_and_refresh_rows_of_the_mlps(models
     kept, handles = {}, []
     for block in blocks:
         for path, m in block.module.named_modules():
-            if path in block.adapter.modules and path not in block.adapter.rows:
+            if path in block.spec.modules and path not in block.spec.rows:
                 mark = (block.name, path)
                 handles.append(
                     m.register_forward_hook(lambda _, a, out, mark=mark: kept.setdefault(mark, out))
@@ -90,7 +90,7 @@ def test_masks_compute_the_modules_that_they_name(models, runs, part, name):
     whole = call(base, 0.5, now)
     for block in blocks:
         for path, m in block.module.named_modules():
-            if path in block.adapter.modules and block.adapter.part(path) == "mlp":
+            if path in block.spec.modules and block.spec.part(path) == "mlp":
                 mark = (block.name, path)
                 handles.append(
                     m.register_forward_hook(lambda _, a, out, mark=mark: kept.setdefault(mark, out))

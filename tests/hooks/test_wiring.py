@@ -143,8 +143,8 @@ SITES = {
     "block": {
         ("double", 0, "img"),
         ("double", 0, "txt"),
-        ("single", 0, "residual"),
-        ("single", 1, "residual"),
+        ("single", 0, "x"),
+        ("single", 1, "x"),
     },
 }
 

@@ -130,7 +130,7 @@ def test_reference_latents_are_tokens_too(model):
         expected_shapes(model, family, blocks_of(model, family), latents, 5, torch.float32)
         for latents in ([(16, 8, 8)], [(16, 8, 8), (16, 6, 8)])
     )
-    assert alone.doors["double"]["img"][0] == 16 and beside.doors["double"]["img"][0] == 16 + 12
+    assert alone.blocks["double"]["img"][0] == 16 and beside.blocks["double"]["img"][0] == 16 + 12
 
 
 class Narrow(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""docs/families.md is what the block table and the tests in ComfyUI give."""
+"""docs/families.md is what the registry and the tests in ComfyUI give."""
 
 import json
 
