@@ -1,10 +1,11 @@
-"""Committed files are what `python -m tools.regenerate` makes, a stale one is named, and a translated page that
-lags says so."""
+"""Committed files are what `python -m tools.regenerate` makes, a stale one is named, and a translated page
+that lags says so."""
 
 import json
 
 import pytest
 
+from cache_core.recipes import settings_of
 from tools import help_tables, node_snapshot, regenerate, translations
 
 ENGLISH = "# Title\n\nText.\n"
@@ -64,14 +65,20 @@ def test_a_new_preset_and_a_new_forecast_get_rows_and_the_others_keep_theirs(mon
     recipe = {"about": "New.", "generator": {"type": "full"}, "experimental": True}
     monkeypatch.setitem(help_tables.PRESETS, "mine", recipe)
     monkeypatch.setattr(help_tables, "NAMES", ("linear", "fresh"))
-    page = (
-        f"x\n{help_tables.begin('presets')}\n\n| preset | n | text |\n|---|---|---|\n\n{help_tables.END}\ny"
-    )
+    table = "| preset | n | text |\n|---|---|---|"
+    page = f"x\n{help_tables.begin('presets')}\n\n{table}\n\n{help_tables.END}\ny"
     rows = help_tables.cells_of(help_tables.with_tables(page, "DualCache"))
     assert rows["mine"] == ["30, 0, 0", "New. (experimental)"]
     assert help_tables._forecasts({"linear": ["a line"]}, "en") == {"linear": ["a line"], "fresh": [""]}
     chinese = help_tables.cells_of(help_tables.with_tables(page, "DualCache", "zh"))
     assert chinese["mine"][1] == "New. (experimental)"
+
+
+def test_a_recipe_may_be_experimental():
+    recipe = {"generator": {"type": "full"}, "experimental": True}
+    assert settings_of(recipe) == settings_of({"generator": {"type": "full"}})
+    with pytest.raises(ValueError, match="experimental must be true or false"):
+        settings_of({**recipe, "experimental": "yes"})
 
 
 def test_a_page_without_the_place_for_its_table_is_refused():
