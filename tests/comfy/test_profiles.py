@@ -33,11 +33,11 @@ def call(part):
 
 
 @pytest.fixture(scope="module")
-def recording(flux, call, sample, tmp_path_factory):
+def recording(build_flux, call, sample, tmp_path_factory):
     """The file of a profile of three runs of a tiny FLUX, recorded once."""
     import folder_paths
 
-    path = tmp_path_factory.mktemp("recording")
+    flux, path = build_flux(), tmp_path_factory.mktemp("recording")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(folder_paths.folder_names_and_paths, "cache_profiles", ([str(path)], set()))
         (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
