@@ -177,7 +177,8 @@ def recipe_of(settings: Settings) -> dict:
             else {"generator": dict(settings.generator)}
         )
     )
-    ratios = list(settings.schedule.ratios) if "kinds" in plan and settings.ratio is None else []
+    listed = settings.schedule if settings.mask is None and settings.ratio is None else None
+    ratios = list(listed.ratios) if listed is not None else []
     parts = {"ratio": ratios[0]} if len(set(ratios)) == 1 else {"ratios": ratios} if ratios else {}
     parts |= {key: getattr(settings, key) for key in _PLAIN if getattr(settings, key) != getattr(whole, key)}
     parts |= {
