@@ -12,6 +12,7 @@ import importlib
 import json
 import sys
 from dataclasses import asdict
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -22,6 +23,7 @@ from cache_core.predictors.build import NAMES, forecast
 from cache_core.report import diagnosis as reasons
 from cache_core.schedule import cost
 from cache_core.schedule import plan as schedule
+from tools import help_tables
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "web" / "presets.js"
@@ -48,7 +50,7 @@ def _presets() -> dict:
         plan = {"kinds": recipe["kinds"]} if "kinds" in recipe else {"generator": settings.generator}
         run = sum(settings.blocks_run(["double"] * cost.FLUX_DEV.double + ["single"] * cost.FLUX_DEV.single))
         made[name] = {
-            "about": recipe["about"],
+            "about": help_tables.about(name),
             **plan,
             "level": settings.level,
             "snapshots": _held(settings.predictor),
@@ -57,6 +59,7 @@ def _presets() -> dict:
     return made
 
 
+@cache
 def nodes_module(name: str) -> ModuleType:
     """A module of nodes/ that needs nothing of ComfyUI but the node API, for which a stand-in serves."""
     names = (

@@ -439,6 +439,7 @@ export const LOW_STEPS = 10;
 export const REASONS = {
   "no_snapshot": "nothing was cached for this conditioning, size and batch",
   "plain": "this model or this way of sampling it cannot be cached",
+  "stale": "what was cached of a conditioning was older than the plan allows",
   "rising": "the sampler went back to a higher noise level, where cached features are out of date",
   "beyond": "the sampler evaluated the model more often than its steps say",
   "mismatch": "what was cached did not fit the running model call",

@@ -7,6 +7,7 @@ its images."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -79,7 +80,8 @@ class Adaptive(FeaturePredictor):
             return
         # In float32: the differences are small beside the features.
         newest = site.snapshots[0].float()
-        steps = [sum(w * (s.float() - newest) for s, w in zip(site.snapshots, r) if w) for r in rows]
+        sums = [sum(w * (s.float() - newest) for s, w in zip(site.snapshots, r) if w) for r in rows]
+        steps = cast("list[torch.Tensor]", sums)  # no row is empty
         miss = truth.float() - newest
         count = len(steps)
         gram = torch.stack([torch.stack([_inner(a, b) for b in steps], -1) for a in steps], -2)
@@ -160,6 +162,7 @@ class ProbeGain(FeaturePredictor):
             len(site.nodes) < 2
             or past is None
             or past.nodes[:2] != site.nodes[:2]
+            or seen is None
             or seen.now is None
             or seen.now.shape != past.snapshots[0].shape
         ):

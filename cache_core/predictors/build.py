@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from ..base.wording import named
 from ..cache.feature_predictor import FeaturePredictor
@@ -59,7 +60,7 @@ def forecast(data: Mapping) -> FeaturePredictor:
         _known(rest, ("steps", "rectifier", "sigmas"), "a residual")
         return Residual.read(**rest)
     how, more = rest.pop("adapt", None), {key: rest.pop(key) for key in ("pull", "limit") if key in rest}
-    rule = predictor(data.get("name"), **rest)
+    rule = predictor(cast(str, data.get("name")), **rest)  # which refuses anything else
     if how is None:
         _known(more, (), "a forecast that does not adapt")
         return rule

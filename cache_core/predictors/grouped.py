@@ -82,6 +82,8 @@ def _chosen(rows, site: Site, which: torch.Tensor, shape, out: torch.Tensor | No
 class _Pool(FeaturePredictor):
     """What the parts with a pool of members share."""
 
+    pool: tuple[Predictor, ...]
+
     def _check(self, by):
         if not self.pool or not all(isinstance(p, Predictor) for p in self.pool):
             raise ValueError(f"pool of a forecast by {by} must hold plain predictors.")
@@ -190,7 +192,9 @@ class ByBand(_Pool):
             return base
         if base.ndim == 4:
             pixels = weighted_sum([s.flatten(2).mT for s in site.snapshots], apart)
-            return base.add_(low_band(pixels, self.cut, base.shape[2:]).mT.reshape(base.shape))
+            return base.add_(
+                low_band(pixels, self.cut, (base.shape[2], base.shape[3])).mT.reshape(base.shape)
+            )
         first = site.text_tokens
         if first >= base.shape[1]:
             return base
@@ -255,6 +259,7 @@ class ByToken(_Pool):
         past = seen.past if seen else None
         if (
             past is None
+            or seen is None
             or seen.now is None
             or len(past.nodes) < 2
             or past.nodes != site.nodes[: len(past.nodes)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from itertools import groupby
 from operator import index
 from statistics import median
+from typing import cast
 
 from ..base.json_values import _number, finite
 from ..base.wording import counted, size
@@ -54,7 +55,7 @@ class StepRecord:
     indicator: float | None = None
 
     def to_dict(self) -> dict:
-        return {f.name: _WRITE[f.type](getattr(self, f.name)) for f in fields(self)}
+        return {f.name: _WRITE[cast(str, f.type)](getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, data: dict) -> StepRecord:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 from ..base.limits import MAX_STEPS
 from ..base.wording import named
@@ -126,9 +126,10 @@ class CacheSchedule:
         steps = _whole("steps", steps, 1)
         if steps == self.steps:
             return self
-        if self.parameters is None:
+        generator = self.generator
+        if generator is None:
             return CacheSchedule(*_resample(self.kinds, self.ratios, steps), self.name)
-        return CacheSchedule(*_plan(self.generator, steps), self.name, self.parameters)
+        return CacheSchedule(*_plan(generator, steps), self.name, self.parameters)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form as plain values."""
@@ -173,7 +174,8 @@ class CacheSchedule:
             data["kinds"],
             data["ratios"],
             data["name"],
-            **{key: json.dumps(value) for key, value in solved.items()},
+            forecast=json.dumps(solved["forecast"]) if "forecast" in solved else None,
+            mask=json.dumps(solved["mask"]) if "mask" in solved else None,
         )
         if steps != schedule.steps:
             raise ValueError("steps must equal the number of letters in kinds.")
@@ -282,7 +284,7 @@ def explicit(kinds: str, ratio: float | Sequence[float] = _DEFAULT_RATIO) -> Cac
         kinds = re.sub(r"[ \t\r\n]+", "", kinds)
         if not isinstance(ratio, Sequence):
             ratio = (_fraction("ratio", ratio),) * len(kinds)
-    return CacheSchedule(kinds, ratio)
+    return CacheSchedule(kinds, cast("tuple[float, ...]", ratio))  # which it makes of any sequence
 
 
 def from_generator(generator: Mapping[str, Any], steps: int) -> CacheSchedule:

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import json
 
-import comfyui_version
 import pytest
 
+from stress.comfy_start import comfyui_version, nearest
 from tests.comfy import tiny_families as tiny
 from tests.comfy.tiny_families import PAGES, call, close, left_behind
 
 NAMES = tiny.present()
 FLUX_BLOCKS = ("FLUX", "FLUX.2", "Chroma", "Chroma Radiance", "HunyuanVideo", "Hunyuan3D 2")
 """Families whose blocks have an adapter of their own, which other tests look at."""
-CAN = json.loads(PAGES.read_text(encoding="utf-8"))[comfyui_version.__version__]
+KNOWN = json.loads(PAGES.read_text(encoding="utf-8"))
+CAN = KNOWN[nearest(comfyui_version(), KNOWN)]
 TOKENS = [row for row, can in CAN.items() if "tokens" in can]
 REFRESHED = [
     name for name in NAMES if tiny.TINY[name].row in TOKENS and tiny.TINY[name].row not in FLUX_BLOCKS
@@ -25,7 +26,7 @@ UNPROBED = (
     "pixeldit",
     "pid",
     "hunyuan 3d 2.1",
-    *(["hunyuan video"] if comfyui_version.__version__ == "0.3.64" else []),
+    *(["hunyuan video"] if comfyui_version() == "0.3.64" else []),
 )
 """Models of which the table has no word on what their attention reads, or that have no tokens to put back."""
 

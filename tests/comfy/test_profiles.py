@@ -1,6 +1,7 @@
 """Profiles inside ComfyUI: runs are recorded without a change, other runs are refused, and a plan takes its
 forecast along."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -31,12 +32,25 @@ def call(part):
     return run
 
 
+@pytest.fixture(scope="module")
+def recording(build_flux, call, sample, tmp_path_factory):
+    """The file of a profile of three runs of a tiny FLUX, recorded once."""
+    import folder_paths
+
+    flux, path = build_flux(), tmp_path_factory.mktemp("recording")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(folder_paths.folder_names_and_paths, "cache_profiles", ([str(path)], set()))
+        (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
+        for seed in range(3):
+            assert torch.equal(sample(model, steps=STEPS, seed=seed), sample(flux, steps=STEPS, seed=seed))
+    (file,) = path.iterdir()
+    return file
+
+
 @pytest.fixture
-def recorded(flux, folder, call, sample):
-    """A profile of three runs of a tiny FLUX."""
-    (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
-    for seed in range(3):
-        assert torch.equal(sample(model, steps=STEPS, seed=seed), sample(flux, steps=STEPS, seed=seed))
+def recorded(recording, folder, call):
+    """That profile, in the folder of the test."""
+    shutil.copy(recording, folder)
     return call("LoadCacheProfile", name="tiny.profile.safetensors")[0]
 
 
