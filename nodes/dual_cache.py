@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..cache_core.predictors.extrapolation import predictor
 from ..cache_core.recipes import from_preset, preset_names
-from .comfy import patching, requests
+from .comfy import executing, patching, requests
 from .types import CATEGORY, advanced, optional, schedule_input
 
 FROM_PRESET = "from preset"
@@ -101,6 +101,8 @@ class DualCache(io.ComfyNode):
         cls, model, preset=DEFAULT_PRESET, schedule=None, forecast=FROM_PRESET, gain=0.9, memory=0.0
     ) -> io.NodeOutput:
         request = requests.CacheRequest(
-            settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id, memory=memory
+            settings_from(preset, schedule, forecast, gain),
+            node_id=executing.display_id(cls.hidden.unique_id),
+            memory=memory,
         )
         return io.NodeOutput(patching.patch(model, requests.KEY, request))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..cache_core.recipes import preset_names
-from .comfy import patching, requests, samplers
+from .comfy import executing, patching, requests, samplers
 from .comfy.report_box import nothing_sampled
 from .dual_cache import DEFAULT_PRESET, FROM_PRESET, forecast_inputs, memory_input, settings_from
 from .types import CATEGORY, Report, optional, sampler_inputs, schedule_input
@@ -75,7 +75,9 @@ class DualCacheSampler(io.ComfyNode):
         memory=0.0,
     ) -> io.NodeOutput:
         request = requests.CacheRequest(
-            settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id, memory=memory
+            settings_from(preset, schedule, forecast, gain),
+            node_id=executing.display_id(cls.hidden.unique_id),
+            memory=memory,
         )
         patched = patching.patch(model, requests.KEY, request)
         latent = samplers.sample(

@@ -11,7 +11,7 @@ from ..cache_core.base.names import LEVELS
 from ..cache_core.predictors.build import NAMES, forecast
 from ..cache_core.predictors.extrapolation import MEMBERS
 from ..cache_core.recipes import from_json, preset, preset_names, settings_of, to_json
-from .comfy import patching, requests
+from .comfy import executing, patching, requests
 from .dual_cache import DEFAULT_PRESET
 from .types import CATEGORY, advanced, optional, schedule_input
 
@@ -179,5 +179,7 @@ class FeatureForecast(io.ComfyNode):
         made = recipe_from(preset, forecast, order, gain, coordinate, adapt, level, recipe)
         if schedule is not None and (forecast, level) != (FROM_RECIPE, FROM_RECIPE):
             schedule = replace(schedule, forecast=None)  # what is chosen here wins, as in Dual Cache
-        request = requests.CacheRequest(settings_of(made, schedule), node_id=cls.hidden.unique_id)
+        request = requests.CacheRequest(
+            settings_of(made, schedule), node_id=executing.display_id(cls.hidden.unique_id)
+        )
         return io.NodeOutput(patching.patch(model, requests.KEY, request), to_json(made))

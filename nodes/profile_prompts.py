@@ -8,7 +8,7 @@ import json
 from comfy_api.latest import io
 
 from ..cache_core.calibration.profile import Profile
-from .comfy import events, identity, loading, patching, profile_files, requests, samplers
+from .comfy import events, executing, identity, loading, patching, profile_files, requests, samplers
 from .profiles import DEFAULT_NAME, recording_inputs
 from .types import CATEGORY, CacheProfile, optional
 
@@ -127,7 +127,7 @@ class ProfilePrompts(io.ComfyNode):
         module_tokens=0,
         clusters=0,
     ) -> io.NodeOutput:
-        path, node_id = profile_files.path_of(name, new=True), cls.hidden.unique_id
+        path, node_id = profile_files.path_of(name, new=True), executing.display_id(cls.hidden.unique_id)
         wanted = list(dict.fromkeys(line.strip() for line in prompts.splitlines() if line.strip()))
         if not wanted:
             raise ValueError("prompts is empty: write one prompt per line.")

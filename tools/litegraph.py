@@ -159,9 +159,12 @@ class Graph:
         """Adds a node and returns its outputs by name.
 
         values: by input name, a `Slot` to link from or a widget's value; widgets left out take their default,
-            and stay out of the file where they are optional ones of ComfyUI's nodes. tall: least height.
-            models: (name, url, folder) of files to download. control: what a seed does after a run. Raises ValueError for an input the
-            node does not have, a link of another type, and a node of a foreign pack."""
+            and stay out of the file where they are optional ones of ComfyUI's nodes.
+        tall: least height.
+        models: (name, url, folder) of files to download.
+        control: what a seed does after a run.
+        Raises ValueError for an input the node does not have, a link of another type, and a node of a foreign
+        pack."""
         definition, number = self.definitions[kind], len(self.nodes) + 1
         inputs = inputs_of(definition)
         for name, value in values.items():
