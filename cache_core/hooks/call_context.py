@@ -37,6 +37,10 @@ class Call:
     computed: frozenset[str] | None = None
     """Names of the modules that a masked conservative step computes on all tokens, or None where it refreshes
     rows."""
+    arrived: bool = False
+    """Whether the model's blocks, or the model itself, have run or were replaced."""
+    repeated: bool = False
+    """Whether they came up a second time within this call."""
     n_txt: int = 0
     tokens: int = 0
     """Of the joint sequence, text included; `width` is their size."""

@@ -25,6 +25,14 @@ REASONS: dict[str, tuple[str, str]] = {
         "this model or this way of sampling it cannot be cached",
         "Look at the messages of this report for the cause.",
     ),
+    "guard": (
+        "the model was given something else than at the step before",
+        "Take out the node that moves tiles or windows, or Dual Cache.",
+    ),
+    "control": (
+        "what a control network adds has changed in strength",
+        "Keep its strength the same over the steps that are to be skipped.",
+    ),
     "stale": (
         "what was cached of a conditioning was older than the plan allows",
         "Choose a plan whose full steps fall on the steps on which that conditioning is evaluated.",

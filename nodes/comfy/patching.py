@@ -12,6 +12,7 @@ from ...cache_core.hooks.module_replay import opened
 from . import branch_keys, events, memory
 from .compiled import compilation_of, uncompiled
 from .conflicts import replaced_forward, why_call_not_cached
+from .controls import size_of_control
 from .requests import KEY, RUN, CacheRequest, Run
 from .sampling_run import outer_sample
 
@@ -79,7 +80,9 @@ def apply_model(
             x, t, c_concat, c_crossattn, opened(control), options, **kwargs
         )  # a model may take controls out of their lists
 
-    return controller.guarded(call, model, keys, _grid(model, x), why_call_not_cached(options))
+    return controller.guarded(
+        call, model, keys, _grid(model, x), why_call_not_cached(options), x, size_of_control(control)
+    )
 
 
 def _grid(model, x) -> tuple[int, int] | None:
