@@ -178,6 +178,10 @@ class Evidence:
         self.grid: tuple[int, int] | None = None
 
 
+_STREAMS = {f"{stream}{part}": stream for stream in ("img", "txt") for part in ("", "_attn", "_mlp")}
+"""The stream of a block's site that holds one stream alone, by the last part of its name."""
+
+
 class Branch:
     """Everything remembered of one branch (one conditioning entry, one phase, one shape) of a run."""
 
@@ -198,8 +202,7 @@ class Branch:
 
     def site(self, name: Hashable) -> Site:
         if name not in self.sites:
-            # A block's site names its stream behind the block's (kind, index), where it holds one alone.
-            stream = name[2] if isinstance(name, tuple) and name[2:3] in (("img",), ("txt",)) else ""
+            stream = _STREAMS.get(name[-1], "") if isinstance(name, tuple) else ""
             self.sites[name] = Site(self.evidence, stream, name, self._shelf)
         return self.sites[name]
 
