@@ -168,6 +168,10 @@ CONTROL_CHANGE = 0.25
 date."""
 
 
+_STREAMS = {f"{stream}{part}": stream for stream in ("img", "txt") for part in ("", "_attn", "_mlp")}
+"""The stream of a block's site that holds one stream alone, by the last part of its name."""
+
+
 class Branch:
     """Everything remembered of one branch (one conditioning entry, one phase, one shape) of a run."""
 
@@ -194,8 +198,7 @@ class Branch:
 
     def site(self, name: Hashable) -> Site:
         if name not in self.sites:
-            # A block's site names its stream behind the block's (kind, index), where it holds one alone.
-            stream = name[2] if isinstance(name, tuple) and name[2:3] in (("img",), ("txt",)) else ""
+            stream = _STREAMS.get(name[-1], "") if isinstance(name, tuple) else ""
             self.sites[name] = Site(self.evidence, stream, name, self._shelf)
         return self.sites[name]
 

@@ -75,9 +75,9 @@ class Call:
     def correct(self, block, sites: dict) -> None:
         """Outputs computed on all tokens become the corrections of a block's sites.
 
-        sites: by what their names hold behind the block's."""
+        sites: by their keys, as `site_of` takes them."""
         for key, fresh in sites.items():
-            self.batch.correct((*block, *key), fresh, self.settings.modules)
+            self.batch.correct(site_of(block, key), fresh, self.settings.modules)
 
     def choose(self, name, stream: str, n: int, device, offset: int = 0) -> torch.Tensor | None:
         """Rows of a stream to refresh at a block, or None for none; `offset` is where the stream starts in
@@ -109,6 +109,11 @@ class Call:
                 key, last.scatter(1, rows.expand(self.batch_size, -1), float(self.step))
             )
         return rows
+
+
+def site_of(block: tuple, key: tuple[str, ...]) -> tuple:
+    """The name of a block's module site; key: (stream, part), or (part,) where it holds all tokens."""
+    return (*block, "_".join(key))
 
 
 def _seed(seed: int, step: int, name: Any, stream: str) -> int:
