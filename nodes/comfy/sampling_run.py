@@ -21,6 +21,7 @@ from ...cache_core.schedule.sampler_traits import adds_noise, breaks, is_cfg_pp,
 from . import events, memory, metadata, profile_files
 from .compiled import COMPILED, compilation_of, uncompiled
 from .conflicts import why_run_not_cached
+from .failures import only_logged
 from .identity import identity_of
 from .report_box import nothing_sampled
 from .requests import KEY, RUN, TOKENS, CacheRequest, ProfileRequest, Run, settings_for
@@ -161,8 +162,11 @@ def _keep(prepared: Preparation, run: Run) -> None:
 def _finish(prepared: Preparation, run: Run, samples) -> None:
     """Frees the caches and hands the report to all that ask for it. samples: None where sampling failed."""
     request, report = run.request, run.controller.finish()
-    request.box.add(report, samples)
+    with only_logged("keeping the report"):
+        request.box.add(report, samples)
     if samples is not None and request.node_id is not None and prepared.recorder is None:
-        metadata.carry({"node": request.node_id, **keepsake(report, prepared.settings)})
-    events.send_steps(run, report)
-    events.tell(report, request.node_id)
+        with only_logged("adding the run to the metadata of pictures"):
+            metadata.carry({"node": request.node_id, **keepsake(report, prepared.settings)})
+    with only_logged("telling what the run did"):
+        events.send_steps(run, report)
+        events.tell(report, request.node_id)
