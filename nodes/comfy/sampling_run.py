@@ -22,6 +22,7 @@ from . import events, memory, metadata, profile_files
 from .compiled import COMPILED, compilation_of, uncompiled
 from .conflicts import why_run_not_cached
 from .failures import only_logged
+from .guidance import acting_guidance
 from .identity import identity_of
 from .report_box import nothing_sampled
 from .requests import KEY, RUN, TOKENS, CacheRequest, ProfileRequest, Run, settings_for
@@ -101,15 +102,15 @@ def _prepare(guider, options: dict, latent, sampler, levels: list[float]) -> Pre
     request, name = options[KEY], getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     refusal = why_run_not_cached(guider.model_options)
     if isinstance(request, ProfileRequest):
-        identity = identity_of(guider, latent, name)
-        recorder = request.recording.recorder(levels, identity)
+        identity, (_, unknown) = identity_of(guider, latent, name), acting_guidance(guider)
+        recorder = request.recording.recorder(levels, identity, unknown)
         settings = Settings(method=PROFILE, predictor=recorder, module_predictor=recorder.modules)
-        return Preparation(request, levels, name, settings, identity, recorder, refusal)
+        return Preparation(request, levels, name, settings, identity, recorder, refusal or unknown)
     settings = settings_for(options, uncompiled(guider.model_patcher.model.diffusion_model))
     prepared = Preparation(request, levels, name, settings, refusal=refusal or breaks(name))
     if settings.speedup is not None and prepared.refusal is None:
-        prepared.identity = identity_of(guider, latent, name)
-        settings, said = profile_files.planned(settings, prepared.identity, levels)
+        prepared.identity, (_, other) = identity_of(guider, latent, name), acting_guidance(guider)
+        settings, said = profile_files.planned(settings, prepared.identity, levels, other)
         prepared.settings = replace(
             settings, speedup=None
         )  # what runs is decided, also for whoever repeats it
