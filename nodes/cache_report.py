@@ -115,9 +115,9 @@ def _report(report, model, latent) -> tuple[run_report.Report | None, str]:
         return None, NOTHING_CONNECTED
     if request is None:
         return None, NOT_PATCHED
-    if request.box.remark:
-        return None, request.box.remark
     found, its_own = request.box.report_of(None if latent is None else latent.get("samples"))
+    if request.box.remark and not (found and its_own and latent):
+        return None, request.box.remark
     if found is None:
         return None, NOT_SAMPLED
     if latent is None:

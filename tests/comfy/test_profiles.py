@@ -405,10 +405,12 @@ def test_two_servers_that_record_into_one_profile_lose_no_run(part, tmp_path):
 def test_a_process_that_ended_while_it_wrote_locks_nothing(part, tmp_path):
     lock, path = part("nodes.comfy.file_lock"), tmp_path / "x.safetensors"
     (tmp_path / "x.safetensors.lock").touch()  # as a crash leaves it
-    second = lock.locked(path, patience=0.0)
-    with lock.locked(path, patience=0.0):
-        with pytest.raises(OSError, match="another process has been writing to x.safetensors"):
-            second.__enter__()
+    with (
+        lock.locked(path, patience=0.0),
+        pytest.raises(OSError, match="another process has been writing to x.safetensors"),
+        lock.locked(path, patience=0.0),
+    ):
+        raise AssertionError("the lock was given twice")
     assert not list(tmp_path.iterdir())
 
 
