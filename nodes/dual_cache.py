@@ -105,4 +105,4 @@ class DualCache(io.ComfyNode):
             node_id=executing.display_id(cls.hidden.unique_id),
             memory=memory,
         )
-        return io.NodeOutput(patching.patch(model, requests.KEY, request))
+        return io.NodeOutput(patching.patch_by_node(model, request))

@@ -79,7 +79,7 @@ class DualCacheSampler(io.ComfyNode):
             node_id=executing.display_id(cls.hidden.unique_id),
             memory=memory,
         )
-        patched = patching.patch(model, requests.KEY, request)
+        patched = patching.patch_by_node(model, request)
         latent = samplers.sample(
             patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
         )

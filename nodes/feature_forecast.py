@@ -182,4 +182,4 @@ class FeatureForecast(io.ComfyNode):
         request = requests.CacheRequest(
             settings_of(made, schedule), node_id=executing.display_id(cls.hidden.unique_id)
         )
-        return io.NodeOutput(patching.patch(model, requests.KEY, request), to_json(made))
+        return io.NodeOutput(patching.patch_by_node(model, request), to_json(made))

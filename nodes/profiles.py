@@ -76,13 +76,8 @@ class ProfileModel(io.ComfyNode):
     @classmethod
     def execute(cls, model, name=DEFAULT_NAME, module_tokens=0, clusters=0) -> io.NodeOutput:
         recording = profile_files.Recording(profile_files.path_of(name, new=True), module_tokens, clusters)
-        return io.NodeOutput(
-            patching.patch(
-                model,
-                requests.KEY,
-                requests.ProfileRequest(recording, executing.display_id(cls.hidden.unique_id)),
-            )
-        )
+        request = requests.ProfileRequest(recording, executing.display_id(cls.hidden.unique_id))
+        return io.NodeOutput(patching.patch_by_node(model, request))
 
 
 class LoadCacheProfile(io.ComfyNode):

@@ -99,6 +99,9 @@ def cause(report: Report) -> str:
         (remedy for mark, remedy in _REMEDIES if mark in reason),
         "Look at the messages of this report, or choose a milder preset.",
     )
+    if reason == "memory" and not any(r.planned == "C" for r in wanted):
+        what, remedy = REASONS[reason][0], "Lower the resolution or the batch, or set memory to more GB."
+        return f"in {count} of the {len(wanted)} evaluations planned to be cheaper, {what}. {remedy}"
     what, remedy = REASONS.get(reason, (reason.rstrip("."), helps))
     told = next((m for m in report.messages if _TOLD.get(reason, "\0") in m), None)
     if told is not None:
