@@ -59,7 +59,7 @@ def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> 
             run(rival)
         ways.append(rival)
         notes += _about_rival(rival, ways[1], fewer_from)
-    notes += [m for m in (report.why_nothing(), *report.messages) if m]
+    notes += [m for m in dict.fromkeys((report.why_nothing(), *report.messages)) if m]
     settings = {
         "steps": steps,
         **{key: options[key] for key in NAMED},

@@ -48,6 +48,8 @@ def _presets() -> dict:
     for name, recipe in recipes.PRESETS.items():
         settings = recipes.from_preset(name)
         plan = {"kinds": recipe["kinds"]} if "kinds" in recipe else {"generator": settings.generator}
+        if settings.least_steps:
+            plan["least_steps"] = settings.least_steps
         run = sum(settings.blocks_run(["double"] * cost.FLUX_DEV.double + ["single"] * cost.FLUX_DEV.single))
         made[name] = {
             "about": help_tables.about(name),

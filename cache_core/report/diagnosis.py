@@ -119,13 +119,8 @@ def _no_plan(report: Report) -> str:
         )
     if report.method == "off":
         return "the preset off runs every step in full. Choose another preset."
-    plan = report.schedule.get("generator") or {}
-    cycle, warmup = plan.get("interval", 2), plan.get("warmup", 0)
-    if 0 < report.steps < LOW_STEPS and cycle > 1 and warmup < LOW_STEPS:
-        return (
-            f"with {counted(report.steps, 'step')} the schedule plans full steps only. "
-            "Caching saves little in so few steps; sample with more, or leave the cache out."
-        )
+    if 0 < report.steps < LOW_STEPS:
+        return f"with {counted(report.steps, 'step')} the plan has full steps only. Use fewer steps instead."
     return (
         "the schedule plans full steps only. "
         "Choose an interval of 2 or more, fewer warm-up and tail steps, or a wider range from start to end."

@@ -58,7 +58,9 @@ def tell(report: Report, node_id: str | None) -> None:
         totals["aggressive"],
         report.wall_seconds,
     )
-    for sentence in [*report.messages, None if report.method == "off" else report.why_nothing()]:
+    for sentence in dict.fromkeys(
+        [*report.messages, None if report.method == "off" else report.why_nothing()]
+    ):
         if sentence:
             log.info("Dual Cache: %s", sentence)
     if node_id is not None:
