@@ -139,10 +139,7 @@ def _unknown(mask: Mask | None, blocks: list[Block]) -> list[str]:
     unknown = [n for n in mask.names if n not in known] if mask and blocks else []
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
     return (
-        [
-            "The mask names what this model does not have, which plays no part: "
-            f"{', '.join(unknown[:3])}{more}."
-        ]
+        [f"Ignored mask entries that this model does not have: {', '.join(unknown[:3])}{more}."]
         if unknown
         else []
     )

@@ -193,7 +193,7 @@ def test_names_that_the_model_lacks_are_said_and_play_no_part(model):
     result = run(model, of_steps(more), steps=7)
     said = [m for m in result.report.messages if "does not have" in m]
     assert said == [
-        "The mask names what this model does not have, which plays no part: block.1, double.0.norm, "
+        "Ignored mask entries that this model does not have: block.1, double.0.norm, "
         "double.2.attn and 1 more."
     ]
     assert torch.equal(result.latents, run(model, of_steps(MIXED), steps=7).latents)
