@@ -144,7 +144,8 @@ def peak_bytes(
     C steps keep a correction of every MLP (n d per block), with live attention also of the attention of
     double blocks. A schedule with a mask keeps no attention of single blocks, and up to one correction per
     module; one with runs only a feature per run.
-    live_attention: keys and values of the newest F step (2 n d per block) are kept instead of the attention outputs.
+    live_attention: keys and values of the newest F step (2 n d per block) are kept instead of the attention
+        outputs.
     branches: cached streams, such as 2 for cond and uncond, times the batch.
     """
     counted = {

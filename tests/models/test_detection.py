@@ -97,7 +97,8 @@ def test_blocks_that_are_found_are_skipped(way):
 
 @pytest.mark.parametrize("level", ["stack", "block", "module"])
 def test_a_guess_is_cached_as_a_whole(level):
-    """The self-check looks at one block of a class, and blocks of an unknown model may differ by their place."""
+    """The self-check looks at one block of a class, and blocks of an unknown model may differ by their
+    place."""
     assert sampled(Unknown(), level) == ("FAFAFA", [FOUND, WHOLE], 0)
     assert levels_of(detect(Unknown())) == ("output", "final")
 
