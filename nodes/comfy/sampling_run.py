@@ -66,8 +66,8 @@ _active: ContextVar[tuple] = ContextVar("dual_cache_active", default=(None, None
 """The request that is sampled now, and its run, which is None where the sampler has no step."""
 SECOND_ONLY = (
     "Nothing was cached: this model ran outside of Dual Cache's sampling, as the second model of a guider "
-    "does whose first one Dual Cache has not patched. Patch the guider's first model; its settings then hold for "
-    "both."
+    "does whose first one Dual Cache has not patched. Patch the guider's first model; its settings then "
+    "hold for both."
 )
 SECOND_TOO = (
     "The second model of the guider has a caching node of its own, which has no effect: the settings of the "
