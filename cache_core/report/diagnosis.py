@@ -55,7 +55,7 @@ REASONS: dict[str, tuple[str, str]] = {
     ),
     "memory": (
         "the cache would not have fitted into memory",
-        "Lower the resolution or the batch, or set memory to more GB.",
+        "Lower the resolution or the batch, or use aggressive steps only.",
     ),
 }
 """Why an evaluation did not run as planned, and what helps. A reason outside this table is shown as it is

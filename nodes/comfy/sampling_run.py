@@ -64,8 +64,7 @@ _active: ContextVar[tuple] = ContextVar("dual_cache_active", default=(None, None
 SECOND_ONLY = (
     "Nothing was cached: this model ran outside of Dual Cache's sampling, as the second model of a guider "
     "does whose first one Dual Cache has not patched. Patch the guider's first model; its settings then "
-    "hold for "
-    "both."
+    "hold for both."
 )
 SECOND_TOO = (
     "The second model of the guider has a caching node of its own, which has no effect: the settings of the "
