@@ -55,9 +55,8 @@ def _inputs() -> list[io.Input]:
                 "fewer_from",
                 options=[SECONDS, CALLS, NONE],
                 default=SECONDS,
-                tooltip="How many steps the rival gets: as many as fit into the cached run's "
-                "measured seconds, or into its "
-                "counted full model calls; or no rival.",
+                tooltip="How many steps the run with fewer steps gets: as many as fit into the cached "
+                "run's measured seconds, or as many as its full model calls; or no such run.",
             ),
             io.Int.Input(
                 "repeats",
@@ -74,9 +73,8 @@ def _inputs() -> list[io.Input]:
                     "batch",
                     options=[AUTO, PICTURES, VIDEO],
                     default=AUTO,
-                    tooltip="Whether several pictures are frames of a video; latents with a time "
-                    "axis say so "
-                    "themselves.",
+                    tooltip="Whether several pictures are frames of a video; latents with a time axis "
+                    "always are.",
                 )
             ),
         ),
@@ -94,8 +92,7 @@ class CacheCompare(io.ComfyNode):
             display_name="Cache Compare",
             category=CATEGORY,
             description="Samples one picture uncached, cached, and with fewer steps in the time of the "
-            "cached run; shows them side by side "
-            "and says how close they are and what each took.",
+            "cached run; shows them side by side with their closeness, calls and seconds.",
             inputs=_inputs(),
             outputs=[
                 io.Image.Output(

@@ -21,8 +21,7 @@ class DualCacheSampler(io.ComfyNode):
             display_name="Dual Cache Sampler",
             category=CATEGORY,
             description="KSampler with dual caching: full, conservative and aggressive steps by a plan. "
-            "Gives the latent "
-            "and a report of what happened.",
+            "Gives the latent and a report of what ran.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model."),
                 *optional(

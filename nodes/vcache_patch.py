@@ -28,8 +28,8 @@ def _inputs() -> list[io.Input]:
                 "score",
                 options=list(SCORES),
                 default=DEFAULT_SCORE,
-                tooltip="What makes a token worth refreshing. The two published value-norm scores have "
-                "opposite signs; random does about as well.",
+                tooltip="The score of a token; the highest are refreshed. The two published value-norm "
+                "scores have opposite signs; random gives similar quality.",
             ),
             io.Float.Input(
                 "ratio",
