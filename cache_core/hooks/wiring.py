@@ -219,7 +219,7 @@ class Wiring(ModelOutput):
         first = next(iter(main.values()))
         call.arrived = True
         if i == self._entered_at:
-            call.repeated = True
+            self._repeated()
         if self._entered is None:
             self._entered_at = i
             self._entered = self._mark(spec, main)
