@@ -208,6 +208,8 @@ class Controller:
             self._keys.append((key, self._seen[key]))
             self._seen[key] += 1
         branches = [self._branches.setdefault(k, Branch(self._shelf)) for k in self._keys]
+        for branch, chunk in zip(branches, chunks):
+            branch.evidence.branch = chunk
         self._used.update(dict.fromkeys(self._keys, now.step))
         kind, reason = self._kind_for(record, branches, known)
         yield from self._run(kind, reason, record, known, branches, grid)

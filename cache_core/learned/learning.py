@@ -1,0 +1,74 @@
+"""From recorded runs to plans: full steps are chosen, weights fitted, and the better of two growths of errors
+taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+
+from .fit import Evaluate, Fitted, fit
+from .grid import GROWTHS, choose_steps, segment_errors
+from .plans import RUN, LearnedPlan
+from .reference import Trajectory
+
+SMALL, MIDDLE = 6, 8
+"""Numbers of calls up to which the two growths are tried, and up to which the second is a lower one."""
+
+
+def growths(budget: int) -> tuple[float, ...]:
+    """Growths of errors worth a fit each at a number of calls."""
+    return GROWTHS if budget <= SMALL else (GROWTHS[0], 1.0) if budget <= MIDDLE else GROWTHS[:1]
+
+
+def calls_needed(budgets: Sequence[int], captions: int) -> int:
+    """Evaluations of single pictures that `learn` takes, without the recorded runs."""
+    return captions * sum(b * len(growths(b)) for b in budgets)
+
+
+def learn(
+    aims: Sequence[Trajectory],
+    evaluate: Evaluate,
+    budgets: Sequence[int],
+    guidance: float,
+    aim: str = RUN,
+    under: str | None = None,
+    errors: torch.Tensor | None = None,
+    folder: Path | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> list[LearnedPlan]:
+    """A plan for each number of calls, from runs recorded at the same noise levels.
+
+    evaluate, under, folder: as of `fit.fit`. errors: of `grid.segment_errors`, where they are known. progress:
+        called after every evaluation of a batch. ValueError where there is nothing to learn from, or a number
+        of calls exceeds the steps."""
+    if not aims:
+        raise ValueError("there is no recorded run to learn from.")
+    levels = aims[0].sigmas
+    if any(a.sigmas != levels for a in aims):
+        raise ValueError("runs of different noise levels cannot be learned from together.")
+    if wrong := [b for b in budgets if not 1 <= b < len(levels)]:
+        raise ValueError(f"a run of {len(levels) - 1} steps has no plan of {wrong[0]} calls.")
+    errors = segment_errors(aims) if errors is None else errors
+    made = []
+    for budget in budgets:
+        tried: list[tuple[float, Fitted]] = []
+        for growth in growths(budget):
+            full = choose_steps(errors, budget, growth, under is not None)
+            if full in [f.full for _, f in tried]:
+                continue
+            found = fit(aims, evaluate, levels, full, under, folder=folder, progress=progress)
+            tried.append((score(found.held_out), found))
+        best = max(tried, key=lambda pair: pair[0])[1]
+        made.append(LearnedPlan(aim, under or "", guidance, levels, best.full, best.weights, best.held_out))
+    return made
+
+
+def score(held_out: Sequence[float]) -> float:
+    """What is compared between fits: median and worst caption count alike; not finite counts least."""
+    if not all(map(math.isfinite, held_out)):
+        return -math.inf
+    return mean((median(held_out), min(held_out)))
