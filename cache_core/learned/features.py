@@ -95,10 +95,10 @@ class Equations:
         self._parts.append(gram)
 
     def weights(self, prior: torch.Tensor, power: float = 0.0, ridges: Sequence[float] = RIDGES):
-        """Weights [len(FEATURES)] of all captions, those [C, len(FEATURES)] of all but each one, and the ridge.
+        """Weights [len(FEATURES)] of all captions, those [C, len(FEATURES)] of all but each, and the ridge.
 
-        prior: [len(FEATURES)], what ridges pull towards. power: how much captions of a large residual weigh
-            more, 0 for none (then each counts by its relative residual). The ridge is the one whose weights of
+        prior: [len(FEATURES)], what ridges pull towards. power: how much more captions of a large residual
+            weigh, 0 for no more (each counts by its relative residual). The ridge is the one whose weights of
             all but one caption leave the least relative squared residual on that one; with one caption, the
             second smallest."""
         gram = torch.cat(self._parts)
@@ -116,9 +116,9 @@ class Equations:
         count, best = len(gram), None
         for ridge in ridges if count > 1 else ridges[1:2]:
             pull = torch.diag(ridge * total.diagonal() + 1e-12 * total.diagonal().mean() + 1e-300)
-            every = torch.linalg.solve(total + pull, aim)
+            every = _solved(total + pull, aim)
             if count > 1:
-                others = torch.linalg.solve(total - weighted + pull, aim - aims)
+                others = _solved(total - weighted + pull, aim - aims)
                 loss = (
                     square
                     + ((matrix @ others[..., None])[..., 0] * others).sum(-1)
@@ -139,9 +139,15 @@ class Equations:
         return whole, each, ridge
 
 
+def _solved(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Solutions of symmetric systems; not a number where there is none."""
+    found, failed = torch.linalg.solve_ex(matrix, right)
+    return torch.where((failed != 0)[..., None], torch.nan, found)
+
+
 def known_weights(sigmas: Sequence[float], k: int, reach: float) -> torch.Tensor:
-    """Weights [len(FEATURES)] with which step k of these noise levels is DPM-Solver++(2M)'s, to first order in
-    what came before; Euler's at the first and at a last step to 0.
+    """Weights [len(FEATURES)] with which step k of these noise levels is DPM-Solver++(2M)'s, to first order
+    in what came before; Euler's at the first and at a last step to 0.
 
     reach: how far the next state moves per unit of added velocity."""
     weights = torch.zeros(len(FEATURES), dtype=torch.float64)

@@ -18,18 +18,22 @@ Evaluate = Callable[[int, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor
 """evaluate(batch, x, sigma): guided velocity [B, ...] of the captions of a batch, and conditional minus
 unconditional, or None without guidance."""
 
+FEWEST = 4
+"""Captions of which the weights of all but one are near enough to those of all."""
+
 
 @dataclass(frozen=True)
 class Fitted:
     """Weights of a plan and how it did.
 
-    full: places of the full steps among the noise levels. weights: for each, by FEATURES, what is added to the
-        newest velocity until the next one. held_out: dB of every caption's end against its aim, run with
-        weights that other captions gave. ridges: of each step."""
+    full: places of the full steps among the noise levels. weights: for each, by FEATURES, what is added to
+        the newest velocity until the next one. ended: dB of every caption's end against its aim. held_out: whether
+        those ran with weights that the other captions gave. ridges: of each step."""
 
     full: tuple[int, ...]
     weights: tuple[tuple[float, ...], ...]
-    held_out: tuple[float, ...]
+    ended: tuple[float, ...]
+    held_out: bool
     ridges: tuple[float, ...]
 
 
@@ -43,7 +47,8 @@ class _Path:
 
 
 class _Kept:
-    """Paths between two steps: in memory, or in files of a folder, so that memory does not grow with captions."""
+    """Paths between two steps: in memory, or in files of a folder, which keeps memory independent of the
+    number of captions."""
 
     def __init__(self, folder: Path | None):
         self._folder, self._paths = folder, {}
@@ -69,8 +74,8 @@ class _Kept:
 class Segment:
     """From one full step to the next.
 
-    levels: the grid. first, end: places of the two full steps. run: the user's sampler, or None where the plan is
-        a sampler of its own, which takes the whole segment in one step."""
+    levels: the grid. first, end: places of the two full steps. run: the user's sampler, or None where the
+        plan is a sampler of its own, which takes the whole segment in one step."""
 
     def __init__(self, levels: Sequence[float], first: int, end: int, run: Euler | None):
         self.first, self.end, self.run = first, end, run
@@ -99,7 +104,7 @@ def fit(
     *,
     shrink: bool = True,
     power: float = 0.0,
-    cross: bool = True,
+    cross: bool | None = None,
     ridges: Sequence[float] = RIDGES,
     folder: Path | None = None,
     progress: Callable[[], None] = lambda: None,
@@ -107,14 +112,15 @@ def fit(
     """Fits the weights of full steps at these places of the grid `levels` [N + 1], by one evaluation of every
     caption per full step.
 
-    aims: trajectories to end on, in batches of captions, their first states the start. under: the sampler that
-        the plan runs under, by `samplers.SAMPLERS`, None for one of its own. shrink: whether weights are pulled
-        towards those of DPM-Solver++(2M), else towards none. cross: whether each caption goes on by weights that
-        the other captions gave, so that its end is honest and steps are fitted where new captions will be.
-        folder: where paths are kept between steps; memory by default. ValueError where there is no caption, or
-        numbers are not finite."""
+    aims: trajectories to end on, in batches of captions, their first states the start. under: the sampler
+        that the plan runs under, by `samplers.SAMPLERS`, None for one of its own. shrink: whether weights are
+        pulled towards those of DPM-Solver++(2M), else towards none. cross: whether each caption goes on by
+        weights that the other captions gave, so that its end is that of a new caption and steps are fitted
+        where new captions will be; None for where there are at least `FEWEST`. folder: where paths are kept between steps; memory by default. ValueError
+        where there is no caption, or numbers are not finite."""
     if not aims:
         raise ValueError("there is no recorded run to learn from.")
+    cross = sum(aim.count for aim in aims) >= FEWEST if cross is None else cross
     with tempfile.TemporaryDirectory(dir=folder) if folder else _nothing() as place:
         return _fit(
             aims, evaluate, list(levels), list(full), under, shrink, power, cross, ridges, place, progress
@@ -164,12 +170,12 @@ def _fit(aims, evaluate, levels, full, under, shrink, power, cross, ridges, plac
             given = combined(path.past.velocities[0], weights[-1], features, own if cross else None)
             path.x = segment.advance(path.x, path.past.velocities[0], given, path.run)
             kept.put(b, path)
-    held_out = [
-        d
+    ended = [
+        dB
         for b, aim in enumerate(aims)
-        for d in decibels(kept.get(b).x - aim.at(levels[-1]), aim.at(levels[-1]))
+        for dB in decibels(kept.get(b).x - aim.at(levels[-1]), aim.at(levels[-1]))
     ]
-    return Fitted(tuple(full), tuple(weights), tuple(held_out), tuple(chosen))
+    return Fitted(tuple(full), tuple(weights), tuple(ended), cross, tuple(chosen))
 
 
 def follow(

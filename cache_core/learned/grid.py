@@ -50,8 +50,8 @@ def segment_errors(trajectories: Iterable[Trajectory]) -> torch.Tensor:
 def choose_steps(errors: torch.Tensor, budget: int, growth: float, adjacent: bool = False) -> tuple[int, ...]:
     """The `budget` full steps of N with the least sum of errors, each grown until the end by exp(2 a t).
 
-    errors: of `segment_errors`. growth: a. adjacent: whether a step right before the next one costs nothing, as
-        under a sampler that takes it itself. ValueError where the budget cannot be met."""
+    errors: of `segment_errors`. growth: a. adjacent: whether a step right before the next one costs nothing,
+        as under a sampler that takes it itself. ValueError where the budget cannot be met."""
     steps = errors.shape[0]
     left = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
     costs = errors * torch.exp(2 * growth * left)

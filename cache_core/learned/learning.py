@@ -42,9 +42,9 @@ def learn(
 ) -> list[LearnedPlan]:
     """A plan for each number of calls, from runs recorded at the same noise levels.
 
-    evaluate, under, folder: as of `fit.fit`. errors: of `grid.segment_errors`, where they are known. progress:
-        called after every evaluation of a batch. ValueError where there is nothing to learn from, or a number
-        of calls exceeds the steps."""
+    evaluate, under, folder: as of `fit.fit`. errors: of `grid.segment_errors`, where they are known.
+        progress: called after every evaluation of a batch. ValueError where there is nothing to learn from, or
+        a number of calls exceeds the steps."""
     if not aims:
         raise ValueError("there is no recorded run to learn from.")
     levels = aims[0].sigmas
@@ -61,14 +61,18 @@ def learn(
             if full in [f.full for _, f in tried]:
                 continue
             found = fit(aims, evaluate, levels, full, under, folder=folder, progress=progress)
-            tried.append((score(found.held_out), found))
+            tried.append((score(found.ended), found))
         best = max(tried, key=lambda pair: pair[0])[1]
-        made.append(LearnedPlan(aim, under or "", guidance, levels, best.full, best.weights, best.held_out))
+        made.append(
+            LearnedPlan(
+                aim, under or "", guidance, levels, best.full, best.weights, best.ended * best.held_out
+            )
+        )
     return made
 
 
-def score(held_out: Sequence[float]) -> float:
+def score(ended: Sequence[float]) -> float:
     """What is compared between fits: median and worst caption count alike; not finite counts least."""
-    if not all(map(math.isfinite, held_out)):
+    if not all(map(math.isfinite, ended)):
         return -math.inf
-    return mean((median(held_out), min(held_out)))
+    return mean((median(ended), min(ended)))

@@ -17,7 +17,7 @@ from ..base.coordinates import same_levels
 from ..base.limits import MAX_STEPS
 from ..predictors.learned import MOST_WEIGHT, Learned, Row
 from ..schedule.plan import CacheSchedule, explicit
-from .features import FEATURES
+from .features import DELTA_CHANGE, FEATURES, FIRST, SECOND, THIRD
 from .samplers import SAMPLERS
 
 FORMAT, KIND = 1, "learned_plans"
@@ -44,7 +44,7 @@ class LearnedPlan:
     aim: of `AIMS`. under: the sampler that it runs under, "" for one of its own. guidance: classifier-free.
     sigmas: the noise levels of the grid. full: places of the full steps on it. weights: for each, by
         `features.FEATURES`. expected: dB to the aim of every calibration caption, run with weights that the
-        others gave (latents; energy of the aim over the error's).
+        others gave (latents; energy of the aim over the error's); empty where too few were there.
     ValueError naming the field."""
 
     aim: str
@@ -97,13 +97,36 @@ class LearnedPlan:
         return (*(self.sigmas[i] for i in self.full), self.sigmas[-1])
 
     def quality(self) -> tuple[float, float] | None:
-        """Expected dB to the aim, median and worst of the calibration captions, each left out; None for one
-        caption or none."""
+        """Expected dB to the aim, median and worst of the calibration captions, each left out; None where
+        they were too few."""
         return (median(self.expected), min(self.expected)) if len(self.expected) > 1 else None
 
+    def after(self, step: int) -> LearnedPlan:
+        """The plan of a run that begins at a step of the grid, as with less denoise. That step is full, and
+        what leans on steps before it falls away. ValueError where no step is left."""
+        if not 0 <= step < self.steps:
+            raise ValueError(f"a plan of {self.steps} steps cannot begin at step {step}.")
+        rows = {i: row for i, row in zip(self.full, self.weights) if i >= step}
+        full = sorted({step, *rows})
+        back = {SECOND: 2, THIRD: 3, FIRST: 1, DELTA_CHANGE: 1}
+        weights = [
+            tuple(
+                w if back.get(n, 0) <= k else 0.0
+                for n, w in zip(FEATURES, rows.get(i, [0.0] * len(FEATURES)))
+            )
+            for k, i in enumerate(full)
+        ]
+        return replace(
+            self,
+            sigmas=self.sigmas[step:],
+            full=tuple(i - step for i in full),
+            weights=tuple(weights),
+            expected=(),
+        )
+
     def schedule(self) -> CacheSchedule:
-        """The plan as full and aggressive steps with its forecast. ValueError for a plan without a sampler to run
-        under."""
+        """The plan as full and aggressive steps with its forecast. ValueError for a plan without a sampler to
+        run under."""
         if not self.under:
             raise ValueError("this plan is a sampler of its own; it has no steps to skip.")
         full = set(self.full)
@@ -132,15 +155,15 @@ def _row(k: int, weights: Sequence[float], guidance: float) -> Row:
 
 @dataclass(frozen=True)
 class Plans:
-    """A file's plans. identity: texts by the names of `LABELS`, and "area", the smallest and the largest number
-    of latent positions recorded."""
+    """A file's plans. identity: texts by the names of `LABELS`, and "area", the smallest and the largest
+    number of latent positions recorded."""
 
     identity: Mapping
     plans: tuple[LearnedPlan, ...] = field(default_factory=tuple)
 
     def differences(self, identity: Mapping) -> list[str]:
-        """What of a run is not as recorded, in sentences' parts; empty where it fits. Fields that the run or the
-        file does not tell are not compared."""
+        """What of a run is not as recorded, in sentences' parts; empty where it fits. Fields that the run or
+        the file does not tell are not compared."""
         wrong = [
             f"{label} is {identity[name]}, recorded was {self.identity[name]}"
             for name, label in LABELS.items()
@@ -154,29 +177,33 @@ class Plans:
     def fitting(
         self, aim: str, under: str, guidance: float, sigmas: Sequence[float] | None = None
     ) -> list[LearnedPlan]:
-        """Plans for a run, by their number of calls. ValueError says what is missing where there is none."""
+        """Plans for a run, by their number of calls; for noise levels that are the end of a plan's, as with
+        less denoise, that end of it. ValueError says what is missing where there is none."""
         found = [p for p in self.plans if p.aim == aim and p.under == under]
         if not found:
             have = sorted({f"{p.aim} under {p.under or 'a sampler of its own'}" for p in self.plans})
             raise ValueError(
-                f"no plan has the aim {aim} under {under or 'a sampler of its own'}; there are: {'; '.join(have) or 'none'}."
+                f"no plan has the aim {aim} under {under or 'a sampler of its own'}; there are: "
+                f"{'; '.join(have) or 'none'}."
             )
         near = [p for p in found if abs(p.guidance - guidance) <= GUIDANCE_RANGE * p.guidance + 1e-9]
         if not near:
             known = ", ".join(f"{g:g}" for g in sorted({p.guidance for p in found}))
             raise ValueError(
-                f"plans were learned at guidance {known} and hold within {GUIDANCE_RANGE:.0%} of it, the run has "
-                f"{guidance:g}; record runs at this guidance."
+                f"plans were learned at guidance {known} and hold within {GUIDANCE_RANGE:.0%} of it, the run "
+                f"has {guidance:g}; record runs at this guidance."
             )
         nearest = min(abs(p.guidance - guidance) for p in near)
         near = [p for p in near if abs(p.guidance - guidance) <= nearest + 1e-9]
         if sigmas is not None:
-            alike = [p for p in near if same_levels(p.sigmas, sigmas)]
+            tails = [p if p.steps < len(sigmas) else p.after(p.steps + 1 - len(sigmas)) for p in near]
+            alike = [p for p in tails if same_levels(p.sigmas, sigmas)]
             if not alike:
                 counts = ", ".join(map(str, sorted({p.steps for p in near})))
                 raise ValueError(
                     f"plans were learned at {counts} steps and other noise levels than those of this run of "
-                    f"{len(sigmas) - 1} steps; use that scheduler, shift and number of steps, or record runs of this kind."
+                    f"{len(sigmas) - 1} steps; use that scheduler, shift and number of steps, or "
+                    "record runs of this kind."
                 )
             near = alike
         return sorted(near, key=lambda p: p.calls)
@@ -188,7 +215,7 @@ class Plans:
     def merged(self, other: Plans) -> Plans:
         """Both files' plans, those of `other` in place of plans for the same kind of run. ValueError where
         they are of different models."""
-        wrong = [w for w in self.differences(other.identity) if "positions" not in w]
+        wrong = self.differences({k: v for k, v in other.identity.items() if k != "area"})
         if wrong:
             raise ValueError(f"plans of different kinds cannot be in one file: {wrong[0]}.")
         areas = [a for p in (self, other) for a in p.identity.get("area", ())]

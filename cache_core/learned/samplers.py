@@ -44,8 +44,8 @@ class Euler:
         return made
 
     def response(self, first: int, given: int, end: int) -> float:
-        """How far what the model sees at step `end` moves per unit of velocity added to steps given .. end - 1,
-        where the run goes on at step `first`."""
+        """How far what the model sees at step `end` moves per unit of velocity added to steps given ..
+        end - 1, where the run goes on at step `first`."""
         probe, zero = self.copy(), torch.zeros((), dtype=torch.float64)
         probe.past = [zero for _ in self.past]
         x = zero

@@ -8,7 +8,7 @@
 {"by": "channel", "pool": [...], "clusters": 2}          a rule per group (`groups`): by channel, by token, or
 {"by": "band", "low": {...}, "high": {...}}              by band
 {"by": "step", "steps": 50, "table": {...}}              weights per step, as a plan has solved them (`table`)
-{"by": "learned", "steps": 30, "rows": {...}, ...}       outputs and the latent, as a learned plan has it (`learned`)
+{"by": "learned", "steps": 30, "rows": {...}, ...}       outputs and the latent, of a learned plan (`learned`)
 {"by": "cluster", "labels": "0110...", "tables": [...]}  the same for each cluster of channels
 """
 

@@ -1,9 +1,9 @@
-"""What a learned plan puts back at skipped steps: a weighted sum of the outputs and the latent of full steps, by
-which the sampler reaches the state that the plan was fitted to.
+"""What a learned plan puts back at skipped steps: a weighted sum of the outputs and the latent of full steps,
+by which the sampler reaches the state that the plan was fitted to.
 
 Guidance mixes the outputs of two branches, so a term in their difference becomes other weights in each: with
-guided = uncond + g (cond - uncond), weights a_j of guided outputs and b_j of differences are a_j + b_j / g in the
-conditional branch and a_j + b_j / (g - 1) in the unconditional one."""
+guided = uncond + g (cond - uncond), weights a_j of guided outputs and b_j of differences are a_j + b_j / g in
+the conditional branch and a_j + b_j / (g - 1) in the unconditional one."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Learned:
         return weighted_sum(tensors, factors, out)
 
     def _weights(self, site: Site) -> tuple[float, list[float]] | None:
-        """Of the latent and of the site's snapshots in its branch; None where they are not those of the plan."""
+        """Of the latent and of the site's snapshots in its branch; None where they are not the plan's."""
         held = [int(n.index) for n in site.nodes]
         full = [step for step, _ in self.rows]
         if not held or held[0] not in full:
