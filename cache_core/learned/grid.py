@@ -15,9 +15,9 @@ GROWTHS = (0.5, 1.5)
 """How fast an error grows over a whole run, as candidates: exp(a t)."""
 
 
-def segment_errors(trajectories: Iterable[Trajectory]) -> torch.Tensor:
-    """E [N, N, N + 1]: for full steps i <= j and then k, the squared residual of x_k - x_j fitted by x_j, w_j
-    and w_i - w_j over all captions, each relative to its |x_k - x_j|^2, times their mean square step.
+def segment_errors(trajectories: Iterable[Trajectory], relative: bool = False) -> torch.Tensor:
+    """E [N, N, N + 1]: for full steps i <= j and then k, the mean squared residual of x_k - x_j fitted by x_j,
+    w_j and w_i - w_j over all captions, relative to the energy of the end, or to |x_k - x_j|^2.
 
     i = j stands for no earlier velocity. Infinite where the order is not kept."""
     grams = torch.cat([t.gram() for t in trajectories])
@@ -43,7 +43,9 @@ def segment_errors(trajectories: Iterable[Trajectory]) -> torch.Tensor:
         fitted = torch.einsum("kia,ciab,kib->cki", weights, matrix, weights)
         crossed = torch.einsum("kia,ciak->cki", weights, right)
         residual = (size[:, :, None] - 2 * crossed + fitted).clamp_min(0)
-        out[: j + 1, j, j + 1 :] = (residual / energy[:, None, None]).mean(0).T
+        out[: j + 1, j, j + 1 :] = (
+            (residual / (size[:, :, None] if relative else energy[:, None, None])).mean(0).T
+        )
     return out
 
 

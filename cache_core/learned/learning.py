@@ -17,16 +17,20 @@ from .reference import Trajectory
 
 SMALL, MIDDLE = 6, 8
 """Numbers of calls up to which the two growths are tried, and up to which the second is a lower one."""
+SHORT = 12
+"""Steps of a run up to which full steps by relative errors are tried too; in longer runs they never were the
+better ones."""
 
 
-def growths(budget: int) -> tuple[float, ...]:
-    """Growths of errors worth a fit each at a number of calls."""
-    return GROWTHS if budget <= SMALL else (GROWTHS[0], 1.0) if budget <= MIDDLE else GROWTHS[:1]
+def candidates(budget: int, steps: int) -> list[tuple[bool, float]]:
+    """Ways to choose full steps that are worth a fit each: whether by relative errors, and the growth."""
+    growths = GROWTHS if budget <= SMALL else (GROWTHS[0], 1.0) if budget <= MIDDLE else GROWTHS[:1]
+    return [(False, a) for a in growths] + [(True, a) for a in (0.0, 1.0) if steps <= SHORT]
 
 
-def calls_needed(budgets: Sequence[int], captions: int) -> int:
-    """Evaluations of single pictures that `learn` takes, without the recorded runs."""
-    return captions * sum(b * len(growths(b)) for b in budgets)
+def calls_needed(budgets: Sequence[int], captions: int, steps: int) -> int:
+    """Evaluations of single pictures that `learn` takes at most, without the recorded runs of so many steps."""
+    return captions * sum(b * len(candidates(b, steps)) for b in budgets)
 
 
 def learn(
@@ -52,12 +56,14 @@ def learn(
         raise ValueError("runs of different noise levels cannot be learned from together.")
     if wrong := [b for b in budgets if not 1 <= b < len(levels)]:
         raise ValueError(f"a run of {len(levels) - 1} steps has no plan of {wrong[0]} calls.")
-    errors = segment_errors(aims) if errors is None else errors
+    costs = {False: segment_errors(aims) if errors is None else errors}
+    if len(levels) - 1 <= SHORT:
+        costs[True] = segment_errors(aims, relative=True)
     made = []
     for budget in budgets:
         tried: list[tuple[float, Fitted]] = []
-        for growth in growths(budget):
-            full = choose_steps(errors, budget, growth, under is not None)
+        for relative, growth in candidates(budget, len(levels) - 1):
+            full = choose_steps(costs[relative], budget, growth, under is not None)
             if full in [f.full for _, f in tried]:
                 continue
             found = fit(aims, evaluate, levels, full, under, folder=folder, progress=progress)

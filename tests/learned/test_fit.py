@@ -185,4 +185,4 @@ def test_the_cost_is_told_beforehand():
         return curved(x, s), None
 
     learn([aim], counted, [5, 12], 1.0)
-    assert sum(calls) <= calls_needed([5, 12], 3) == 3 * (2 * 5 + 12)
+    assert sum(calls) <= calls_needed([5, 12], 3, 15) == 3 * (2 * 5 + 12)
