@@ -11,7 +11,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -170,17 +169,19 @@ class Bench:
         return self._profile
 
 
-def rows_of(guidance: float) -> list[tuple[str, int]]:
+ROWS = (*RIVALS.values(), LEARNED[RUN], PLANNED, *PRESETS, LEARNED[EXACT])
+
+
+def cells_of(rows: Sequence[str], counts: Sequence[int]) -> list[tuple[str, int]]:
     """Rows and calls (0: as many as it takes) in the order of running."""
-    order = [n for n in (6, 10, 8, 15, 5, 12) if n in CALLS]
-    cells = [(row, n) for n in order for row in (*RIVALS.values(), LEARNED[RUN])]
-    cells += [(name, 0) for name in PRESETS]
-    cells += [(PLANNED, n) for n in order] if guidance <= 2 else []
-    return cells + [(LEARNED[EXACT], n) for n in order]
+    cells = [(row, n) for n in counts for row in rows if row in (*RIVALS.values(), LEARNED[RUN])]
+    cells += [(row, 0) for row in rows if row in PRESETS]
+    return cells + [(row, n) for row in (PLANNED, LEARNED[EXACT]) if row in rows for n in counts]
 
 
-def measure(bench: Bench, autoencoder, said: Callable[[dict], None], exact: bool) -> None:
-    """Samples every row and tells its PSNR in dB to both aims, in pictures."""
+def measure(bench: Bench, autoencoder, said: Callable[[dict], None], exact: bool, cells) -> None:
+    """Samples every cell and tells its PSNR in dB to the run, and to the exact solution where that is known or
+    `exact` asks for it, in pictures."""
     pictures = {}
 
     def picture(aim):
@@ -188,10 +189,7 @@ def measure(bench: Bench, autoencoder, said: Callable[[dict], None], exact: bool
             pictures[aim] = decode(autoencoder, bench.aim(aim))
         return pictures[aim]
 
-    cells = rows_of(bench.guidance)
     for row, calls in cells:
-        if row == LEARNED[EXACT] and not exact:
-            continue
         start = time.process_time()
         latents, took = bench.end(row, calls)
         image = decode(autoencoder, latents)
@@ -297,7 +295,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "solver", help="kept runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--plans", type=Path, help="a file to which the learned plans are added")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows to sample")
+    parser.add_argument("--calls", type=int, nargs="+", default=[6, 10, 8, 15, 5, 12], help="cells to sample")
+    parser.add_argument("--plans", type=Path, help="only learn plans, and add them to this file")
     parser.add_argument("--page", action="store_true", help="only write the page again")
     args = parser.parse_args(arguments)
     about = {"size": args.size, "judge": args.prompts, "learn": args.learn}
@@ -306,9 +306,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, autoencoder = load_transformer(), load_autoencoder()
         for guidance in args.guidance:
             bench = Bench(model, guidance, args.size, args.prompts, args.learn, args.folder)
-            measure(bench, autoencoder, lambda row: _add(args.out, about, row), not args.no_exact)
             if args.plans:
-                _ship(args.plans, bench, not args.no_exact)
+                _ship(args.plans, bench, args.calls, not args.no_exact)
+                continue
+            cells = [
+                c for c in cells_of(args.rows, args.calls) if not (args.no_exact and c[0] == LEARNED[EXACT])
+            ]
+            measure(bench, autoencoder, lambda row: _add(args.out, about, row), not args.no_exact, cells)
+        if args.plans:
+            return
     data = json.loads(args.out.read_text(encoding="utf-8"))
     if args.out == RESULTS:
         PAGE.write_text(page(data), encoding="utf-8")
@@ -338,7 +344,7 @@ def _add(path: Path, about: dict, row: dict) -> None:
     )
 
 
-def _ship(path: Path, bench: Bench, exact: bool) -> None:
+def _ship(path: Path, bench: Bench, counts: Sequence[int], exact: bool) -> None:
     """Adds the plans of a guidance to a file of learned plans."""
     area = (bench.size // 8) ** 2
     identity = {
@@ -347,9 +353,11 @@ def _ship(path: Path, bench: Bench, exact: bool) -> None:
         "conditioning": "text",
         "area": [area, area],
     }
-    plans = [bench.plan(n, aim) for aim in (RUN, *([EXACT] if exact else [])) for n in CALLS]
-    new = Plans(identity, tuple(replace(p) for p in plans))
-    (Plans.load(path).merged(new) if path.exists() else new).save(path)
+    for aim in (RUN, *([EXACT] if exact else [])):
+        for n in sorted(counts):
+            new = Plans(identity, (bench.plan(n, aim),))
+            (Plans.load(path).merged(new) if path.exists() else new).save(path)
+            print(bench.guidance, aim, n, new.plans[0].quality(), flush=True)
 
 
 if __name__ == "__main__":

@@ -236,8 +236,8 @@ class UseLearnedPlan(io.ComfyNode):
             display_name="Use Learned Plan",
             category=CATEGORY,
             description="Samples by a learned plan under your own sampler: choose a speed. A run that no "
-            "plan fits (another model, guidance, sampler, scheduler or number of steps) is sampled in full, and "
-            "the node says why.",
+            "plan fits (another model, guidance, sampler, scheduler or number of steps) is sampled in full, "
+            "and the node says why.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that was recorded, with the same LoRAs."),
                 io.Float.Input(

@@ -27,8 +27,8 @@ class Fitted:
     """Weights of a plan and how it did.
 
     full: places of the full steps among the noise levels. weights: for each, by FEATURES, what is added to
-        the newest velocity until the next one. ended: dB of every caption's end against its aim. held_out: whether
-        those ran with weights that the other captions gave. ridges: of each step."""
+        the newest velocity until the next one. ended: dB of every caption's end against its aim.
+    held_out: whether those ran with weights that the other captions gave. ridges: of each step."""
 
     full: tuple[int, ...]
     weights: tuple[tuple[float, ...], ...]
@@ -116,8 +116,8 @@ def fit(
         that the plan runs under, by `samplers.SAMPLERS`, None for one of its own. shrink: whether weights are
         pulled towards those of DPM-Solver++(2M), else towards none. cross: whether each caption goes on by
         weights that the other captions gave, so that its end is that of a new caption and steps are fitted
-        where new captions will be; None for where there are at least `FEWEST`. folder: where paths are kept between steps; memory by default. ValueError
-        where there is no caption, or numbers are not finite."""
+        where new captions will be; None for where there are at least `FEWEST`. folder: where paths are kept
+        between steps; memory by default. ValueError where there is no caption, or numbers are not finite."""
     if not aims:
         raise ValueError("there is no recorded run to learn from.")
     cross = sum(aim.count for aim in aims) >= FEWEST if cross is None else cross

@@ -16,8 +16,8 @@ GROWTHS = (0.5, 1.5)
 
 
 def segment_errors(trajectories: Iterable[Trajectory], relative: bool = False) -> torch.Tensor:
-    """E [N, N, N + 1]: for full steps i <= j and then k, the mean squared residual of x_k - x_j fitted by x_j,
-    w_j and w_i - w_j over all captions, relative to the energy of the end, or to |x_k - x_j|^2.
+    """E [N, N, N + 1]: for full steps i <= j and then k, the mean squared residual of x_k - x_j fitted by
+    x_j, w_j and w_i - w_j over all captions, relative to the energy of the end, or to |x_k - x_j|^2.
 
     i = j stands for no earlier velocity. Infinite where the order is not kept."""
     grams = torch.cat([t.gram() for t in trajectories])

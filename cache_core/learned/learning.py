@@ -20,16 +20,26 @@ SMALL, MIDDLE = 6, 8
 SHORT = 12
 """Steps of a run up to which full steps by relative errors are tried too; in longer runs they never were the
 better ones."""
+ABSOLUTE, RELATIVE, EVEN = "absolute", "relative", "even"
 
 
-def candidates(budget: int, steps: int) -> list[tuple[bool, float]]:
-    """Ways to choose full steps that are worth a fit each: whether by relative errors, and the growth."""
+def candidates(budget: int, steps: int) -> list[tuple[str, float]]:
+    """Ways to choose full steps that are worth a fit each: by which errors and with which growth, or evenly.
+
+    Even steps are tried where the others go wrong at times, so that a plan is not worse than fewer steps."""
     growths = GROWTHS if budget <= SMALL else (GROWTHS[0], 1.0) if budget <= MIDDLE else GROWTHS[:1]
-    return [(False, a) for a in growths] + [(True, a) for a in (0.0, 1.0) if steps <= SHORT]
+    ways = [(ABSOLUTE, a) for a in growths] + [(EVEN, 0.0)] * (budget <= MIDDLE or steps <= SHORT)
+    return ways + [(RELATIVE, a) for a in (0.0, 1.0) if steps <= SHORT]
+
+
+def even_steps(budget: int, steps: int) -> tuple[int, ...]:
+    """Full steps as far apart as they can be."""
+    return tuple(i * steps // budget for i in range(budget))
 
 
 def calls_needed(budgets: Sequence[int], captions: int, steps: int) -> int:
-    """Evaluations of single pictures that `learn` takes at most, without the recorded runs of so many steps."""
+    """Evaluations of single pictures that `learn` takes at most, beside the recorded runs of so many
+    steps."""
     return captions * sum(b * len(candidates(b, steps)) for b in budgets)
 
 
@@ -47,8 +57,8 @@ def learn(
     """A plan for each number of calls, from runs recorded at the same noise levels.
 
     evaluate, under, folder: as of `fit.fit`. errors: of `grid.segment_errors`, where they are known.
-        progress: called after every evaluation of a batch. ValueError where there is nothing to learn from, or
-        a number of calls exceeds the steps."""
+    progress: called after every evaluation of a batch.
+    ValueError where there is nothing to learn from, or a number of calls exceeds the steps."""
     if not aims:
         raise ValueError("there is no recorded run to learn from.")
     levels = aims[0].sigmas
@@ -56,14 +66,18 @@ def learn(
         raise ValueError("runs of different noise levels cannot be learned from together.")
     if wrong := [b for b in budgets if not 1 <= b < len(levels)]:
         raise ValueError(f"a run of {len(levels) - 1} steps has no plan of {wrong[0]} calls.")
-    costs = {False: segment_errors(aims) if errors is None else errors}
-    if len(levels) - 1 <= SHORT:
-        costs[True] = segment_errors(aims, relative=True)
+    steps = len(levels) - 1
+    costs = {ABSOLUTE: segment_errors(aims) if errors is None else errors}
+    if steps <= SHORT:
+        costs[RELATIVE] = segment_errors(aims, relative=True)
     made = []
     for budget in budgets:
         tried: list[tuple[float, Fitted]] = []
-        for relative, growth in candidates(budget, len(levels) - 1):
-            full = choose_steps(costs[relative], budget, growth, under is not None)
+        for way, growth in candidates(budget, steps):
+            if way == EVEN:
+                full = even_steps(budget, steps)
+            else:
+                full = choose_steps(costs[way], budget, growth, under is not None)
             if full in [f.full for _, f in tried]:
                 continue
             found = fit(aims, evaluate, levels, full, under, folder=folder, progress=progress)

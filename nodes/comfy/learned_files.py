@@ -1,7 +1,8 @@
 """Where learned plans and recorded runs are kept, and what a file of a recorded run holds.
 
-Plans stand in the folder models/cache_profiles, as NAME.plans.json; recorded runs in a folder NAME.runs beside
-them, one safetensors file each: states, velocities, and the conditioning that fitting evaluates the model with."""
+Plans stand in the folder models/cache_profiles, as NAME.plans.json; recorded runs in a folder NAME.runs
+beside them, one safetensors file each: states, velocities, and the conditioning that fitting evaluates the
+model with."""
 
 from __future__ import annotations
 

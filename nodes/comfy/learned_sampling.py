@@ -128,8 +128,8 @@ def _check(plans: Plans, plan: LearnedPlan, name: str, guider, x, sigmas) -> Non
     guidance = float(getattr(guider, "cfg", 1.0))
     if abs(guidance - plan.guidance) > GUIDANCE_RANGE * plan.guidance + 1e-9:
         wrong.append(
-            f"the guidance is {guidance:g}, the plan's {plan.guidance:g} (set guidance of Learned Sampler to that "
-            "of the run, or record runs at it)"
+            f"the guidance is {guidance:g}, the plan's {plan.guidance:g} (set guidance of Learned Sampler to "
+            "that of the run, or record runs at it)"
         )
     if not same_levels(plan.times, sigmas.tolist()):
         wrong.append("the noise levels are not those of Learned Sampler (connect its sigmas to the sampler)")

@@ -1,7 +1,8 @@
-"""Learned plans inside ComfyUI: our samplers do what ComfyUI's do; runs are recorded without a change; plans are
-fitted, used under the user's sampler and as a sampler of their own; other runs are refused in one sentence."""
+"""Learned plans inside ComfyUI: our samplers do what ComfyUI's do; runs are recorded without a change; plans
+are fitted, used under the user's sampler and as samplers of their own; others are refused in a sentence."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import comfy.sample
@@ -58,7 +59,7 @@ def conditioning(part):
     return part("nodes.demo_model").conditioning
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def draw(sample, conditioning):
     """`draw(model, caption, seed, cfg=2.0, ...)`: a latent by KSampler."""
 
@@ -100,13 +101,28 @@ def custom(conditioning):
     return run
 
 
+@pytest.fixture(scope="module")
+def kept(embedded, call, draw, tmp_path_factory):
+    """A folder with four recorded runs of the embedded model at guidance 2, and plans from them."""
+    import folder_paths
+
+    place = tmp_path_factory.mktemp("profiles")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(folder_paths.folder_names_and_paths, "cache_profiles", ([str(place)], set()))
+        (model,) = call("DualCacheRecord", model=embedded, name="shapes", runs=4)
+        for seed, caption in enumerate(CAPTIONS[:4]):
+            assert torch.equal(draw(model, caption, seed), draw(embedded, caption, seed))
+        text = call("DualCacheFitPlan", model=model, name="shapes", calls="5")[1]
+        call("DualCacheFitPlan", model=embedded, name="shapes", calls="5", aim="exact")
+        plans, _ = call("DualCacheFitPlan", model=embedded, name="shapes", calls="5", own_sampler=True)
+    return place, plans, text
+
+
 @pytest.fixture
-def recorded(embedded, folder, call, draw):
-    """Four recorded runs of the embedded model at guidance 2."""
-    (model,) = call("DualCacheRecord", model=embedded, name="shapes", runs=4)
-    for seed, caption in enumerate(CAPTIONS[:4]):
-        assert torch.equal(draw(model, caption, seed), draw(embedded, caption, seed))
-    return model
+def plans(kept, folder):
+    """The plans, beside a copy of the folder."""
+    shutil.copytree(kept[0], folder, dirs_exist_ok=True)
+    return kept[1]
 
 
 def error(a, b):
@@ -140,13 +156,10 @@ def test_simple_noise_levels_are_those_of_the_demo_to_a_thousandth(embedded, par
     assert part("cache_core.base.coordinates").same_levels(ours, levels)
 
 
-def test_record_fit_and_use(recorded, embedded, folder, call, draw, told, report_of):
-    plans, text = call("DualCacheFitPlan", model=recorded, name="shapes", calls="5")
-    assert (
-        [p.calls for p in plans.plans] == [5]
-        and "4 recorded runs" in text
-        and "dB from your uncached run" in text
-    )
+def test_record_fit_and_use(plans, embedded, call, draw, told, report_of):
+    kinds = [(p.calls, p.aim, p.under) for p in plans.plans]
+    assert kinds == [(5, "run", "euler"), (5, "exact", ""), (5, "run", "")]
+    assert "4 recorded runs" in kept[2] and "dB from your uncached run" in kept[2]
     (model,) = call("DualCacheUseLearnedPlan", model=embedded, speedup=2.0, plans=plans)
     plain, ours = draw(embedded, CAPTIONS[4], 9), draw(model, CAPTIONS[4], 9)
     assert report_of(model).totals()["full"] == 5 and report_of(model).method == "learned"
@@ -165,10 +178,7 @@ def test_record_fit_and_use(recorded, embedded, folder, call, draw, told, report
         ({"sampler": "ddpm"}, "no plan runs under the sampler ddpm"),
     ],
 )
-def test_a_run_that_no_plan_fits_is_sampled_in_full(
-    recorded, embedded, folder, call, draw, told, options, why
-):
-    plans, _ = call("DualCacheFitPlan", model=embedded, name="shapes", calls="5")
+def test_a_run_that_no_plan_fits_is_sampled_in_full(plans, embedded, call, draw, told, options, why):
     (model,) = call(
         "DualCacheUseLearnedPlan", model=embedded, speedup=2.0, plans=plans, name="shapes.plans.json"
     )
@@ -176,8 +186,7 @@ def test_a_run_that_no_plan_fits_is_sampled_in_full(
     assert why in told[-1] and "sampled in full" in told[-1]
 
 
-def test_other_models_and_loras_are_refused(recorded, embedded, flux, folder, call, sample, draw, told):
-    plans, _ = call("DualCacheFitPlan", model=embedded, name="shapes", calls="5")
+def test_other_models_and_loras_are_refused(plans, embedded, flux, call, sample, draw, told):
     (other,) = call("DualCacheUseLearnedPlan", model=flux, speedup=2.0, plans=plans)
     assert torch.equal(sample(other, cfg=2.0, steps=STEPS), sample(flux, cfg=2.0, steps=STEPS))
     assert "the model is Flux" in told[-1]
@@ -189,8 +198,7 @@ def test_other_models_and_loras_are_refused(recorded, embedded, flux, folder, ca
     assert "the LoRAs is" in told[-1] or "the model is" in told[-1]
 
 
-def test_less_denoise_resumes_in_the_plan(recorded, embedded, folder, call, draw, report_of):
-    plans, _ = call("DualCacheFitPlan", model=embedded, name="shapes", calls="5")
+def test_less_denoise_resumes_in_the_plan(plans, embedded, call, draw, report_of):
     (model,) = call("DualCacheUseLearnedPlan", model=embedded, speedup=2.0, plans=plans)
     start = draw(embedded, CAPTIONS[1], 3)
     options = {"steps": STEPS // 2, "denoise": 0.5, "latent": start}
@@ -199,8 +207,7 @@ def test_less_denoise_resumes_in_the_plan(recorded, embedded, folder, call, draw
 
 
 @pytest.mark.parametrize("aim", ["exact", "run"])
-def test_a_sampler_of_its_own(recorded, embedded, folder, call, draw, custom, aim):
-    call("DualCacheFitPlan", model=embedded, name="shapes", calls="5", aim=aim, own_sampler=True)
+def test_a_sampler_of_its_own(plans, embedded, call, draw, custom, aim):
     sampler, sigmas, text = call(
         "DualCacheLearnedSampler", calls=5, guidance=2.0, aim=aim, name="shapes.plans.json"
     )
@@ -216,9 +223,8 @@ def test_a_sampler_of_its_own(recorded, embedded, folder, call, draw, custom, ai
 
 
 def test_a_sampler_of_its_own_refuses_other_runs_before_they_begin(
-    recorded, embedded, folder, call, custom, flux, condition
+    plans, embedded, call, custom, flux, condition
 ):
-    plans, _ = call("DualCacheFitPlan", model=embedded, name="shapes", calls="5", own_sampler=True)
     sampler, sigmas, _ = call("DualCacheLearnedSampler", calls=5, guidance=2.0, aim="run", plans=plans)
     with pytest.raises(ValueError, match="the guidance is 3, the plan's 2"):
         custom(embedded, sampler, sigmas, cfg=3.0)
@@ -299,7 +305,7 @@ def test_foreign_and_broken_recordings_are_named(embedded, folder, call):
 
 
 @pytest.mark.parametrize("calls", ["", "ten", "5, -1", "0", "99"])
-def test_wrong_numbers_of_calls_are_named(recorded, embedded, folder, call, calls):
+def test_wrong_numbers_of_calls_are_named(plans, embedded, call, calls):
     with pytest.raises(ValueError, match="calls must"):
         call("DualCacheFitPlan", model=embedded, name="shapes", calls=calls)
 
