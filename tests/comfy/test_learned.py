@@ -156,6 +156,22 @@ def test_simple_noise_levels_are_those_of_the_demo_to_a_thousandth(embedded, par
     assert part("cache_core.base.coordinates").same_levels(ours, levels)
 
 
+def test_the_pack_brings_plans_of_its_model(embedded, call, part, conditioning):
+    """At the size that they were recorded at; one step is enough to see which plan is taken."""
+    sampling = part("nodes.comfy.learned_sampling")
+    plans = part("nodes.comfy.learned_files").read("embedded.plans.json")
+    sigmas = comfy.samplers.calculate_sigmas(embedded.get_model_object("model_sampling"), "simple", 30)
+    for guidance in (1.0, 2.0):
+        guider = comfy.samplers.CFGGuider(embedded)
+        guider.set_conds(conditioning(CAPTIONS[0]), conditioning(""))
+        guider.set_cfg(guidance)
+        request = sampling.PlanRequest(plans, "embedded.plans.json", 3.0, "run")
+        latent, sampler = torch.zeros(1, 16, 32, 32), comfy.samplers.sampler_object("euler")
+        plan = sampling.plan_for(guider, request, latent, sampler, sigmas)
+        assert (plan.calls, plan.guidance, plan.under) == (10, guidance, "euler") and plan.quality() is not None
+    assert plans.choose(10, "exact", "", 2.0).quality() is not None
+
+
 def test_record_fit_and_use(plans, embedded, call, draw, told, report_of):
     kinds = [(p.calls, p.aim, p.under) for p in plans.plans]
     assert kinds == [(5, "run", "euler"), (5, "exact", ""), (5, "run", "")]
@@ -174,7 +190,7 @@ def test_record_fit_and_use(plans, embedded, call, draw, told, report_of):
         ({"cfg": 4.0}, "guidance 2 and hold within 10%"),
         ({"steps": 12}, "10 steps and other noise levels"),
         ({"scheduler": "beta"}, "other noise levels"),
-        ({"sampler": "dpmpp_2m"}, "under dpmpp_2m; there are: run under euler"),
+        ({"sampler": "dpmpp_2m"}, "no plan has the aim run under dpmpp_2m"),
         ({"sampler": "ddpm"}, "no plan runs under the sampler ddpm"),
     ],
 )
@@ -229,7 +245,7 @@ def test_a_sampler_of_its_own_refuses_other_runs_before_they_begin(
     with pytest.raises(ValueError, match="the guidance is 3, the plan's 2"):
         custom(embedded, sampler, sigmas, cfg=3.0)
     with pytest.raises(ValueError, match="connect its sigmas"):
-        custom(embedded, sampler, torch.linspace(1, 0, 6))
+        custom(embedded, sampler, torch.linspace(1, 0, 7))
     with pytest.raises(ValueError, match="the model is Flux"):
         comfy.sample.sample_custom(
             flux,
