@@ -12,13 +12,15 @@ from comfy_api.latest import io
 from ..cache_core.base.coordinates import same_levels
 from ..cache_core.learned.learning import calls_needed, learn
 from ..cache_core.learned.plans import AIMS, EXACT, RUN, Plans
-from ..cache_core.learned.reference import solve_exactly
+from ..cache_core.learned.reference import Trajectory, solve_exactly
 from ..cache_core.learned.samplers import SAMPLERS
 from .comfy import events, learned_files, learned_runs, learned_sampling
 from .types import CATEGORY, advanced
 
 LearnedPlans = io.Custom("CACHE_LEARNED_PLANS")
 OWN = "embedded.plans.json"
+FINE = 40
+"""Steps of third order that are taken for exact."""
 SPEEDS = "5, 6, 8, 10, 12, 15"
 
 
@@ -185,10 +187,19 @@ def recorded(name: str) -> list[learned_files.Recorded]:
     return [replace(r, trajectory=replace(r.trajectory, sigmas=first.trajectory.sigmas)) for r in runs]
 
 
+def exactly(run: Trajectory, parts: int, velocity) -> Trajectory:
+    """The exact solution from a recorded run's start at its noise levels, in so many parts for each step."""
+    levels = [a + (b - a) * i / parts for a, b in zip(run.sigmas, run.sigmas[1:]) for i in range(parts)]
+    fine = solve_exactly([*levels, run.sigmas[-1]], run.states[0], velocity)
+    return Trajectory(run.sigmas, fine.states[::parts], fine.velocities[::parts])
+
+
+@torch.no_grad()
 def fitted(model, name, runs, budgets, aim, under, node_id) -> tuple[Plans, str]:
     """Fits plans, adds them to the file and says what to expect."""
     evaluate, steps = learned_runs.evaluator(model, runs), len(runs[0].trajectory.sigmas) - 1
-    total = calls_needed(budgets, len(runs), steps) + (3 * steps * len(runs) if aim == EXACT else 0)
+    parts = max(1, round(FINE / steps))
+    total = calls_needed(budgets, len(runs), steps) + (3 * steps * parts * len(runs) if aim == EXACT else 0)
     bar, started, done = comfy.utils.ProgressBar(total), time.perf_counter(), 0
 
     def progress():
@@ -206,10 +217,8 @@ def fitted(model, name, runs, budgets, aim, under, node_id) -> tuple[Plans, str]
 
     aims = [r.trajectory for r in runs]
     if aim == EXACT:
-        levels = aims[0].sigmas
         aims = [
-            solve_exactly(levels, r.trajectory.states[0], lambda x, s, b=b: counted(b, x, s)[0])
-            for b, r in enumerate(runs)
+            exactly(r.trajectory, parts, lambda x, s, b=b: counted(b, x, s)[0]) for b, r in enumerate(runs)
         ]
     made = learn(aims, counted, budgets, runs[0].guidance, aim, under)
     areas = [r.identity["area"] for r in runs]

@@ -11,6 +11,9 @@ from ..calibration.planner import plan_full_steps
 from .reference import Trajectory
 
 RIDGE = 1e-4
+LONGEST_GAP = 2.0
+"""Longest way from one full step to the next, in even ones: longer ones were fitted well and broke pictures
+of other captions."""
 GROWTHS = (0.5, 1.5)
 """How fast an error grows over a whole run, as candidates: exp(a t)."""
 
@@ -57,6 +60,8 @@ def choose_steps(errors: torch.Tensor, budget: int, growth: float, adjacent: boo
     steps = errors.shape[0]
     left = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
     costs = errors * torch.exp(2 * growth * left)
+    gap = -torch.arange(steps)[:, None] + torch.arange(steps + 1)
+    costs = costs.masked_fill(gap > math.ceil(LONGEST_GAP * steps / budget), math.inf)
     if adjacent:
         for j in range(steps):
             costs[: j + 1, j, j + 1] = 0.0

@@ -168,11 +168,12 @@ def test_the_pack_brings_plans_of_its_model(embedded, call, part, conditioning):
         request = sampling.PlanRequest(plans, "embedded.plans.json", 3.0, "run")
         latent, sampler = torch.zeros(1, 16, 32, 32), comfy.samplers.sampler_object("euler")
         plan = sampling.plan_for(guider, request, latent, sampler, sigmas)
-        assert (plan.calls, plan.guidance, plan.under) == (10, guidance, "euler") and plan.quality() is not None
+        assert (plan.calls, plan.guidance, plan.under) == (10, guidance, "euler")
+        assert plan.quality() is not None
     assert plans.choose(10, "exact", "", 2.0).quality() is not None
 
 
-def test_record_fit_and_use(plans, embedded, call, draw, told, report_of):
+def test_record_fit_and_use(plans, kept, embedded, call, draw, told, report_of):
     kinds = [(p.calls, p.aim, p.under) for p in plans.plans]
     assert kinds == [(5, "run", "euler"), (5, "exact", ""), (5, "run", "")]
     assert "4 recorded runs" in kept[2] and "dB from your uncached run" in kept[2]

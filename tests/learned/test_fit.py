@@ -152,9 +152,10 @@ def test_full_steps_stand_where_the_path_bends():
     def bent(x, sigma):
         return torch.ones_like(x) if sigma > 0.5 else torch.sin(20 * sigma + x)
 
-    aim = record(LEVELS, start(), bent)
-    full = choose_steps(segment_errors([aim]), 6, 0.5)
-    assert full[0] == 0 and len(full) == 6 and sum(LEVELS[i] > 0.55 for i in full) <= 2
+    levels = [1 - i / 30 for i in range(31)]
+    full = choose_steps(segment_errors([record(levels, start(), bent)]), 8, 0.5)
+    assert full[0] == 0 and len(full) == 8 and sum(levels[i] > 0.55 for i in full) <= 3
+    assert max(b - a for a, b in zip(full, [*full[1:], 30])) <= 8  # twice as far apart as even ones
 
 
 def test_bad_recordings_are_named():
