@@ -1,9 +1,9 @@
 """Learned plans against every sampler and every cache at equal calls: `python -m bench.solver`.
 
-Embedded model, latents. Reference runs and the ends of all runs are kept in a folder, so that an interrupted
-bench goes on where it stopped; every finished row is written to solver.json at once. 8 captions teach, 16
-others judge. Rows: fewer steps of Euler, DPM-Solver++(2M) and UniPC; `planned` from a profile of the same captions; the
-presets at their own number of calls; learned plans with either aim."""
+Embedded model, decoded pictures. Reference runs and the ends of all runs are kept in a folder, so that an
+interrupted bench goes on where it stopped; every finished row is written to solver.json at once. 8 captions
+teach, 16 others judge. Rows: fewer steps of Euler, DPM-Solver++(2M) and UniPC; `planned` from a profile of the
+same captions; the presets at their own number of calls; learned plans with either aim."""
 
 from __future__ import annotations
 
@@ -180,8 +180,8 @@ def cells_of(rows: Sequence[str], counts: Sequence[int]) -> list[tuple[str, int]
 
 
 def measure(bench: Bench, autoencoder, said: Callable[[dict], None], exact: bool, cells) -> None:
-    """Samples every cell and tells its PSNR in dB to the run, and to the exact solution where that is known or
-    `exact` asks for it, in pictures."""
+    """Samples every cell and tells its PSNR in dB to the run, and to the exact solution where that is known
+    or `exact` asks for it, in pictures."""
     pictures = {}
 
     def picture(aim):
@@ -217,8 +217,8 @@ def page(data: dict) -> str:
         "Written by `python -m bench.solver` from `bench/results/solver.json`; do not edit.",
         "",
         f"Embedded model, {data['size']} px, float32. PSNR of decoded pictures in dB, median / worst of "
-        f"{data['judge']} captions; learned from {data['learn']} others. To the run: {STEPS} Euler steps. To the",
-        f"exact solution: Heun's method with {HEUN_STEPS} steps. Bold: the best median of its cell.",
+        f"{data['judge']} captions; learned from {data['learn']} others. To the run: {STEPS} Euler steps. To",
+        f"the exact solution: Heun's method with {HEUN_STEPS} steps. Bold: the best median of its cell.",
         "",
     ]
     behind = []
@@ -277,8 +277,8 @@ def _behind(rows, aim: str, what: str, guidance: float, counts) -> list[str]:
             best = max(others, key=lambda r: measure_of(r[aim]))
             if measure_of(best[aim]) > measure_of(ours[aim]):
                 out.append(
-                    f"- To {what}, guidance {guidance:g}, {n} calls, {name}: {measure_of(ours[aim]):.1f} against "
-                    f"{measure_of(best[aim]):.1f} of {best['row']}."
+                    f"- To {what}, guidance {guidance:g}, {n} calls, {name}: {measure_of(ours[aim]):.1f} "
+                    f"against {measure_of(best[aim]):.1f} of {best['row']}."
                 )
     return out
 
