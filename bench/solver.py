@@ -2,8 +2,8 @@
 
 Embedded model, decoded pictures. Reference runs and the ends of all runs are kept in a folder, so that an
 interrupted bench goes on where it stopped; every finished row is written to solver.json at once. 8 captions
-teach, 16 others judge. Rows: fewer steps of Euler, DPM-Solver++(2M) and UniPC; `planned` from a profile of the
-same captions; the presets at their own number of calls; learned plans with either aim."""
+teach, 16 others judge. Rows: fewer steps of Euler, DPM-Solver++(2M) and UniPC; `planned` from a profile of
+the same captions; the presets at their own number of calls; learned plans with either aim."""
 
 from __future__ import annotations
 
