@@ -9,5 +9,6 @@ transfer    plans away from where the profile was recorded
 calibrated  ERTACache and HyCa's clusters from a file
 masks       plans module by module, with routers (training one)
 overhead    what our own code costs
+solver      learned plans against samplers and caches at equal calls
 measured    writes the measurement behind each preset into the recipes
 """

@@ -161,6 +161,8 @@ class Evidence:
         self.now: torch.Tensor | None = None
         self.text_tokens = 0
         self.grid: tuple[int, int] | None = None
+        self.branch: Hashable = None
+        """The host's key of the branch, which tells the conditional one from the unconditional one."""
 
 
 CONTROL_CHANGE = 0.25

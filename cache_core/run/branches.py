@@ -35,21 +35,27 @@ class BranchStore:
             self._occurrences[key] += 1
         return keys
 
+    def _new(self, key: Hashable) -> Branch:
+        """An empty branch that knows which conditioning it is of."""
+        branch = Branch(self.shelf)
+        branch.evidence.branch = key[0][-1]
+        return branch
+
     def take(self, keys: Sequence[Hashable], step: int) -> list[Branch]:
         """The branches of a call at a step; new ones where a key has not been seen."""
         self._used.update(dict.fromkeys(keys, step))
-        return [self._branches.setdefault(key, Branch(self.shelf)) for key in keys]
+        return [self._branches.get(key) or self._branches.setdefault(key, self._new(key)) for key in keys]
 
     def renew(self, keys: Sequence[Hashable]) -> list[Branch]:
         """Empty branches in place of those of a call."""
-        branches = [Branch(self.shelf) for _ in keys]
+        branches = [self._new(key) for key in keys]
         self._branches.update(zip(keys, branches))
         return branches
 
     def renew_model(self, model: int) -> None:
         """Empty branches in place of all of a model's; model: its id, the first part of their keys."""
         of_model = [key for key in self._branches if key[0][0] == model]
-        self._branches.update((key, Branch(self.shelf)) for key in of_model)
+        self._branches.update((key, self._new(key)) for key in of_model)
 
     def ran(self, kind: str, phase: int, step: int, branches: Sequence[Branch]) -> int:
         """A call begins to run; gives the steps since the last full one of its phase."""
