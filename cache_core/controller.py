@@ -263,12 +263,15 @@ class Controller(RunState):
         compilation = self.compilation
         if compilation is not None:
             self.say(compilation.said)
+        held = self._store.bytes if known.settings.predictor.probe else 0
         with installed(known, call, compilation, check):
             yield kind
         if check is not None:
             self._judged(known, check.passed)
+        held += call.batch.probed() if self._active else 0
+        call.batch.end()
         # Aggressive calls keep nothing.
-        self.book.ran(call, known.blocks, None if kind == "A" else self._store.bytes)
+        self.book.ran(call, known.blocks, None if kind == "A" else self._store.bytes, held)
 
     def _prepared(
         self,

@@ -139,14 +139,16 @@ def _streams_of(layout: BlockLayout, path: str) -> tuple[str, ...]:
     return ("img",) if "self_attn" in path else layout.streams
 
 
-def _refreshed(settings: Settings, ratio: float, sizes: Sizes, stream: str) -> bool:
-    """Whether a conservative step computes any row of a stream."""
+def _refreshed(settings: Settings, ratio: float, sizes: Sizes, stream: str) -> float:
+    """Share of a stream's rows that a conservative step computes; "any" is the whole sequence."""
+    streams = list(sizes) if stream == "any" else [stream]
+    known = [(s, max(sizes.get(s, (1, 0))[0], 1)) for s in streams]
 
-    def some(name: str) -> bool:
-        share = settings.text_ratio if name == "txt" and settings.text_ratio is not None else ratio
-        return bool(count_rows(share, max(sizes.get(name, (1, 0))[0], 1)))
+    def share(name: str) -> float:
+        return settings.text_ratio if name == "txt" and settings.text_ratio is not None else ratio
 
-    return some("img") or some("txt") if stream == "any" else some(stream)
+    total = sum(n for _, n in known)
+    return sum(count_rows(share(s), n) for s, n in known) / total if total else 0.0
 
 
 def footprint(
@@ -186,38 +188,37 @@ def footprint(
             if settings.selector.score != "random":
                 fixed += 4 * sum(n for n, _ in sizes.values())
     probe = _probe(settings, blocks, shapes, first)
-    full, corrected, worst = 0, set(), Footprint()
+    full, corrected, worst = 0, {}, Footprint()
     for step, kind in enumerate(kinds):
         if not full or kind == "F" or (kind == "C" and not conservative):
-            full, corrected = full + 1, set()
+            full, corrected = full + 1, {}
         elif kind == "C" and not runs:  # whose deltas are those of full steps
-            corrected |= {("level", i) for i in range(len(sites))}
-            corrected |= {
-                m.key
-                for m in modules
-                if _computed(m, settings, ratios[step], shapes, blocks, mask and mask.at(step))
-            }
+            corrected.update((("level", i), v) for i, v in enumerate(sites))
+            for m in modules:  # each conservative step adds the rows that it computes
+                share = _computed(m, settings, ratios[step], shapes, mask and mask.at(step))
+                if share:
+                    before = 0 if mask else corrected.get(m.key, 0)
+                    corrected[m.key] = before + share * m.values
         kept, kept_modules = min(full, settings.predictor.needs), min(full, settings.modules.needs)
         snapshots = kept * sum(sites) + kept_modules * sum(m.values for m in modules)
-        fresh = sum(v for i, v in enumerate(sites) if ("level", i) in corrected) + sum(
-            m.values for m in modules if m.key in corrected
-        )
-        rest = (fresh + kept * probe) * item + fixed
+        looks = kept + (step + 1 < len(kinds))  # that of the next step lies beside those of full ones
+        rest = round(sum(corrected.values()) + looks * probe) * item + fixed
         if snapshots * item + rest > worst.total:
             largest = max([kept * v for v in sites] + [kept_modules * m.values for m in modules], default=0)
             worst = Footprint(snapshots * item, rest, largest * item)
     return Footprint(*(shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest)))
 
 
-def _computed(module: _Module, settings, ratio: float, shapes: Shapes, blocks, names) -> bool:
-    """Whether a conservative step leaves a correction of this module."""
+def _computed(module: _Module, settings, ratio: float, shapes: Shapes, names) -> float:
+    """Share of this module's rows that a conservative step leaves a correction of."""
     block = ".".join(map(str, module.key[:2]))
     if names is not None:
-        return module.part != "none" and (
-            block in names or (module.part and f"{block}.{module.part}" in names)
+        return float(
+            module.part != "none"
+            and (block in names or bool(module.part and f"{block}.{module.part}" in names))
         )
     if module.rows is None:
-        return False
+        return 0.0
     first = next(iter(shapes.doors.values()), {})
     return _refreshed(settings, ratio, first, module.rows)
 

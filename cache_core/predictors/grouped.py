@@ -10,9 +10,14 @@ import torch
 import torch.nn.functional as nnf
 
 from ..base.coordinates import Node
-from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor
+from ..cache.weighted_sums import PIECE, cut, pieces, weighted_sum
 from .extrapolation import Predictor
+
+
+SAMPLE = 2000
+"""Tokens that channels are judged by."""
 
 
 def descriptors(sequence: torch.Tensor) -> torch.Tensor:
@@ -52,6 +57,11 @@ def k_means(points: torch.Tensor, clusters: int, rounds: int = 20) -> torch.Tens
 def _by_channel(x: torch.Tensor) -> torch.Tensor:
     """A sample as [n,d] in float32: of tokens [n,d], or of a picture, whose channels come first."""
     return (x.flatten(1).T if x.ndim > 2 else x.reshape(-1, x.shape[-1])).float()
+
+
+def _sample(x: torch.Tensor) -> torch.Tensor:
+    """About 2,000 tokens of tokens [n,d], which tell as much about the channels as all; a picture as it is."""
+    return x[:: max(1, x.shape[0] // SAMPLE)] if x.ndim == 2 else x
 
 
 @lru_cache(maxsize=8)
@@ -134,7 +144,7 @@ class ByChannel(_Pool):
         rows = _weights_at(self.pool, site, node)
         member = []
         for b in range(truth.shape[0]):
-            own, *past = (_by_channel(s[b]) for s in (truth, *site.snapshots))
+            own, *past = (_by_channel(_sample(s[b])) for s in (truth, *site.snapshots))
             labels = k_means(descriptors(torch.stack([own, *past[: self.steps - 1]]).flip(0)), self.clusters)
             errors = torch.stack([(weighted_sum(past, r) - own).square().mean(0) for r in rows], -1)
             one_hot = nnf.one_hot(labels, self.clusters).to(errors.dtype)
@@ -171,6 +181,8 @@ class ByBand(_Pool):
     pool: tuple[Predictor, Predictor]
     cut: float = 0.25
 
+    by_token = False
+
     def __post_init__(self):
         self._check("band")
         if len(self.pool) != 2:
@@ -194,8 +206,14 @@ class ByBand(_Pool):
         first = site.text_tokens
         if first >= base.shape[1]:
             return base
-        difference = weighted_sum([s[:, first:] for s in site.snapshots], apart)
-        base[:, first:] += low_band(difference, self.cut, site.evidence.grid if site.evidence else None)
+        # A channel's band depends on that channel alone, so large features are worked on in parts.
+        width = base.shape[2]
+        length = width if base.numel() <= PIECE else max(1, PIECE * width // base.numel())
+        for start in range(0, width, length):
+            channels = slice(start, start + length)
+            difference = weighted_sum([s[:, first:, channels] for s in site.snapshots], apart)
+            grid = site.evidence.grid if site.evidence else None
+            base[:, first:, channels] += low_band(difference, self.cut, grid)
         return base
 
     def to_dict(self) -> dict:
@@ -262,9 +280,12 @@ class ByToken(_Pool):
             or past.snapshots[0].shape != seen.now.shape
         ):
             return self.pool[0].forecast(site, node, out)
-        rows, now = _weights_at(self.pool, site, node), seen.now.float()
-        best, which = torch.stack([_likeness(past.combine(r).float(), now) for r in rows], -1).max(-1)
-        some = now[:, ::8]  # tells as much as all tokens
+        rows, found = _weights_at(self.pool, site, node), []
+        for where in pieces(seen.now):
+            then, now = past.part(where), cut(seen.now, where).float()
+            found.append(torch.stack([_likeness(then.combine(r).float(), now) for r in rows], -1).max(-1))
+        best, which = (p[0] if len(p) == 1 else torch.cat(p, 1) for p in zip(*found))
+        some = seen.now[:, ::8].float()  # tells as much as all tokens
         site.learned["indicator"] = (
             best[:, ::8] / torch.linalg.vector_norm(some, dim=-1).clamp_min(1e-12)
         ).mean()

@@ -12,8 +12,9 @@ import torch
 from ..base.coordinates import Node
 from ..base.json_values import read_number, read_sigmas, read_step
 from ..base.limits import DIGITS, LARGEST, MAX_STEPS, MOST_CHANNELS
-from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor, SolvedRun
+from ..cache.weighted_sums import weighted_sum
 from .extrapolation import Predictor, predictor
 
 _LINE = predictor("linear")
