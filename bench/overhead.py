@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from cache_core.config import Settings
 from cache_core.controller import Controller
+from cache_core.hooks.flux_adapter import adapter_of, bind
 from cache_core.hooks.shims import capture, replayed, shim
 from cache_core.models.families import blocks_of, find_family
 from cache_core.recipes import PRESETS, from_preset, settings_of
@@ -117,10 +118,10 @@ class Stage:
 
                 def maker(_, block=block):
                     def forward(*args, **kwargs):
-                        bound = block.adapter.bind(args, kwargs)
                         if modulated:
-                            block.adapter.modulation(block.module, bound["vec"])
-                        return block.adapter.skip(bound)
+                            adapter = adapter_of(block.spec)
+                            adapter.modulation(block.module, bind(adapter, args, kwargs)["vec"])
+                        return block.spec.give(block.spec.take(args, kwargs))
 
                     return forward
 

@@ -153,8 +153,8 @@ def page(data: dict) -> str:
         "",
         "Plans have full and aggressive steps only. The planner places no conservative steps: on this "
         "model they cost more than",
-        "aggressive ones and come less close (README), and a profile of final hidden states cannot tell "
-        "what they would gain.",
+        "aggressive ones and come less close (measurements.md), and a profile of final hidden states "
+        "cannot tell what they would gain.",
         "",
     ]
     for place in data["places"]:

@@ -56,6 +56,8 @@ class BranchStore:
         if kind == "F":
             self._last_full[phase] = step
             for branch in branches:
+                branch.full_at = step
+            for branch in branches:
                 branch.forget_choices()
         return step - self._last_full.get(phase, step)
 

@@ -35,7 +35,7 @@ class Settings:
         share of text tokens refreshed, None for the step's own ratio. seed: of the token choice.
     speedup: for hosts that keep profiles: steps over full steps that a plan from a matching profile is made
         for, None for no such plan.
-    detect: whether the blocks of a model that the block table does not know are looked for (experimental).
+    detect: whether the blocks of a model that the registry does not have are looked for (experimental).
     observer: sees the features of full steps, also where nothing is skipped; no part of a recipe.
     families: other settings for models of a family, by its name in the registry.
     """

@@ -25,12 +25,18 @@ from .base.names import FINAL, OUTPUT, STACK
 from .cache.feature_cache import Batch, Branch
 from .config import Settings
 from .hooks.call_context import Call
+from .hooks.compilation import Compilation
 from .hooks.model_binding import Model
 from .memory.budget import Budget
 from .model_call import installed, left_alone
 from .report.run_report import Report, StepRecord
 from .run_state import LastCall, RunState
 from .schedule.evaluation_counter import Evaluation, EvaluationCounter
+
+STALE = (
+    "A conditioning that the sampler leaves out on some steps was older than the plan allows, so those calls "
+    "ran in full. Choose a plan whose full steps fall on the steps on which it is evaluated."
+)
 
 
 @dataclass
@@ -53,6 +59,8 @@ class Controller(RunState):
     flow: whether sigma is the share of noise of a flow model, for log-SNR.
     host: name and version of what runs the models, for messages.
     budget: of memory, None for no limit.
+    fresh_noise: whether the sampler adds fresh noise at its steps.
+    prediction: what the model predicts, a key of `base.coordinates.PREDICTIONS`; empty: as `flow` says.
 
     Raises ValueError for fewer than two sigmas. The host sets `compilation` where the model of a call is
     compiled.
@@ -68,8 +76,12 @@ class Controller(RunState):
         flow: bool = True,
         host: str = "",
         budget: Budget | None = None,
+        fresh_noise: bool = False,
+        prediction: str = "",
     ):
-        super().__init__(settings, sigmas, stages, refusal, seconds, flow, host, budget)
+        super().__init__(
+            settings, sigmas, stages, refusal, seconds, flow, host, budget, fresh_noise, prediction
+        )
         self._evaluations = EvaluationCounter(self.steps, stages)
         self._now: _Now | None = None
 
@@ -100,7 +112,7 @@ class Controller(RunState):
         ratio = 0.0 if at.beyond else 1.0 if self._mask else self.schedule.ratios[at.step]
         record = StepRecord(at.step, at.phase, at.sigma, planned, kind, reason, calls=0, ratio=ratio)
         self.book.records.append(record)
-        self._now = _Now(at, Node(float(at.step), at.sigma, self._flow), record)
+        self._now = _Now(at, Node(float(at.step), at.sigma, self._flow, self._prediction), record)
 
     @contextmanager
     def call(
@@ -216,6 +228,9 @@ class Controller(RunState):
             return "F", record.reason
         if any(b.signature is None for b in branches):
             return "F", "no_snapshot"
+        if any(record.step - b.full_at > self.longest_gap for b in branches):
+            self.say(STALE)
+            return "F", "stale"
         if kind == "C" and not known.conserves(self._mask is not None):
             if known.rows:
                 self.say(
@@ -260,6 +275,8 @@ class Controller(RunState):
         since = self._store.ran(kind, now.at.phase, now.at.step, branches)
         call = self._prepared(now, known, branches, kind, since, grid)
         check = self._check_of(known, call)
+        if self.compilation is None:
+            self.compilation = Compilation.of_blocks(known.module, known.family)
         compilation = self.compilation
         if compilation is not None:
             self.say(compilation.said)
@@ -300,7 +317,7 @@ class Controller(RunState):
             observed=self._observer is not None,
             computed=self._mask.at(now.at.step) if self._mask and kind == "C" else None,
         )
-        call.door = self._sizes_known(known, call)
+        call.sizes_known = self._sizes_known(known, call)
         return call
 
     def _observed(self, now: _Now, branches: list[Branch], known: Model) -> Callable:

@@ -4,6 +4,7 @@ A recipe is what the nodes offer and what users share. Its fields, all but the p
 about, source    sentences for people
 measured         the measurement behind it: a file of bench/results, what was sampled, PSNR in dB to plain
                  sampling, median / worst
+experimental     true where nothing has been measured yet; the help page says so
 generator        the plan for any number of steps, as `schedule.plan.from_generator` reads it, or
 kinds            a list of steps that is scaled to the run, perhaps with ratios, the share of tokens of each
                  of them, or
@@ -127,7 +128,9 @@ def _selector(data) -> Selector:
 def _check(recipe) -> None:
     if not isinstance(recipe, Mapping):
         raise ValueError("recipe must be a JSON object.")
-    _known(recipe, (*_PARTS, *_TEXTS, "name", "families"), "a recipe")
+    _known(recipe, (*_PARTS, *_TEXTS, "experimental", "name", "families"), "a recipe")
+    if not isinstance(recipe.get("experimental", False), bool):
+        raise ValueError("experimental must be true or false.")
     for key in ("name", *_TEXTS):
         if not isinstance(recipe.get(key, ""), str) or len(recipe.get(key, "")) > _LONGEST:
             raise ValueError(f"{key} must be a text of at most {_LONGEST} letters.")
@@ -174,7 +177,8 @@ def recipe_of(settings: Settings) -> dict:
             else {"generator": dict(settings.generator)}
         )
     )
-    ratios = list(settings.schedule.ratios) if "kinds" in plan and settings.ratio is None else []
+    listed = settings.schedule if settings.mask is None and settings.ratio is None else None
+    ratios = list(listed.ratios) if listed is not None else []
     parts = {"ratio": ratios[0]} if len(set(ratios)) == 1 else {"ratios": ratios} if ratios else {}
     parts |= {key: getattr(settings, key) for key in _PLAIN if getattr(settings, key) != getattr(whole, key)}
     parts |= {

@@ -8,17 +8,24 @@ from dataclasses import replace
 from .base.coordinates import Node, same_levels
 from .cache.feature_predictor import FeaturePredictor
 from .config import Settings
+from .predictors.data_prediction import DataPrediction
 from .schedule.masks import Mask
-from .schedule.plan import CacheSchedule
+from .schedule.plan import CacheSchedule, explicit
+
+FRESH_NOISE = (
+    "This sampler adds fresh noise at its steps, which forecasts of features do not see; aggressive steps "
+    "forecast the model's prediction of the data instead. The picture still differs more from the uncached "
+    "one than with euler or dpmpp_2m."
+)
 
 
 def fitted_to_run(
-    settings: Settings, sigmas: Sequence[float], flow: bool
+    settings: Settings, sigmas: Sequence[float], flow: bool, fresh_noise: bool = False
 ) -> tuple[Settings, CacheSchedule, Mask | None, list[str]]:
     """The settings, the plan and the mask of a run with these noise levels, and a sentence for everything
     that differs from what was asked for.
 
-    flow: as in `Controller`.
+    flow, fresh_noise: as in `Controller`.
     """
     steps, said = len(sigmas) - 1, []
     ends = Node(0.0, float(sigmas[0]), flow), Node(float(steps), float(sigmas[-1]), flow)
@@ -43,7 +50,34 @@ def fitted_to_run(
         said.append(
             f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {steps}."
         )
-    return settings, settings.schedule_for(steps), mask, said
+    schedule = settings.schedule_for(steps)
+    if fresh_noise and schedule.kinds.strip("F"):
+        settings, schedule, mask = _for_fresh_noise(settings, schedule, ends)
+        said.append(FRESH_NOISE)
+    return settings, schedule, mask, said
+
+
+def _for_fresh_noise(settings: Settings, schedule: CacheSchedule, ends: tuple[Node, Node]):
+    """Settings for a sampler that adds fresh noise: forecasts of the data prediction at the model's output.
+
+    Measured on the embedded model (12 and 24 steps, half of them skipped): 28 to 55 dB to plain sampling,
+    where forecasts of features ended at 9 to 39 dB. Conservative steps, which replay attention, run as
+    aggressive ones; a mask names modules, so its steps do too."""
+    live = settings.attention == "live" and settings.mask is None
+    kinds = schedule.kinds if live else schedule.kinds.replace("C", "A")
+    plan = explicit(kinds, list(schedule.ratios))
+    plan = replace(plan, name=schedule.name)
+    rule = settings.predictor if isinstance(settings.predictor, DataPrediction) else DataPrediction()
+    settings = replace(
+        settings,
+        schedule=plan,
+        mask=None,
+        level="output",
+        first=0,
+        predictor=rule.over_run(*ends),
+        module_predictor=settings.module_predictor if live else None,
+    )
+    return settings, plan, None
 
 
 def _of_this_run(predictor: FeaturePredictor, sigmas: Sequence[float]) -> tuple[FeaturePredictor, str | None]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .base.errors import CacheTooLarge, raised_here
+from .base.handles import Handle
 from .branches import BranchStore
 from .config import Settings
 from .hooks.call_context import Call
@@ -34,7 +35,7 @@ class LastCall:
     kind: str
 
 
-class RunState:
+class RunState(Handle):
     """The parameters are those of `controller.Controller`."""
 
     def __init__(
@@ -47,12 +48,17 @@ class RunState:
         flow: bool,
         host: str,
         budget: Budget | None,
+        fresh_noise: bool,
+        prediction: str,
     ):
         if len(sigmas) < 2:
             raise ValueError("sigmas must hold at least two noise levels.")
         self.steps, self._flow, self._host = len(sigmas) - 1, flow, host
+        self._prediction = prediction
         self.book = RunRecorder(seconds)
-        self.settings, self.schedule, self._mask, said = fitted_to_run(settings, sigmas, flow)
+        self.settings, self.schedule, self._mask, said = fitted_to_run(
+            settings, sigmas, flow, fresh_noise and refusal is None
+        )
         for sentence in said:
             self.say(sentence)
         self.memory = Memory(budget, stages if isinstance(stages, int) else max(stages))
@@ -60,6 +66,7 @@ class RunState:
         self._refusal = refusal
         self._store = BranchStore()
         self._models: dict[int, Model] = {}
+        self.longest_gap = self.schedule.longest_gap
         self._kinds_in_force = self.schedule.kinds  # the plan, less what memory does not allow
         self._last: LastCall | None = None
         self._observer = settings.observer if refusal is None else None

@@ -1,7 +1,8 @@
 """What a user drags in. Each node turns widgets into a value.
 
-What touches ComfyUI beyond its API of nodes: `host` its models and samplers, `memory` its memory management,
-    `metadata` and `events` the running prompt, `output_files` and `profile_files` its folders."""
+Only the package `comfy` in here touches ComfyUI beyond its API of nodes: `patching`, `sampling_run` and
+`samplers` its models and samplers, `memory` its memory management, `metadata` and `events` the running
+prompt, `output_files` and `profile_files` its folders."""
 
 from comfy_api.latest import ComfyExtension
 

@@ -12,9 +12,9 @@ from comfy_api.latest import io
 from ..cache_core.base.wording import counted
 from ..cache_core.recipes import from_preset
 from ..cache_core.report.comparison import Comparison, Way, closeness, difference_maps, far_apart, steps_in
-from ..nodes import sheets
-from .comfy import output_files
-from .comfy import patching as host
+from . import sheets
+from .comfy import compiled, loading, output_files, patching, requests, samplers
+from .comfy.report_box import nothing_sampled
 from .types import CATEGORY, Report, advanced, sampler_inputs
 
 SECONDS, CALLS, NONE = "equal seconds", "equal calls", "none"
@@ -193,7 +193,7 @@ def _pixels(result, vae) -> tuple[torch.Tensor, list[int]]:
     if isinstance(result, dict):
         if vae is None:
             raise ValueError("Cache Compare needs a vae to decode latents.")
-        result = host.decode(vae, result)
+        result = loading.decode(vae, result)
     pictures = result[..., :3].detach().float().cpu().movedim(-1, 1)
     finite = pictures.isfinite()
     return pictures.where(finite, 0).clamp(0, 1), (~finite.all(3).all(2).all(1)).nonzero().flatten().tolist()
@@ -201,25 +201,25 @@ def _pixels(result, vae) -> tuple[torch.Tensor, list[int]]:
 
 def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> tuple[Comparison, dict]:
     """Samples all ways in turn; what they took, and their LATENTs by name."""
-    request = host.request_of(model)
-    if not isinstance(request, host.CacheRequest):
+    request = requests.request_of(model)
+    if not isinstance(request, requests.CacheRequest):
         raise ValueError("Cache Compare needs a model that Dual Cache has patched.")
-    plain = host.CacheRequest(from_preset("off"))  # counts calls and changes nothing
-    uncached = host.patch(model, host.KEY, plain)
-    host.sample(uncached, steps=steps, last_step=1, **options)
-    if host.is_compiled(model):  # its blocks are compiled by themselves
-        host.sample(model, steps=steps, **options)
+    plain = requests.CacheRequest(from_preset("off"))  # counts calls and changes nothing
+    uncached = patching.patch(model, requests.KEY, plain)
+    samplers.sample(uncached, steps=steps, last_step=1, **options)
+    if compiled.is_compiled(model):  # its blocks are compiled by themselves
+        samplers.sample(model, steps=steps, **options)
 
     def run(way: Way, patched, request):
         before = request.box.report  # of an earlier prompt, and still the last one where this run has no step
-        host.settle()
+        samplers.settle()
         began = time.perf_counter()
-        latent = host.sample(patched, steps=way.steps, **options)
-        host.settle()
+        latent = samplers.sample(patched, steps=way.steps, **options)
+        samplers.settle()
         way.seconds.append(time.perf_counter() - began)
         report = request.box.report
         if report is None or report is before:
-            report = host.nothing_sampled(request.settings)
+            report = nothing_sampled(request.settings)
         totals = report.totals()
         way.calls, way.full_calls = totals["calls"], totals["full_calls"]
         return latent, report
@@ -340,7 +340,7 @@ def shown(made: Comparison, pixels: dict[str, torch.Tensor], clips: int) -> io.N
         key: value for key, value in made.to_dict().items() if key != "report"
     }  # the browser has it from the run
     drawn = json.dumps({**view, "table": made.table(), "shown": files}, allow_nan=False)
-    report = made.report or host.nothing_sampled(from_preset("off"))
+    report = made.report or nothing_sampled(from_preset("off"))
     return io.NodeOutput(output_files.as_image(sheet), data, report, ui={"dual_cache_compare": [drawn]})
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..nodes import sheets
+from . import sheets
 from .comfy import output_files
-from .comfy import patching as host
+from .comfy.requests import request_of
 from .types import CATEGORY, Report, advanced
 
 OTHER = (
@@ -78,7 +78,7 @@ class CacheReport(io.ComfyNode):
     ) -> io.NodeOutput:
         note = ""
         if report is None:
-            request = host.request_of(model) if model is not None else None
+            request = request_of(model) if model is not None else None
             if request is None:
                 raise ValueError("Cache Report needs a report, or a model that Dual Cache has patched.")
             report, its_own = request.box.report_of(None if latent is None else latent["samples"])

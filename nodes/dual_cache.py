@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..cache_core.predictors.extrapolation import predictor
 from ..cache_core.recipes import from_preset, preset_names
-from .comfy import patching as host
+from .comfy import patching, requests
 from .types import CATEGORY, advanced, schedule_input
 
 FROM_PRESET = "from preset"
@@ -97,7 +97,7 @@ class DualCache(io.ComfyNode):
     def execute(
         cls, model, preset, schedule=None, forecast=FROM_PRESET, gain=0.9, memory=0.0
     ) -> io.NodeOutput:
-        request = host.CacheRequest(
+        request = requests.CacheRequest(
             settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id, memory=memory
         )
-        return io.NodeOutput(host.patch(model, host.KEY, request))
+        return io.NodeOutput(patching.patch(model, requests.KEY, request))

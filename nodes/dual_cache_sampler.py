@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..cache_core.recipes import preset_names
-from .comfy import patching as host
+from .comfy import patching, requests, samplers
+from .comfy.report_box import nothing_sampled
 from .dual_cache import FROM_PRESET, forecast_inputs, memory_input, settings_from
 from .types import CATEGORY, Report, sampler_inputs, schedule_input
 
@@ -69,11 +70,11 @@ class DualCacheSampler(io.ComfyNode):
         gain=0.9,
         memory=0.0,
     ) -> io.NodeOutput:
-        request = host.CacheRequest(
+        request = requests.CacheRequest(
             settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id, memory=memory
         )
-        patched = host.patch(model, host.KEY, request)
-        latent = host.sample(
+        patched = patching.patch(model, requests.KEY, request)
+        latent = samplers.sample(
             patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
         )
-        return io.NodeOutput(latent, request.box.report or host.nothing_sampled(request.settings))
+        return io.NodeOutput(latent, request.box.report or nothing_sampled(request.settings))

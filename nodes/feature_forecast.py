@@ -11,7 +11,7 @@ from ..cache_core.base.names import LEVELS
 from ..cache_core.predictors.build import NAMES, forecast
 from ..cache_core.predictors.extrapolation import MEMBERS
 from ..cache_core.recipes import from_json, preset, preset_names, settings_of, to_json
-from .comfy import patching as host
+from .comfy import patching, requests
 from .types import CATEGORY, advanced, schedule_input
 
 FROM_RECIPE, OWN = "from recipe", 0
@@ -168,5 +168,5 @@ class FeatureForecast(io.ComfyNode):
         made = recipe_from(preset, forecast, order, gain, coordinate, adapt, level, recipe)
         if schedule is not None and (forecast, level) != (FROM_RECIPE, FROM_RECIPE):
             schedule = replace(schedule, forecast=None)  # what is chosen here wins, as in Dual Cache
-        request = host.CacheRequest(settings_of(made, schedule), node_id=cls.hidden.unique_id)
-        return io.NodeOutput(host.patch(model, host.KEY, request), to_json(made))
+        request = requests.CacheRequest(settings_of(made, schedule), node_id=cls.hidden.unique_id)
+        return io.NodeOutput(patching.patch(model, requests.KEY, request), to_json(made))

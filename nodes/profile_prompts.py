@@ -7,8 +7,7 @@ import json
 
 from comfy_api.latest import io
 
-from .comfy import events, profile_files
-from .comfy import patching as host
+from .comfy import events, identity, loading, patching, profile_files, requests, samplers
 from .profiles import recording_inputs
 from .types import CATEGORY, CacheProfile
 
@@ -72,14 +71,14 @@ class ProfilePrompts(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler_name",
-                    options=host.SAMPLERS,
+                    options=samplers.SAMPLERS,
                     default="euler",
                     tooltip="The sampler of the runs to be planned, one that evaluates the model once "
                     "per step.",
                 ),
                 io.Combo.Input(
                     "scheduler",
-                    options=host.SCHEDULERS,
+                    options=samplers.SCHEDULERS,
                     default="simple",
                     tooltip="How the noise levels are spaced.",
                 ),
@@ -121,7 +120,7 @@ class ProfilePrompts(io.ComfyNode):
             raise ValueError("prompts is empty: write one prompt per line.")
         known = set(profile_files.read(path).prompts) if path.is_file() else set()
         how = [
-            host.name_of(model),
+            identity.name_of(model),
             list(latent_image["samples"].shape),
             negative,
             seed,
@@ -132,22 +131,22 @@ class ProfilePrompts(io.ComfyNode):
         ]
         marks = {prompt: _mark(prompt, how) for prompt in wanted}
         missing = [prompt for prompt in wanted if marks[prompt] not in known]
-        against = host.encode(clip, negative) if missing else None
+        against = loading.encode(clip, negative) if missing else None
         for i, prompt in enumerate(missing):
             events.show(f"Recording prompt {len(wanted) - len(missing) + i + 1} of {len(wanted)}.", node_id)
             recording = profile_files.Recording(path, module_tokens, clusters, marks[prompt], strict=True)
-            patched = host.patch(model, host.KEY, host.ProfileRequest(recording))
+            patched = patching.patch(model, requests.KEY, requests.ProfileRequest(recording))
             own = (
                 seed + int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
             ) % 2**64  # whatever the prompt's place in the list
-            host.sample(
+            samplers.sample(
                 patched,
                 own,
                 steps,
                 cfg,
                 sampler_name,
                 scheduler,
-                host.encode(clip, prompt),
+                loading.encode(clip, prompt),
                 against,
                 latent_image,
                 1.0,

@@ -8,8 +8,7 @@ from comfy_api.latest import io
 
 from ..cache_core.calibration.planner import OBJECTIVES, Plan, plan, segment_costs
 from ..cache_core.calibration.profile import MOST_CLUSTERS, Profile
-from .comfy import patching as host
-from .comfy import profile_files
+from .comfy import patching, profile_files, requests
 from .types import CATEGORY, CacheProfile, Schedule, advanced
 
 SPEEDUP, ERROR = "speed-up", "error"
@@ -75,7 +74,7 @@ class ProfileModel(io.ComfyNode):
     def execute(cls, model, name, module_tokens=0, clusters=0) -> io.NodeOutput:
         recording = profile_files.Recording(profile_files.path_of(name, new=True), module_tokens, clusters)
         return io.NodeOutput(
-            host.patch(model, host.KEY, host.ProfileRequest(recording, cls.hidden.unique_id))
+            patching.patch(model, requests.KEY, requests.ProfileRequest(recording, cls.hidden.unique_id))
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 from comfy_api.latest import io
 
-from .comfy import patching as host
+from .comfy import samplers
 
 Schedule = io.Custom("CACHE_SCHEDULE")
 CacheProfile = io.Custom("CACHE_PROFILE")
@@ -65,12 +65,15 @@ def sampler_inputs(steps: str) -> list[io.Input]:
         ),
         io.Combo.Input(
             "sampler_name",
-            options=host.SAMPLERS,
+            options=samplers.SAMPLERS,
             default="euler",
             tooltip="The algorithm that follows the noise levels.",
         ),
         io.Combo.Input(
-            "scheduler", options=host.SCHEDULERS, default="simple", tooltip="How the noise levels are spaced."
+            "scheduler",
+            options=samplers.SCHEDULERS,
+            default="simple",
+            tooltip="How the noise levels are spaced.",
         ),
     ]
 

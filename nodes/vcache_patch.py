@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..cache_core.selectors.token_selection import Selector
-from .comfy import patching as host
+from .comfy import patching, requests
 from .types import CATEGORY, advanced
 
 SCORES = {
@@ -115,5 +115,7 @@ class VCacheAttentionPatch(io.ComfyNode):
         seed=0,
     ) -> io.NodeOutput:
         selector = Selector(SCORES[score], staleness=staleness, spatial_bonus=spatial_bonus)
-        request = host.TokenRequest(selector, ratio, None if text_ratio < 0 else text_ratio, attention, seed)
-        return io.NodeOutput(host.patch(model, host.TOKENS, request))
+        request = requests.TokenRequest(
+            selector, ratio, None if text_ratio < 0 else text_ratio, attention, seed
+        )
+        return io.NodeOutput(patching.patch(model, requests.TOKENS, request))

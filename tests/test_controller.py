@@ -164,7 +164,7 @@ def test_two_models_in_one_run_keep_two_caches(model):
 
 
 class Mystery(nn.Module):
-    """A model that the block table does not have."""
+    """A model that the registry does not have."""
 
     def __init__(self):
         super().__init__()
@@ -252,7 +252,7 @@ def test_history_holds_full_steps_only_and_corrections_end_at_the_next_one(model
         if kind != "F":
             assert branch.sites[FINAL].correction is not None
             corrected = {n for n, s in branch.sites.items() if s.correction is not None}
-            assert {n[2] for n in corrected if n != FINAL} == {"img_mlp", "txt_mlp", "out"}
+            assert {n[2:] for n in corrected if n != FINAL} == {("img", "mlp"), ("txt", "mlp"), ("out",)}
     cache.finish()
 
 

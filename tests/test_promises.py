@@ -16,7 +16,7 @@ from cache_core.schedule.plan import explicit
 from cache_core.selectors import token_selection as selectors
 from cache_core.selectors.token_selection import SCORES, Selector
 from demo.sampler import schedule_sigmas
-from tests.tiny_flux import BLUE, RED, STAR, assert_untouched, evaluate, inputs, plain, ran, random_flux, run
+from tests.tiny_flux import assert_untouched, evaluate, inputs, plain, ran, random_flux, run
 
 METHODS = {
     "duca": from_preset("duca", explicit("FCACAF", 0.3)),
@@ -127,33 +127,12 @@ def test_low_precision_stays_finite_and_exact_where_it_must_be(dtype):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_guidance_in_one_call_equals_two_calls(model, name, sampler):
-    one = run(model, METHODS[name], guidance=3, sampler=sampler)
-    two = run(model, METHODS[name], guidance=3, sampler=sampler, split=True)
+def test_guidance_in_one_call_equals_two_calls_with_two_evaluations_per_step(model, name):
+    one = run(model, METHODS[name], guidance=3, sampler="heun")
+    two = run(model, METHODS[name], guidance=3, sampler="heun", split=True)
     assert ran(one) == ran(two) and set(ran(one)) != {"F"}
     assert two.calls == 2 * one.calls
     assert torch.allclose(one.latents, two.latents, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_batch_equals_its_pictures(model, name):
-    captions, seeds = [RED, BLUE, STAR], [3, 1, 2]
-    batch = run(model, METHODS[name], captions, seeds=seeds)
-    for i, (caption, seed) in enumerate(zip(captions, seeds)):
-        single = run(model, METHODS[name], [caption], seeds=[seed])
-        assert ran(single) == ran(batch)
-        assert torch.allclose(batch.latents[i], single.latents[0], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_runs_repeat_exactly(model, name):
-    torch.manual_seed(1)
-    first = run(model, METHODS[name]).latents
-    torch.manual_seed(2)
-    state = torch.get_rng_state()
-    assert torch.equal(first, run(model, METHODS[name]).latents)
-    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_the_seed_of_the_token_choice_matters_and_repeats(model):

@@ -1,4 +1,4 @@
-"""Writes docs/families.md from the block table and tests/fixtures/families.json, which the tests in each
+"""Writes docs/families.md from the registry and tests/fixtures/families.json, which the tests in each
 ComfyUI check.
 
 Run `python -m tools.regenerate` from the project's folder after a change of either; a test compares the

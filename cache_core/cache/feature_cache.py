@@ -185,6 +185,8 @@ class Branch:
         """Shape and dtype of the tokens of the last full step; None before one."""
         self.size = 0
         """Samples in that step."""
+        self.full_at: int | None = None
+        """The last full step."""
         self.sites: dict[Hashable, Site] = {}
         self.kept: dict[Hashable, torch.Tensor] = {}
         """Working tensors refreshed in place: keys and values for live attention, and value norms."""
@@ -195,10 +197,9 @@ class Branch:
 
     def site(self, name: Hashable) -> Site:
         if name not in self.sites:
-            part = str(name[-1]) if isinstance(name, tuple) else ""
-            self.sites[name] = Site(
-                self.evidence, part[:3] if part.startswith(("img", "txt")) else "", name, self._shelf
-            )
+            # A block's site names its stream behind the block's (kind, index), where it holds one alone.
+            stream = name[2] if isinstance(name, tuple) and name[2:3] in (("img",), ("txt",)) else ""
+            self.sites[name] = Site(self.evidence, stream, name, self._shelf)
         return self.sites[name]
 
     def clear(self) -> None:
@@ -291,7 +292,7 @@ class Batch:
         nodes may have it."""
         if any(name not in b.sites for b in self.branches):
             raise CacheMismatch(
-                "A block that runs now did not run on the last full step, so this call ran in full."
+                "A block that runs now did not run on the last full step; this call runs in full."
             )
         return [b.sites[name] for b in self.branches]
 

@@ -1,5 +1,5 @@
-"""Weighted sums of snapshots: accumulated in float32, in pieces, so that no float32 copy of a whole feature is
-made, and kept within the range of float16."""
+"""Weighted sums of snapshots: accumulated in float32, in pieces, so that no float32 copy of a whole feature
+is made, and kept within the range of float16."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ own work does not take too."""
 
 
 def pieces(x: torch.Tensor) -> Iterator[slice]:
-    """Slices of dimension 1 of x [b,n,...] that hold at most `PIECE` values each, as far as they can be cut."""
+    """Slices of dimension 1 of x [b,n,...] that hold about `PIECE` values each at most."""
     n = x.shape[1] if x.ndim > 1 else 1
     count = -(-x.numel() // PIECE)
     if count < 2 or n < 2:

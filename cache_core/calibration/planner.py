@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
@@ -194,9 +195,8 @@ def segment_costs(
     if profile.steps > MOST_STEPS:
         raise ValueError(f"plans can be made for at most {MOST_STEPS} steps, not {profile.steps}.")
     lengths = step_lengths(profile)
-    return sum(
-        _segment_squares(grams.mean(0), lengths, ridge, window) for grams in _parts(profile, clusters)
-    ).sqrt()
+    squares = (_segment_squares(grams.mean(0), lengths, ridge, window) for grams in _parts(profile, clusters))
+    return cast(torch.Tensor, sum(squares)).sqrt()
 
 
 def _segment_squares(gram: torch.Tensor, lengths: torch.Tensor, ridge: float, window: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..base.coordinates import Node
+from ..base.handles import Handle
 from ..base.names import FINAL, PATH
 from ..cache.feature_cache import Branch
 from ..predictors.grouped import descriptors, k_means
@@ -45,7 +46,7 @@ def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return sum(torch.linalg.vecdot(x.double(), y.double()) for x, y in parts)
 
 
-class Recorder:
+class Recorder(Handle):
     """Observer of one run: keeps the products of the final hidden state over the steps.
 
     It holds all features of a run on the CPU until the run ends: steps times the size of a site.
@@ -194,7 +195,7 @@ def _by_cluster(run: Sequence[torch.Tensor], labels: torch.Tensor, device: torch
     return out
 
 
-class PathRecorder:
+class PathRecorder(Handle):
     """Keeps the input and the output of the model on full steps, on the CPU, until the run ends."""
 
     def __init__(self):
@@ -234,7 +235,7 @@ def _joined(grams: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(grams)
 
 
-class ModuleRecorder:
+class ModuleRecorder(Handle):
     """Keeps rows of module outputs on full steps, as `Recorder` does the final hidden state.
 
     Of every module it keeps the same `tokens` rows, chosen at random, at every step: steps * tokens * width
@@ -289,8 +290,9 @@ class ModuleRecorder:
 
 
 def _module(site: tuple) -> str:
-    """Name of a site's module as in `masks`: streams of text and image are one, and a fused block is a
-    whole."""
-    kind, index, part = site
-    part = part.removeprefix("img_").removeprefix("txt_")
+    """Name of a site's module as in `schedule.masks`: the streams of text and image are one, and a fused
+    block is a whole. site: (kind, index, stream, part), (kind, index, part), or (kind, index, path, place,
+    count)."""
+    kind, index, *rest = site
+    part = rest[0] if len(rest) == 3 else rest[-1]
     return f"{kind}.{index}" if part == "out" else f"{kind}.{index}.{part}"

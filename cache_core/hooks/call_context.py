@@ -1,4 +1,4 @@
-"""One model call on its way through the blocks: its kind, its branches, and how its tokens are chosen."""
+"""One model call while it runs: its kind, its branches, and how its tokens are chosen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..selectors.token_selection import count_rows
 
 @dataclass
 class Call:
-    """One model call on its way through the blocks."""
+    """One model call while it runs."""
 
     kind: str
     """"F", "C" or "A"."""
@@ -43,10 +43,10 @@ class Call:
     width: int = 0
     batch_size: int = 1
     note: Callable[[tuple, torch.Tensor], None] = lambda name, truth: None
-    """Told every site's truth on a full step, before it is kept."""
-    door: Callable[[tuple, dict[str, tuple[int, int]], int], None] = lambda name, sizes, item: None
-    """Told a block's name, the sizes of its main tensors and their bytes per value on a full step, before
-    anything is kept of it."""
+    """Called with every site's computed value on a full step, before it is kept."""
+    sizes_known: Callable[[tuple, dict[str, tuple[int, int]], int], None] = lambda name, sizes, item: None
+    """Called on a full step with a block's name, the tokens and width of its main tensors by stream, and
+    their bytes per value, before anything of the block is kept."""
 
     @property
     def live(self) -> bool:
@@ -69,9 +69,11 @@ class Call:
         return parts_of(self.computed or (), name) & {"", *known}
 
     def correct(self, block, sites: dict) -> None:
-        """Outputs computed on all tokens become the corrections of a block's sites."""
+        """Outputs computed on all tokens become the corrections of a block's sites.
+
+        sites: by what their names hold behind the block's."""
         for key, fresh in sites.items():
-            self.batch.correct((*block, key), fresh, self.settings.modules)
+            self.batch.correct((*block, *key), fresh, self.settings.modules)
 
     def choose(self, name, stream: str, n: int, device, offset: int = 0) -> torch.Tensor | None:
         """Rows of a stream to refresh at a block, or None for none; `offset` is where the stream starts in

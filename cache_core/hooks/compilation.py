@@ -1,9 +1,11 @@
-"""A model under torch.compile: where steps are skipped, its blocks are compiled one by one and everything
-around them runs as it stands.
+"""A model under torch.compile: where steps are skipped, its blocks are compiled one by one, and everything
+around them runs uncompiled.
 
-Compiled as a whole, every kind of step would be a graph of its own, and what counts and keeps features would
-be traced along and compiled again at every change, until torch gives up on the model's own code too. One
-graph for all blocks of a class is also made in less time (PyTorch's recipe of regional compilation)."""
+If the model were compiled as a whole, every kind of step would be a graph of its own, and torch would trace
+the code that keeps features and compile it again at every change, until it gives up on the model's own code
+too. One graph for all blocks of a class also takes less time to make (PyTorch's regional compilation). Nodes
+that compile blocks in place (each replaced by torch's `OptimizedModule`) are treated alike, for the blocks
+that they have compiled."""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..models.families import Block
+from ..models.block_spec import Family
+from ..models.families import Block, compilers_of
 from .shims import shim, shimmed
 
 AVAILABLE = hasattr(torch.compiler, "set_stance")
@@ -51,22 +54,30 @@ def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None
 
 
 class Compilation:
-    """How a model is compiled in a run. compile: gives the compiled form of a function; None runs blocks as
-    they were written."""
+    """How a model is compiled in a run.
 
-    def __init__(self, compile: Callable[[Callable], Callable] | None):
-        self._compile, self._made, self._begun = compile, {}, False
+    compile: gives the compiled form of a function; None runs blocks uncompiled.
+    only: ids of the blocks that are compiled; None for all."""
+
+    def __init__(self, compile: Callable[[Callable], Callable] | None, only: frozenset[int] | None = None):
+        self._compile, self._only, self._made, self._begun = compile, only, {}, False
         self.said = NO_GRAPHS if compile is None else SAID
 
+    @classmethod
+    def of_blocks(cls, model: nn.Module, family: Family | None) -> Compilation | None:
+        """How other nodes have compiled blocks of a model in place; None where they have not."""
+        found = compilers_of(model, family) if AVAILABLE and family else {}
+        return cls(next(iter(found.values())), frozenset(map(id, found))) if found else None
+
     def around(self) -> AbstractContextManager:
-        """Inside it compiled modules run as they were written."""
+        """A context in which compiled modules run uncompiled."""
         self._begun = True
         return torch.compiler.set_stance("force_eager")
 
     @contextmanager
     def left_alone(self, model: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
-        """Around a call of which nothing is skipped: where this run has compiled blocks one by one, it goes
-        on with these."""
+        """Around a call of which nothing is skipped: where this run has compiled blocks one by one, it uses
+        these."""
         with ExitStack() as stack:
             if self._begun:
                 stack.enter_context(self.around())
@@ -79,9 +90,9 @@ class Compilation:
     ) -> Iterator[tuple[nn.Module, Callable]]:
         """(module, maker of its shim) of a call, as `Wiring.shims` gives them, and of all other blocks.
 
-        whole: whether this call runs blocks as they are, so that they are worth compiling; those whose inside
-            is led another way are not, as that would be compiled anew each time. A model without known blocks
-            is taken for one."""
+        whole: whether this call runs blocks unchanged, so that they are worth compiling. A block whose
+            sub-modules are replaced is not, as it would be compiled anew each time. A model without known
+            blocks counts as one block."""
         inner = {id(block.module) for block in blocks} or {id(model)}
         shims = list(shims)
         met = {id(part) for part, _ in shims}
@@ -105,9 +116,11 @@ class Compilation:
         return make
 
     def _of(self, part: nn.Module, original: Callable) -> Callable:
-        """The compiled form of a module's forward, one for all modules of a class; another node's, or a
-        compiled one, stays itself."""
+        """The compiled form of a module's forward, one for all modules of a class; a forward that another
+        node has set stays as it is."""
         own = type(part).forward
+        if self._only is not None and id(part) not in self._only:
+            return original
         if self._compile is None or getattr(original, "__func__", None) is not own:
             return original
         if own not in self._made:

@@ -1,8 +1,8 @@
-"""Where features are taken and put back: `forward` shims on blocks and their sub-modules, for the length of
-one call.
+"""`forward` shims on blocks and their sub-modules, for the length of one model call: where features are taken
+and put back.
 
-No module is replaced and no weight is touched; a shim stands in the instance's `forward` while one model call
-runs and is removed in `finally`. A `forward` that another pack has put there before is kept, called and
+No module is replaced and no weight is touched. A shim is set as the instance's `forward` while one model
+call runs and is removed in `finally`. A `forward` that another pack has set before is kept, called and
 restored."""
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ def with_override(options: dict | None, override: Callable) -> dict:
 
         if not kwargs.get("skip_reshape"):
             raise CacheMismatch(
-                "The attention of this model hands over its tensors in another layout than the block "
-                "table says."
+                "Attention tensors do not match the registered layout; this call runs in full."
             )
         return override(attend, q, k, v)
 

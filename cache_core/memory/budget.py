@@ -1,7 +1,7 @@
 """What a run's caches may hold: the estimate against the budget, and what gives way when they would not fit.
 
-The check is made at the door of the first block of every kind on a full step, when the sizes of the tokens
-are known and nothing has been kept yet. What does not fit is lowered there, and the call is repeated from its
+The check is made before the first block of every kind runs on a full step, when the sizes of the tokens are
+known and nothing has been kept yet. What does not fit is lowered there, and the call is repeated from its
 beginning; the expensive blocks have not run."""
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Memory:
     def note(
         self, model: Hashable, keys: Iterable[Hashable], kind: str, sizes: Sizes, item: int, samples: int
     ) -> bool:
-        """Sizes at the door of a kind of block of a model, for these branches, or of its output; whether they
-        are news."""
+        """Takes the sizes of what goes into a kind of block of a model, or of its output, for these branches;
+        whether they are new."""
         news = False
         for key in keys:
             _, old = self._seen.get(key, (model, Shapes({}, self._output)))
@@ -97,7 +97,7 @@ class Memory:
                 )
             else:
                 new = replace(
-                    old, doors={**old.doors, kind: dict(sizes)}, bytes_per_value=item, samples=samples
+                    old, blocks={**old.blocks, kind: dict(sizes)}, bytes_per_value=item, samples=samples
                 )
             if self._seen.get(key) != (model, new):
                 news, self._seen[key] = True, (model, new)
@@ -110,7 +110,7 @@ class Memory:
         for model, shapes in self._seen.values():
             mark = (
                 model,
-                tuple((k, tuple(d.items())) for k, d in shapes.doors.items()),
+                tuple((k, tuple(d.items())) for k, d in shapes.blocks.items()),
                 shapes.output,
                 shapes.samples,
             )

@@ -7,6 +7,7 @@ its images."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -35,7 +36,8 @@ def _products(rows, truth: torch.Tensor, *snapshots: torch.Tensor) -> tuple[torc
 
     In float32, because the differences are small beside the features."""
     newest = snapshots[0].float()
-    steps = [sum(w * (s.float() - newest) for s, w in zip(snapshots, r) if w) for r in rows]
+    sums = [sum(w * (s.float() - newest) for s, w in zip(snapshots, r) if w) for r in rows]
+    steps = cast("list[torch.Tensor]", sums)  # no row is empty
     miss = truth.float() - newest
     gram = torch.stack([torch.stack([_inner(a, b) for b in steps], -1) for a in steps], -2)
     return gram, torch.stack([_inner(a, miss) for a in steps], -1)
@@ -180,6 +182,7 @@ class ProbeGain(FeaturePredictor):
             len(site.nodes) < 2
             or past is None
             or past.nodes[:2] != site.nodes[:2]
+            or seen is None
             or seen.now is None
             or seen.now.shape != past.snapshots[0].shape
         ):

@@ -5,6 +5,7 @@
 {"name": "probe_gain"}                                   DiCache's gain (`adaptive`)
 {"name": "residual", "steps": 30, "rectifier": {...}}
                                                          output minus latent, reused (`residual`)
+{"name": "data_prediction", "rule": {...}}               forecast of the data prediction (`data_prediction`)
 {"by": "channel", "pool": [...], "clusters": 2}          a rule per group (`groups`): by channel, by token, or
 {"by": "band", "low": {...}, "high": {...}}              by band
 {"by": "step", "steps": 50, "table": {...}}              weights per step, as a plan has solved them (`table`)
@@ -14,10 +15,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from ..base.wording import named
 from ..cache.feature_predictor import FeaturePredictor
 from .adaptive import Adaptive, ProbeGain
+from .data_prediction import DataPrediction
 from .extrapolation import MEMBERS, Predictor, predictor
 from .grouped import ByBand, ByChannel, ByToken
 from .residual import Residual
@@ -50,11 +53,14 @@ def forecast(data: Mapping) -> FeaturePredictor:
                     f"{key} of probe_gain must be a number from -10 to 10 or null, not {value!r}."
                 )
         return ProbeGain(**rest)
+    if data.get("name") == "data_prediction":
+        _known(rest, ("rule",), "a data prediction")
+        return DataPrediction(_plain(rest["rule"])) if "rule" in rest else DataPrediction()
     if data.get("name") == "residual":
         _known(rest, ("steps", "rectifier", "sigmas"), "a residual")
         return Residual.read(**rest)
     how, more = rest.pop("adapt", None), {key: rest.pop(key) for key in ("pull", "limit") if key in rest}
-    rule = predictor(data.get("name"), **rest)
+    rule = predictor(cast(str, data.get("name")), **rest)  # which refuses anything else
     if how is None:
         _known(more, (), "a forecast that does not adapt")
         return rule

@@ -15,7 +15,6 @@ from ..cache.feature_predictor import FeaturePredictor
 from ..cache.weighted_sums import PIECE, cut, pieces, weighted_sum
 from .extrapolation import Predictor
 
-
 SAMPLE = 2000
 """Tokens that channels are judged by."""
 
@@ -60,7 +59,7 @@ def _by_channel(x: torch.Tensor) -> torch.Tensor:
 
 
 def _sample(x: torch.Tensor) -> torch.Tensor:
-    """About 2,000 tokens of tokens [n,d], which tell as much about the channels as all; a picture as it is."""
+    """About 2,000 of the tokens of [n,d], which tell as much about channels as all; a picture as it is."""
     return x[:: max(1, x.shape[0] // SAMPLE)] if x.ndim == 2 else x
 
 
@@ -91,6 +90,8 @@ def _chosen(rows, site: Site, which: torch.Tensor, shape, out: torch.Tensor | No
 
 class _Pool(FeaturePredictor):
     """What the parts with a pool of members share."""
+
+    pool: tuple[Predictor, ...]
 
     def _check(self, by):
         if not self.pool or not all(isinstance(p, Predictor) for p in self.pool):
@@ -202,7 +203,9 @@ class ByBand(_Pool):
             return base
         if base.ndim == 4:
             pixels = weighted_sum([s.flatten(2).mT for s in site.snapshots], apart)
-            return base.add_(low_band(pixels, self.cut, base.shape[2:]).mT.reshape(base.shape))
+            return base.add_(
+                low_band(pixels, self.cut, (base.shape[2], base.shape[3])).mT.reshape(base.shape)
+            )
         first = site.text_tokens
         if first >= base.shape[1]:
             return base
@@ -273,6 +276,7 @@ class ByToken(_Pool):
         past = seen.past if seen else None
         if (
             past is None
+            or seen is None
             or seen.now is None
             or len(past.nodes) < 2
             or past.nodes != site.nodes[: len(past.nodes)]

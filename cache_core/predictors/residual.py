@@ -64,6 +64,7 @@ class Residual(FeaturePredictor):
         past = seen.past if seen else None
         if (
             past is None
+            or seen is None
             or seen.now is None
             or not past.nodes
             or past.nodes[0] != site.nodes[0]

@@ -157,8 +157,9 @@ class ChannelTable(FeaturePredictor):
     def forecast(self, site: Site, node: Node, out=None):
         newest = site.snapshots[0]
         axis = 1 if newest.ndim > 3 else newest.ndim - 1  # of pictures and of tokens
-        rows = [t.weights(site, node) for t in self.tables]
-        if any(r is None for r in rows) or newest.shape[axis] != len(self.labels):
+        found = [t.weights(site, node) for t in self.tables]
+        rows = [row for row in found if row is not None]
+        if len(rows) < len(found) or newest.shape[axis] != len(self.labels):
             return self.fallback.forecast(site, node, out)
         shape = [-1 if i == axis else 1 for i in range(newest.ndim)]
         longest = max(map(len, rows))

@@ -25,6 +25,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "this model or this way of sampling it cannot be cached",
         "Look at the messages of this report for the cause.",
     ),
+    "stale": (
+        "what was cached of a conditioning was older than the plan allows",
+        "Choose a plan whose full steps fall on the steps on which that conditioning is evaluated.",
+    ),
     "rising": (
         "the sampler went back to a higher noise level, where cached features are out of date",
         "Choose a sampler that only goes down, such as euler or dpmpp_2m.",
@@ -55,7 +59,7 @@ _REMEDIES = (
     ("split over several GPUs", "Take out the node that splits it, or Dual Cache."),
 )
 """What helps against a reason in free text, by a part of it."""
-_TOLD = {"plain": " is sampled plainly: ", "refused": " ran in full: ", "mismatch": "this call ran in full"}
+_TOLD = {"plain": " is sampled plainly: ", "refused": " ran in full: ", "mismatch": "this call runs in full"}
 """Part of the message that says more of a reason."""
 _TOLD_REMEDIES = {
     "plain": "Take Dual Cache out here, or choose another model or sampler.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from typing import Any
 
 from ..base.json_values import finite
 from ..config import Settings
@@ -50,7 +51,7 @@ def _columns(records: list[StepRecord]) -> dict:
     rows = [r.to_dict() for r in records]
     columns = {}
     for f in fields(StepRecord):
-        values = [_short(row[f.name]) for row in rows]
+        values: list[Any] = [_short(row[f.name]) for row in rows]
         if f.name in ("planned", "actual"):
             columns[f.name] = "".join(values)
         else:

@@ -20,7 +20,6 @@ from ..schedule.masks import Mask
 from ..schedule.plan import CacheSchedule
 from .run_report import Report, StepRecord
 
-
 TOKENS = 1000
 """Tokens, as many at least, that the error of a forecast is measured on."""
 

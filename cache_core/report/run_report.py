@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from itertools import groupby
 from operator import index
 from statistics import median
+from typing import cast
 
 from ..base.json_values import _number, finite
 from ..base.wording import counted, size
@@ -54,7 +55,7 @@ class StepRecord:
     indicator: float | None = None
 
     def to_dict(self) -> dict:
-        return {f.name: _WRITE[f.type](getattr(self, f.name)) for f in fields(self)}
+        return {f.name: _WRITE[cast(str, f.type)](getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, data: dict) -> StepRecord:
@@ -95,6 +96,8 @@ class Report:
     def totals(self) -> dict:
         """Sums over the records.
 
+        An evaluation without a model call, which another node answered, counts in `evaluations` and
+        `without_calls` only.
         calls, full_calls: model calls made, and those computed in full. full, conservative, aggressive:
             evaluations by what really ran.
         skipped: aggressive evaluations without any full call. changed: evaluations that did not run as
@@ -105,21 +108,23 @@ class Report:
             about time.
         worst_forecast_error: of full evaluations behind cheaper ones, None where there is none.
         """
-        ran = Counter(r.actual for r in self.records)
-        work = sum(self._work(r) for r in self.records)
+        arrived = [r for r in self.records if r.calls]
+        ran = Counter(r.actual for r in arrived)
+        work = sum(self._work(r) for r in arrived)
         return {
             "calls": sum(r.calls for r in self.records),
             "full_calls": sum(r.full_calls for r in self.records),
             "evaluations": len(self.records),
             **{name: ran[kind] for kind, name in KINDS.items()},
-            "skipped": sum(r.actual == "A" and r.full_calls == 0 for r in self.records),
-            "changed": sum(r.actual != r.planned for r in self.records),
+            "skipped": sum(r.actual == "A" and r.full_calls == 0 for r in arrived),
+            "changed": sum(r.actual != r.planned for r in arrived),
+            "without_calls": len(self.records) - len(arrived),
             "wall_seconds": self.wall_seconds,
             "milliseconds": sum(r.milliseconds for r in self.records),
             "median_milliseconds": {
-                k: median(r.milliseconds for r in self.records if r.actual == k) for k in KINDS if ran[k]
+                k: median(r.milliseconds for r in arrived if r.actual == k) for k in KINDS if ran[k]
             },
-            "call_speedup": len(self.records) / work if work else None,
+            "call_speedup": len(arrived) / work if work else None,
             "peak_bytes": max([self.peak_bytes, *(r.cached_bytes for r in self.records)]),
             "worst_forecast_error": _worst(self._errors()),
         }
@@ -152,7 +157,7 @@ class Report:
     def why_nothing(self) -> str | None:
         """One or two sentences with reason and remedy when no evaluation was cheaper than a full one, else
         None."""
-        if any(r.actual != "F" for r in self.records):
+        if any(r.actual != "F" and r.calls for r in self.records):
             return None
         return "Nothing was skipped: " + cause(self)
 
@@ -245,6 +250,11 @@ class Report:
         if t["worst_forecast_error"] is not None:
             lines.append(
                 f"worst forecast error {t['worst_forecast_error']:.3g} (1 is as large as the feature)"
+            )
+        if t["without_calls"]:
+            lines.append(
+                f"{counted(t['without_calls'], 'evaluation')} did not reach the model: another node answered "
+                "instead, so nothing is counted for them"
             )
         if t["changed"]:
             lines.append(f"{counted(t['changed'], 'evaluation')} did not run as planned")

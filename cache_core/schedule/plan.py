@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 from ..base.limits import MAX_STEPS
 from ..base.wording import named
@@ -104,6 +104,15 @@ class CacheSchedule:
         """Indices of the F steps, ascending."""
         return tuple(i for i, kind in enumerate(self.kinds) if kind == "F")
 
+    @property
+    def longest_gap(self) -> int:
+        """The most steps from a full step to a later one that goes by it; 0 where all are full."""
+        gap = longest = 0
+        for kind in self.kinds:
+            gap = 0 if kind == "F" else gap + 1
+            longest = max(longest, gap)
+        return longest
+
     def counts(self) -> dict[str, int]:
         """Number of steps of each kind: {"F": n, "C": n, "A": n}."""
         return {kind: self.kinds.count(kind) for kind in LETTERS}
@@ -117,9 +126,10 @@ class CacheSchedule:
         steps = _whole("steps", steps, 1)
         if steps == self.steps:
             return self
-        if self.parameters is None:
+        generator = self.generator
+        if generator is None:
             return CacheSchedule(*_resample(self.kinds, self.ratios, steps), self.name)
-        return CacheSchedule(*_plan(self.generator, steps), self.name, self.parameters)
+        return CacheSchedule(*_plan(generator, steps), self.name, self.parameters)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form as plain values."""
@@ -164,7 +174,8 @@ class CacheSchedule:
             data["kinds"],
             data["ratios"],
             data["name"],
-            **{key: json.dumps(value) for key, value in solved.items()},
+            forecast=json.dumps(solved["forecast"]) if "forecast" in solved else None,
+            mask=json.dumps(solved["mask"]) if "mask" in solved else None,
         )
         if steps != schedule.steps:
             raise ValueError("steps must equal the number of letters in kinds.")
@@ -273,7 +284,7 @@ def explicit(kinds: str, ratio: float | Sequence[float] = _DEFAULT_RATIO) -> Cac
         kinds = re.sub(r"[ \t\r\n]+", "", kinds)
         if not isinstance(ratio, Sequence):
             ratio = (_fraction("ratio", ratio),) * len(kinds)
-    return CacheSchedule(kinds, ratio)
+    return CacheSchedule(kinds, cast("tuple[float, ...]", ratio))  # which it makes of any sequence
 
 
 def from_generator(generator: Mapping[str, Any], steps: int) -> CacheSchedule:

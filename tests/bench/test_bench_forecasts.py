@@ -66,7 +66,7 @@ def test_the_committed_page_is_of_the_committed_numbers():
     )
 
 
-def test_the_numbers_of_the_readme_are_those_measured():
+def test_the_numbers_of_the_measurements_page_are_those_measured():
     def rows(name):
         data = json.loads((bench.RESULTS.parent / name).read_text(encoding="utf-8"))
         return (
@@ -83,9 +83,9 @@ def test_the_numbers_of_the_readme_are_those_measured():
         "TAP (default)": ("forecasts.json", "TAP"),
         "planned": ("profile{}.json", "plan, power, 1 first"),
     }
-    readme = (bench.HERE.parent / "README.md").read_text(encoding="utf-8")
+    page = (bench.HERE.parent / "docs" / "measurements.md").read_text(encoding="utf-8")
     tables = re.findall(
-        r"^\| full calls of (\d+) \| (.+) \|\n\|[-|]+\|\n((?:\| \d+ \| .+\n)+)", readme, re.MULTILINE
+        r"^\| full calls of (\d+) \| (.+) \|\n\|[-|]+\|\n((?:\| \d+ \| .+\n)+)", page, re.MULTILINE
     )
     assert [steps for steps, _, _ in tables] == ["50", "30"]
     for steps, head, body in tables:

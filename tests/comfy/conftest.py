@@ -201,7 +201,7 @@ def cached(part):
 @pytest.fixture(scope="session")
 def report_of(part):
     """`report_of(model)`: the report of the patched model's last run, or None."""
-    return lambda model: part("nodes.comfy.patching").request_of(model).box.report
+    return lambda model: part("nodes.comfy.requests").request_of(model).box.report
 
 
 @pytest.fixture(scope="session")
@@ -244,12 +244,12 @@ def runs(part):
     the host does."""
     host, controller = part("nodes.comfy.patching"), part("cache_core.controller")
     settings, schedule = part("cache_core.config"), part("cache_core.schedule.plan")
-    wrappers = {comfy.patcher_extension.WrappersMP.APPLY_MODEL: {host.KEY: [host._apply_model]}}
+    wrappers = {comfy.patcher_extension.WrappersMP.APPLY_MODEL: {host.KEY: [host.apply_model]}}
 
     def make(base, kinds, sigmas=None, **changes):
         plan = settings.Settings(schedule=schedule.explicit(kinds, 0.3), **changes)
         cache = controller.Controller(plan, sigmas or tiny_families.SIGMAS[: len(kinds)] + [0.0])
-        run = host._Run(cache, host.CacheRequest(plan))
+        run = host.Run(cache, host.CacheRequest(plan))
 
         def evaluate(sigma, data, branches=None, begin=True, more=()):
             if begin:
@@ -290,7 +290,7 @@ def replayed(part):
 
     def paths(net, name):
         block = next(b for b in families.blocks_of(net, families.find_family(net)) if b.name == name)
-        modules = getattr(block.adapter, "modules", ())
+        modules = getattr(block.spec, "modules", ())
         return {
             path
             for path, _ in block.module.named_modules()

@@ -430,7 +430,7 @@ def lumina():
 def test_of_an_unknown_model_the_output_is_cached_and_the_report_says_so(
     cached, sample, condition, report_of, shims, caplog, family, how, part, monkeypatch
 ):
-    for module in ("nodes.comfy.patching", "cache_core.hooks.model_binding"):
+    for module in ("nodes.comfy.requests", "cache_core.hooks.model_binding"):
         monkeypatch.setattr(part(module), "find_family", lambda model: None)
     config = family()
     config.set_inference_dtype(torch.float32, None)

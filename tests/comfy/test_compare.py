@@ -123,12 +123,12 @@ def test_equal_seconds_follow_the_clock(call, inputs, part, monkeypatch, slow):
     """With a clock that each step of the sampler moves by what its kind costs. slow: how much longer the
     uncached run takes than it should, as when another program runs beside it; the rival's own seconds put
     that right."""
-    compare, host = part("nodes.cache_compare"), part("nodes.comfy.patching")
+    compare, host = part("nodes.cache_compare"), part("nodes.comfy.samplers")
     now, sample = [0.0], host.sample
 
     def counted(model, **options):
         latent = sample(model, **options)
-        report = host.request_of(model).box.report
+        report = part("nodes.comfy.requests").request_of(model).box.report
         step = slow if options["steps"] == STEPS else 1.0
         now[0] += (
             10.0
@@ -139,7 +139,7 @@ def test_equal_seconds_follow_the_clock(call, inputs, part, monkeypatch, slow):
         )
         return latent
 
-    monkeypatch.setattr(compare.host, "sample", counted)
+    monkeypatch.setattr(compare.samplers, "sample", counted)
     monkeypatch.setattr(compare.time, "perf_counter", lambda: now[0])
     output = call("CacheCompare", **inputs, fewer_from="equal seconds", repeats=2)
     found = ways(output)
@@ -168,7 +168,7 @@ def test_a_run_that_skips_nothing_says_so_and_has_no_rival(call, inputs):
 def test_a_run_without_steps_shows_no_earlier_run(call, inputs, part):
     model = call("DualCache", model=inputs["model"], preset="balanced")[0]
     call("CacheCompare", **{**inputs, "model": model}, fewer_from="none")
-    assert part("nodes.comfy.patching").request_of(model).box.report.records
+    assert part("nodes.comfy.requests").request_of(model).box.report.records
     output = call("CacheCompare", **{**inputs, "model": model}, fewer_from="none", denoise=0.0)
     assert [(w["calls"], w["full_calls"]) for w in ways(output).values()] == [(0, 0), (0, 0)]
     assert output[2].records == [] and json.loads(output[1])["report"]["records"] == []

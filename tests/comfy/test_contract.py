@@ -12,26 +12,10 @@ from pathlib import Path
 import pytest
 
 from tools.litegraph import inputs_of
+from tools.node_snapshot import NODES as SNAPSHOT
+from tools.node_snapshot import contract
 
 ROOT = Path(__file__).resolve().parents[2]
-SNAPSHOT = ROOT / "tests" / "fixtures" / "nodes.json"
-COMFYUI_LISTS = ("sampler_name", "scheduler", "name")  # their options are ComfyUI's, and the files there are
-
-
-def contract(info: dict) -> dict:
-    inputs = []
-    for name, (kind, options) in inputs_of(info).items():
-        row = {"name": name, "type": kind}
-        if options["optional"]:
-            row["optional"] = True
-        row |= {key: options[key] for key in ("default", "options") if key in options}
-        if name in COMFYUI_LISTS:
-            row.pop("options", None)
-        inputs.append(row)
-    return {
-        "inputs": inputs,
-        "outputs": [{"name": n, "type": t} for n, t in zip(info["output_name"], info["output"], strict=True)],
-    }
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +32,7 @@ def test_nodes_keep_their_contract(infos):
     snapshot = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     changed = {name: contract(info) for name, info in infos.items() if contract(info) != snapshot.get(name)}
     assert not changed, (
-        f"If old workflows still load and this is meant, write it into {SNAPSHOT.name}: "
+        "If old workflows still load and this is meant, run `python -m tools.regenerate snapshots FOLDER`: "
         f"{json.dumps(changed, indent=1)}"
     )
 

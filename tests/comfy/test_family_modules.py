@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import json
 
-import comfyui_version
 import pytest
 
+from stress.comfy_start import comfyui_version, nearest
 from tests.comfy import tiny_families as tiny
 from tests.comfy.tiny_families import PAGES, call, close, left_behind
 
 NAMES = tiny.present()
 FLUX_BLOCKS = ("FLUX", "FLUX.2", "Chroma", "Chroma Radiance", "HunyuanVideo", "Hunyuan3D 2")
 """Families whose blocks have an adapter of their own, which other tests look at."""
-CAN = json.loads(PAGES.read_text(encoding="utf-8"))[comfyui_version.__version__]
+KNOWN = json.loads(PAGES.read_text(encoding="utf-8"))
+CAN = KNOWN[nearest(comfyui_version(), KNOWN)]
 TOKENS = [row for row, can in CAN.items() if "tokens" in can]
 REFRESHED = [
     name for name in NAMES if tiny.TINY[name].row in TOKENS and tiny.TINY[name].row not in FLUX_BLOCKS
@@ -25,7 +26,7 @@ UNPROBED = (
     "pixeldit",
     "pid",
     "hunyuan 3d 2.1",
-    *(["hunyuan video"] if comfyui_version.__version__ == "0.3.64" else []),
+    *(["hunyuan video"] if comfyui_version() == "0.3.64" else []),
 )
 """Models of which the table has no word on what their attention reads, or that have no tokens to put back."""
 
@@ -50,7 +51,7 @@ def test_conservative_steps_replay_attention_and_refresh_rows_of_the_mlps(models
     kept, handles = {}, []
     for block in blocks:
         for path, m in block.module.named_modules():
-            if path in block.adapter.modules and path not in block.adapter.rows:
+            if path in block.spec.modules and path not in block.spec.rows:
                 mark = (block.name, path)
                 handles.append(
                     m.register_forward_hook(lambda _, a, out, mark=mark: kept.setdefault(mark, out))
@@ -90,7 +91,7 @@ def test_masks_compute_the_modules_that_they_name(models, runs, part, name):
     whole = call(base, 0.5, now)
     for block in blocks:
         for path, m in block.module.named_modules():
-            if path in block.adapter.modules and block.adapter.part(path) == "mlp":
+            if path in block.spec.modules and block.spec.part(path) == "mlp":
                 mark = (block.name, path)
                 handles.append(
                     m.register_forward_hook(lambda _, a, out, mark=mark: kept.setdefault(mark, out))

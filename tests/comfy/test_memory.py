@@ -78,9 +78,9 @@ def test_the_estimate_is_told_before_the_model_is_loaded(
 
 def budgeted(part, model, gb):
     """The patched model with another memory setting."""
-    host = part("nodes.comfy.patching")
-    request = host.request_of(model)
-    return host.patch(model, host.KEY, host.CacheRequest(request.settings, memory=gb))
+    requests = part("nodes.comfy.requests")
+    request = requests.CacheRequest(requests.request_of(model).settings, memory=gb)
+    return part("nodes.comfy.patching").patch(model, requests.KEY, request)
 
 
 def test_a_budget_in_gb_lowers_the_level_and_says_so(flux, cached, sample, report_of, part):

@@ -247,8 +247,8 @@ def test_dual_cache_patches_a_clone(call, flux, ksampler, part):
     (patched,) = call("DualCache", model=flux, preset="balanced").result
     assert patched is not flux and patched.model is flux.model
     assert (
-        part("nodes.comfy.patching").request_of(flux) is None
-        and part("nodes.comfy.patching").request_of(patched).node_id == "7"
+        part("nodes.comfy.requests").request_of(flux) is None
+        and part("nodes.comfy.requests").request_of(patched).node_id == "7"
     )
     plain = ksampler(flux)["samples"]
     assert not torch.equal(ksampler(patched)["samples"], plain)

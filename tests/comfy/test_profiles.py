@@ -1,6 +1,7 @@
 """Profiles inside ComfyUI: runs are recorded without a change, other runs are refused, and a plan takes its
 forecast along."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -31,12 +32,25 @@ def call(part):
     return run
 
 
+@pytest.fixture(scope="module")
+def recording(build_flux, call, sample, tmp_path_factory):
+    """The file of a profile of three runs of a tiny FLUX, recorded once."""
+    import folder_paths
+
+    flux, path = build_flux(), tmp_path_factory.mktemp("recording")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(folder_paths.folder_names_and_paths, "cache_profiles", ([str(path)], set()))
+        (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
+        for seed in range(3):
+            assert torch.equal(sample(model, steps=STEPS, seed=seed), sample(flux, steps=STEPS, seed=seed))
+    (file,) = path.iterdir()
+    return file
+
+
 @pytest.fixture
-def recorded(flux, folder, call, sample):
-    """A profile of three runs of a tiny FLUX."""
-    (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
-    for seed in range(3):
-        assert torch.equal(sample(model, steps=STEPS, seed=seed), sample(flux, steps=STEPS, seed=seed))
+def recorded(recording, folder, call):
+    """That profile, in the folder of the test."""
+    shutil.copy(recording, folder)
     return call("LoadCacheProfile", name="tiny.profile.safetensors")[0]
 
 
@@ -339,7 +353,7 @@ def test_a_model_keeps_its_profile_whatever_is_patched_into_it(
     recorded, flux, cached, sample, report_of, part
 ):
     """ComfyUI leaves a LoRA in the weights after a run, and compiled blocks in their places."""
-    name_of, known = part("nodes.comfy.patching").name_of, recorded.identity["model"]
+    name_of, known = part("nodes.comfy.identity").name_of, recorded.identity["model"]
     weights = {
         f"diffusion_model.{n}": w
         for n, w in flux.get_model_object("diffusion_model").named_parameters()

@@ -97,7 +97,7 @@ def test_guidance_in_one_call_equals_two_at_every_level(
 def test_the_output_of_an_unknown_model_can_be_cached(
     flux, feature_forecast, sample, report_of, ran, schedule, part, monkeypatch
 ):
-    for module in ("nodes.comfy.patching", "cache_core.hooks.model_binding"):
+    for module in ("nodes.comfy.requests", "cache_core.hooks.model_binding"):
         monkeypatch.setattr(part(module), "find_family", lambda model: None)
     model, _ = feature_forecast(flux, forecast="linear", level="output", schedule=schedule("FFFAAFAAF"))
     sample(model, steps=STEPS, cfg=2.0)

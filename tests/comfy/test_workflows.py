@@ -230,7 +230,7 @@ def test_file_is_what_its_description_builds(describe, definitions):
     for data in (built, there):
         for node in data["nodes"]:
             node["properties"].pop("ver", None)
-    assert built == there, "run python -m tools.workflows"
+    assert built == there, "run python -m tools.regenerate workflows ADDRESS"
 
 
 def test_blueprint_is_what_its_description_builds(definitions):
@@ -242,7 +242,7 @@ def test_blueprint_is_what_its_description_builds(definitions):
         )  # as the front end asks
         for node in data["definitions"]["subgraphs"][0]["nodes"]:
             node["properties"].pop("ver", None)
-    assert built == there, "run python -m tools.workflows"
+    assert built == there, "run python -m tools.regenerate workflows ADDRESS"
 
 
 def run(prompt: dict) -> dict:

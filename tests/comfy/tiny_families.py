@@ -1,4 +1,4 @@
-"""A tiny random model of every row of the block table, as ComfyUI builds it, and the arguments of one of its
+"""A tiny random model of every row of the registry, as ComfyUI builds it, and the arguments of one of its
 calls."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAGES = Path(__file__).resolve().parents[1] / "fixtures" / "families.json"
 
 @dataclass(frozen=True)
 class Tiny:
-    """One model: its `row` in the block table, ComfyUI's config class and transformer config, the shape of
+    """One model: its `row` in the registry, ComfyUI's config class and transformer config, the shape of
     its latent and of its text.
 
     more: further conditions by name, as the shape of random numbers or as a value. other: shape of a latent

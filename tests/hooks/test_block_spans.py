@@ -141,7 +141,7 @@ def test_a_model_that_reads_blocks_inside_a_run_is_found_and_runs_in_full(stack)
         torch.equal(out, stack(x, 0.5)) for _, out in outs
     )
     assert cache.finish().messages == [
-        "The blocks of Stack do not behave in Host 1 as this pack's table says, or another node has changed "
+        "The blocks of Stack do not behave in Host 1 as registered in this pack, or another node has changed "
         "them; conservative steps run in full."
     ]
     assert_untouched(stack)

@@ -8,6 +8,7 @@ import torch
 from cache_core.controller import Controller
 from cache_core.hooks import compilation as compiled
 from cache_core.hooks.compilation import Compilation
+from cache_core.models.families import blocks_of, find_family
 from cache_core.recipes import from_preset
 from cache_core.schedule.plan import explicit
 from tests.tiny_flux import inputs, plain, random_flux
@@ -54,7 +55,7 @@ def evaluations(settings, graphs=None, model=None):
             found.append(plain_of(called, model, sigma, data))
     assert "".join(r.actual for r in cache.book.records) == settings.schedule_for(6).kinds
     report = cache.finish()
-    assert [m for m in model.modules() if "forward" in m.__dict__] == []
+    assert [m for m in model.modules() if "forward" in m.__dict__ and not hasattr(m, "dynamo_ctx")] == []
     return found, report.messages
 
 
@@ -176,3 +177,49 @@ def test_what_others_compile_inside_a_block_stays_compiled(graphs):
         plain_of(called, model, 1.0, data)
     cache.finish()
     assert len(other.traced) == 1
+
+
+def compile_in_place(graphs, *lists):
+    """As older nodes do by object patches: each block is replaced by its compiled form."""
+    for blocks in lists:
+        for i, block in enumerate(blocks):
+            blocks[i] = graphs.compile(block)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_blocks_that_another_node_has_compiled_in_place_are_found_and_counted_once(graphs, name):
+    preset, plan = LEVELS[name]
+    settings, model = from_preset(preset, explicit(plan, 0.3)), random_flux()
+    family = find_family(model)
+    before, ran = blocks_of(model, family), [0]
+    for block in before:
+        block.module.register_forward_pre_hook(lambda *_: ran.__setitem__(0, ran[0] + 1))
+    wanted, said = evaluations(settings, model=model)
+    calls, ran[0] = ran[0], 0
+    compile_in_place(graphs, model.double_blocks, model.single_blocks)
+    assert blocks_of(model, family) == before
+    found, told = evaluations(settings, model=model)
+    assert ran[0] == calls
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert set(told) - set(said) == {compiled.SAID}
+    assert not any("cache_core" in files for files in graphs.traced)
+    assert bool(graphs.traced) == (name not in ("module", "rows"))
+
+
+def test_only_the_blocks_that_another_node_has_compiled_are_compiled(graphs):
+    model = random_flux()
+    compile_in_place(graphs, model.double_blocks)
+    evaluations(from_preset("balanced", explicit(PLAN)), model=model)
+    assert any("img_attn" in files for files in graphs.traced)
+    assert not any("linear1" in files for files in graphs.traced)
+
+
+def test_a_run_that_skips_nothing_leaves_blocks_compiled_in_place_alone(graphs):
+    model = random_flux()
+    wanted = evaluations(from_preset("off"), model=model)[0]
+    compile_in_place(graphs, model.double_blocks, model.single_blocks)
+    found, told = evaluations(from_preset("off"), model=model)
+    assert told == [] and graphs.traced
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,8 @@ from cache_core.cache.feature_cache import Batch, Branch
 from cache_core.config import Settings
 from cache_core.controller import Controller
 from cache_core.hooks.call_context import Call
-from cache_core.hooks.flux_adapter import FluxDouble, FluxSingle
+from cache_core.hooks.flux_adapter import FluxDouble, FluxSingle, adapter_of
+from cache_core.models.families import blocks_of, find_family
 from cache_core.schedule.plan import explicit
 from cache_core.selectors.token_selection import Selector, count_rows, value_norm
 from tests.tiny_flux import evaluate, inputs, random_flux
@@ -365,11 +366,13 @@ def test_what_couples_tokens_in_another_way_is_refused_in_words(model, why):
     g = torch.Generator().manual_seed(3)
     x = torch.randn(1, IMAGE + TEXT, 256, generator=g)
     seen = {}
-    for adapter, block in ((FluxDouble, model.double_blocks[0]), (FluxSingle, model.single_blocks[0])):
+    blocks = blocks_of(model, find_family(model))
+    for block in blocks:
         bound = {"vec": torch.randn(1, 256, generator=g), "pe": None, **extra}
-        bound.update({"x": x} if adapter is FluxSingle else {"img": x[:, TEXT:], "txt": x[:, :TEXT]})
-        adapter.record(lambda **kw: seen.update(kw), block, (adapter.__name__, 0), call, dict(bound))
+        bound.update({"x": x} if block.spec.fused else {"img": x[:, TEXT:], "txt": x[:, :TEXT]})
+        adapter_of(block.spec).record(lambda **kw: seen.update(kw), block, call, dict(bound))
         assert seen.keys() == bound.keys() and all(seen[k] is bound[k] for k in bound)
         assert word in branch.refusal and not branch.sites and not branch.kept
         branch.refusal = None
         seen.clear()
+    assert {adapter_of(block.spec) for block in blocks} == {FluxDouble, FluxSingle}

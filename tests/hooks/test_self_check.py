@@ -9,7 +9,7 @@ from cache_core.base.names import LEVELS, NAMES
 from cache_core.config import Settings
 from cache_core.controller import Controller
 from cache_core.hooks import model_binding as models
-from cache_core.hooks.layout_wiring import LayoutWiring
+from cache_core.hooks.wiring import Wiring
 from cache_core.models.block_spec import Family, one
 from cache_core.schedule.plan import explicit
 from demo.flux import DoubleStreamBlock, SingleStreamBlock
@@ -130,7 +130,7 @@ def sampled(model, settings, sigmas=SIGMAS, given=None):
 
 def told(*instead):
     return (
-        "The blocks of Toy do not behave in Host 1.2 as this pack's table says, or another node has "
+        "The blocks of Toy do not behave in Host 1.2 as registered in this pack, or another node has "
         "changed them; "
         f"{' and '.join(instead)}."
     )
@@ -239,7 +239,7 @@ def test_the_check_runs_once_and_costs_a_block_or_less(toy, level, kinds, calls,
 def test_code_that_fails_on_other_blocks_leaves_the_step_as_it_is(toy, monkeypatch):
     """As where a name has changed on which an adapter relies."""
     model = toy()
-    monkeypatch.setattr(LayoutWiring, "_leave", lambda *_: None.missing)
+    monkeypatch.setattr(Wiring, "_keep", lambda *_: None.missing)
     report, right = sampled(model, Settings(schedule=explicit("FAFA")), [0.9] * 4 + [0.0])
     assert report.messages == [told(PUT["output"])] and all(right)
     assert "".join(r.actual for r in report.records) == "FFFA"

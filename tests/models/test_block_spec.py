@@ -1,5 +1,5 @@
-"""Blocks that the table describes by their layout: what other nodes do to them, blocks that write in place,
-what a model cannot have."""
+"""Blocks that the registry describes by a spec: what other nodes do to them, blocks that write in place, what
+a model cannot have."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from cache_core.base.names import LEVELS
 from cache_core.config import Settings
 from cache_core.controller import Controller
 from cache_core.hooks import model_binding as models
-from cache_core.models.block_spec import Aside, Family, one, two
+from cache_core.models.block_spec import Family, SideModule, one, two
 from cache_core.models.capabilities import abilities, fit
 from cache_core.models.families import unknown_families
 from cache_core.predictors.build import forecast
@@ -99,7 +99,7 @@ def row(writes=False, **changes):
             "module": __name__,
             "model": "Toy",
             "lists": lists,
-            "asides": (Aside("refiner"),),
+            "side_modules": (SideModule("refiner"),),
             **changes,
         }
     )
@@ -300,8 +300,8 @@ def test_a_forecast_that_a_coarser_level_cannot_have_is_told(toy):
     assert cache.finish().messages == [
         "Toy can be cached at its output only, because of this; aggressive steps put back the model's "
         "output.",
-        "The forecast 2 rules by token looks at the first blocks of a step, which is of no use here; "
-        "linear stands in.",
+        "The forecast 2 rules by token needs the first blocks of a step, which do not run at this level; "
+        "data prediction, linear is used instead.",
     ]
 
 

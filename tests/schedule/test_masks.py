@@ -1,6 +1,7 @@
 """A mask computes what it names and nothing else, and every other module gives what it gave last."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 from cache_core.config import Settings
 from cache_core.controller import Controller
-from cache_core.hooks.flux_adapter import FluxSingle
+from cache_core.hooks import model_binding
+from cache_core.models.families import find_family
 from cache_core.predictors.build import forecast
 from cache_core.recipes import from_json, settings_of, to_json
 from cache_core.schedule.cost import CostModel, estimated_speedup, peak_bytes
@@ -152,11 +154,10 @@ def test_history_holds_full_steps_only(model):
         (branch,) = cache._store.values()
         since = [s for s in range(7) if "*" in MIXED.at(s) and s <= i][-1]
         fresh = {p for s in range(since + 1, i + 1) for p in computed(MIXED, s)}
-        for (kind, j, site), held in branch.sites.items():
+        for (kind, j, *site), held in branch.sites.items():
             assert {n.index for n in held.nodes} <= {0.0, 4.0}
-            path = f"{kind}_blocks.{j}." + {"out": "linear2"}.get(
-                site, site + ".proj" * site.endswith("attn")
-            )
+            inner = "linear2" if site == ["out"] else "_".join(site) + ".proj" * (site[-1] == "attn")
+            path = f"{kind}_blocks.{j}.{inner}"
             assert (held.correction is not None) == (path in fresh), (i, path)
         assert not branch.kept
 
@@ -388,7 +389,9 @@ def test_bytes_are_foreseen(model):
 
 
 def test_models_whose_modules_cannot_be_chosen_run_in_full(model, monkeypatch):
-    monkeypatch.delattr(FluxSingle, "parts")
+    family = find_family(model)
+    lists = tuple((path, kind, replace(spec, modules=(), rows={})) for path, kind, spec in family.lists)
+    monkeypatch.setattr(model_binding, "find_family", lambda net: replace(family, lists=lists))
     result = run(model, of_steps(MIXED), steps=7)
     assert ran(result) == "F" * 7 and torch.equal(result.latents, run(model, steps=7).latents)
     assert (

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ..cache_core.report.run_report import Report
+from ...cache_core.base.handles import Handle
+from ...cache_core.config import Settings
+from ...cache_core.report.run_report import Report
 
 
-class ReportBox:
-    """Where a patched model's last report can be read; a plain object, because ComfyUI copies dicts and
-    lists."""
+class ReportBox(Handle):
+    """Where the reports of a patched model's runs can be read. Copies of the model's options share it, so
+    that the report is still found when another node clones the model."""
 
     def __init__(self):
         self._reports: list[tuple[tuple | None, Report]] = []
-
-    def __deepcopy__(self, memo) -> ReportBox:
-        """Itself: older ComfyUIs copy all options when another node clones the model, and the report must
-        still be found."""
-        return self
 
     @property
     def report(self) -> Report | None:
@@ -49,3 +46,8 @@ def _fingerprint(samples) -> tuple | None:
         return None
     flat = samples.detach().reshape(-1)
     return flat.numel(), tuple(map(str, flat[:: max(1, flat.numel() // 16)].half().tolist()))
+
+
+def nothing_sampled(settings: Settings) -> Report:
+    """The report of a sampler that had no step to run."""
+    return Report(method=settings.method, predictor=settings.predictor.name, selector=settings.selector.score)
