@@ -18,9 +18,8 @@ hooks        shims on a running model: where features are taken and put back
 calibration  profiles of a model, recorded once, and plans made from them
 memory       how many bytes a run's caches need, and what gives way
 report       what happened, as data, text and metadata of a picture
-controller   the loop: decides for every evaluation how it runs. Beside it run_state (what a run holds),
-             run_settings (the settings of a run of a given length), branches (what is cached of each
-             conditioning) and model_call (the shims of one call)
+run          one sampling run: its fitted settings, its branches, its memory, its model calls
+controller   the loop: decides for every evaluation how it runs
 """
 
 from .base.errors import CacheMismatch

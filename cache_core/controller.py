@@ -28,9 +28,9 @@ from .hooks.call_context import Call
 from .hooks.compilation import Compilation
 from .hooks.model_binding import Model
 from .memory.budget import Budget
-from .model_call import installed, left_alone
 from .report.run_report import Report, StepRecord
-from .run_state import LastCall, RunState
+from .run.model_call import installed, left_alone
+from .run.state import LastCall, RunState
 from .schedule.evaluation_counter import Evaluation, EvaluationCounter
 
 STALE = (

@@ -15,7 +15,7 @@ from ..cache_core.report.comparison import Comparison, Way, closeness, differenc
 from . import sheets
 from .comfy import compiled, loading, output_files, patching, requests, samplers
 from .comfy.report_box import nothing_sampled
-from .types import CATEGORY, Report, advanced, sampler_inputs
+from .types import CATEGORY, Report, advanced, optional, sampler_inputs
 
 SECONDS, CALLS, NONE = "equal seconds", "equal calls", "none"
 MEASURES = {SECONDS: "measured seconds", CALLS: "counted full model calls"}
@@ -32,21 +32,71 @@ TIMED = (
 )
 
 
+def _finished(name: str, what: str) -> io.Input:
+    """The input of finished pictures."""
+    return io.MultiType.Input(
+        name,
+        types=[io.Image, io.Latent],
+        optional=True,
+        tooltip=f"Finished {what}, as images or latents. With uncached and cached, nothing is sampled.",
+    )
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        *optional(
+            io.Model.Input("model", optional=True, tooltip="A model patched by Dual Cache."),
+            io.Vae.Input("vae", optional=True, tooltip="Decodes the latents."),
+            io.Conditioning.Input("positive", optional=True, tooltip="What the picture should show."),
+            io.Conditioning.Input("negative", optional=True, tooltip="What it should not show."),
+            io.Latent.Input("latent_image", optional=True, tooltip="The latent to start from."),
+            *sampler_inputs("Steps of the uncached and of the cached run."),
+            io.Float.Input(
+                "denoise",
+                default=1.0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="Below 1 keeps part of the given latent.",
+            ),
+            io.Combo.Input(
+                "fewer_from",
+                options=[SECONDS, CALLS, NONE],
+                default=SECONDS,
+                tooltip="How many steps the rival gets: as many as fit into the cached run's "
+                "measured seconds, or into its "
+                "counted full model calls; or no rival.",
+            ),
+            io.Int.Input(
+                "repeats",
+                default=1,
+                min=1,
+                max=9,
+                tooltip="Runs of each kind, one after the other in turn; seconds are their median.",
+            ),
+            _finished("uncached", "uncached pictures"),
+            _finished("cached", "cached pictures"),
+            _finished("fewer_steps", "pictures of fewer steps"),
+            advanced(
+                io.Combo.Input(
+                    "batch",
+                    options=[AUTO, PICTURES, VIDEO],
+                    default=AUTO,
+                    tooltip="Whether several pictures are frames of a video; latents with a time "
+                    "axis say so "
+                    "themselves.",
+                )
+            ),
+        ),
+    ]
+
+
 class CacheCompare(io.ComfyNode):
     """Samples uncached, cached and with fewer steps, or takes what is finished, and measures how close they
     are."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        def finished(name, what):
-            return io.MultiType.Input(
-                name,
-                types=[io.Image, io.Latent],
-                optional=True,
-                tooltip=f"Finished {what}, as images or latents. With uncached and cached, nothing is "
-                "sampled.",
-            )
-
         return io.Schema(
             node_id="CacheCompare",
             display_name="Cache Compare",
@@ -54,50 +104,7 @@ class CacheCompare(io.ComfyNode):
             description="Samples one picture uncached, cached, and with fewer steps in the time of the "
             "cached run; shows them side by side "
             "and says how close they are and what each took.",
-            inputs=[
-                io.Model.Input("model", optional=True, tooltip="A model patched by Dual Cache."),
-                io.Vae.Input("vae", optional=True, tooltip="Decodes the latents."),
-                io.Conditioning.Input("positive", optional=True, tooltip="What the picture should show."),
-                io.Conditioning.Input("negative", optional=True, tooltip="What it should not show."),
-                io.Latent.Input("latent_image", optional=True, tooltip="The latent to start from."),
-                *sampler_inputs("Steps of the uncached and of the cached run."),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Below 1 keeps part of the given latent.",
-                ),
-                io.Combo.Input(
-                    "fewer_from",
-                    options=[SECONDS, CALLS, NONE],
-                    default=SECONDS,
-                    tooltip="How many steps the rival gets: as many as fit into the cached run's "
-                    "measured seconds, or into its "
-                    "counted full model calls; or no rival.",
-                ),
-                io.Int.Input(
-                    "repeats",
-                    default=1,
-                    min=1,
-                    max=9,
-                    tooltip="Runs of each kind, one after the other in turn; seconds are their median.",
-                ),
-                finished("uncached", "uncached pictures"),
-                finished("cached", "cached pictures"),
-                finished("fewer_steps", "pictures of fewer steps"),
-                advanced(
-                    io.Combo.Input(
-                        "batch",
-                        options=[AUTO, PICTURES, VIDEO],
-                        default=AUTO,
-                        tooltip="Whether several pictures are frames of a video; latents with a time "
-                        "axis say so "
-                        "themselves.",
-                    )
-                ),
-            ],
+            inputs=_inputs(),
             outputs=[
                 io.Image.Output(
                     display_name="sheet", tooltip="Pictures, differences and the table as one picture."

@@ -6,10 +6,11 @@ from comfy_api.latest import io
 
 from ..cache_core.predictors.extrapolation import predictor
 from ..cache_core.recipes import from_preset, preset_names
-from .comfy import patching, requests
-from .types import CATEGORY, advanced, schedule_input
+from .comfy import executing, patching, requests
+from .types import CATEGORY, advanced, optional, schedule_input
 
 FROM_PRESET = "from preset"
+DEFAULT_PRESET = "balanced"
 
 
 def settings_from(preset, schedule=None, forecast=FROM_PRESET, gain=0.9):
@@ -78,16 +79,18 @@ class DualCache(io.ComfyNode):
             "with any sampler node.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to speed up."),
-                io.Combo.Input(
-                    "preset",
-                    options=preset_names(),
-                    default="balanced",
-                    tooltip="The method and its plan: quality skips least, fast skips most, the others are "
-                    "named after their papers.",
+                *optional(
+                    io.Combo.Input(
+                        "preset",
+                        options=preset_names(),
+                        default=DEFAULT_PRESET,
+                        tooltip="The method and its plan: quality skips least, fast skips most, the others "
+                        "are named after their papers.",
+                    ),
+                    schedule_input("preset"),
+                    *forecast_inputs(),
+                    memory_input(),
                 ),
-                schedule_input("preset"),
-                *forecast_inputs(),
-                memory_input(),
             ],
             outputs=[io.Model.Output(tooltip="The model, patched.")],
             hidden=[io.Hidden.unique_id],
@@ -95,9 +98,11 @@ class DualCache(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, preset, schedule=None, forecast=FROM_PRESET, gain=0.9, memory=0.0
+        cls, model, preset=DEFAULT_PRESET, schedule=None, forecast=FROM_PRESET, gain=0.9, memory=0.0
     ) -> io.NodeOutput:
         request = requests.CacheRequest(
-            settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id, memory=memory
+            settings_from(preset, schedule, forecast, gain),
+            node_id=executing.display_id(cls.hidden.unique_id),
+            memory=memory,
         )
         return io.NodeOutput(patching.patch(model, requests.KEY, request))

@@ -8,10 +8,11 @@ from comfy_api.latest import io
 
 from ..cache_core.calibration.planner import OBJECTIVES, Plan, plan, segment_costs
 from ..cache_core.calibration.profile import MOST_CLUSTERS, Profile
-from .comfy import patching, profile_files, requests
-from .types import CATEGORY, CacheProfile, Schedule, advanced
+from .comfy import executing, patching, profile_files, requests
+from .types import CATEGORY, CacheProfile, Schedule, advanced, optional
 
 SPEEDUP, ERROR = "speed-up", "error"
+DEFAULT_NAME = "my model"
 TRUSTED = 0.008
 """Expected error above which the measured one ran away on the embedded model (docs/profiles.md)."""
 
@@ -56,13 +57,15 @@ class ProfileModel(io.ComfyNode):
             "pictures with it, then take it out.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to learn about."),
-                io.String.Input(
-                    "name",
-                    default="my model",
-                    tooltip="Name of the profile. Every run is added to it; a run of another kind "
-                    "is refused and nothing is overwritten.",
+                *optional(
+                    io.String.Input(
+                        "name",
+                        default=DEFAULT_NAME,
+                        tooltip="Name of the profile. Every run is added to it; a run of another kind "
+                        "is refused and nothing is overwritten.",
+                    ),
+                    *recording_inputs(),
                 ),
-                *recording_inputs(),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, patched. Its pictures are those of plain sampling.")
@@ -71,10 +74,14 @@ class ProfileModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, name, module_tokens=0, clusters=0) -> io.NodeOutput:
+    def execute(cls, model, name=DEFAULT_NAME, module_tokens=0, clusters=0) -> io.NodeOutput:
         recording = profile_files.Recording(profile_files.path_of(name, new=True), module_tokens, clusters)
         return io.NodeOutput(
-            patching.patch(model, requests.KEY, requests.ProfileRequest(recording, cls.hidden.unique_id))
+            patching.patch(
+                model,
+                requests.KEY,
+                requests.ProfileRequest(recording, executing.display_id(cls.hidden.unique_id)),
+            )
         )
 
 
@@ -109,6 +116,78 @@ class LoadCacheProfile(io.ComfyNode):
         return io.NodeOutput(profile_files.read(profile_files.path_of(name)))
 
 
+def _inputs() -> list[io.Input]:
+    return [
+        CacheProfile.Input("profile", tooltip="What is known of the model."),
+        *optional(
+            io.Combo.Input(
+                "target",
+                options=[SPEEDUP, ERROR],
+                default=SPEEDUP,
+                tooltip="What to reach: a speed-up with the least error, or an error with the least steps.",
+            ),
+            io.Float.Input(
+                "speedup",
+                default=3.0,
+                min=1.0,
+                max=10.0,
+                step=0.1,
+                tooltip="Steps over full steps. For the target speed-up.",
+            ),
+            io.Float.Input(
+                "error",
+                default=0.002,
+                min=0.0001,
+                max=1.0,
+                step=0.0001,
+                round=0.0001,
+                tooltip="Expected error at the end, relative to the features. For the target error.",
+            ),
+            io.Sigmas.Input(
+                "sigmas",
+                optional=True,
+                tooltip="Noise levels of the run, where they are not the profile's: the "
+                "profile is then adapted to them.",
+            ),
+        ),
+        *optional(*_advanced_inputs()),
+    ]
+
+
+def _advanced_inputs() -> list[io.Input]:
+    return [
+        advanced(io.Int.Input("warmup", default=1, min=1, max=100, tooltip="Full steps at the beginning.")),
+        advanced(
+            io.Int.Input(
+                "window",
+                default=3,
+                min=1,
+                max=8,
+                tooltip="Full steps that a forecast leans on at most.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "objective",
+                options=list(OBJECTIVES),
+                default="power",
+                tooltip="What is kept small: the sum of the errors, the sum of their 4th powers, "
+                "which avoids peaks, or the "
+                "largest.",
+            )
+        ),
+        advanced(
+            io.Boolean.Input(
+                "by_cluster",
+                default=False,
+                tooltip="Solves weights for each cluster of channels, where the profile was "
+                "recorded with "
+                "clusters.",
+            )
+        ),
+    ]
+
+
 class PlanCache(io.ComfyNode):
     """Plans full steps and solves forecast weights from a profile, for a speed-up or an error."""
 
@@ -121,70 +200,7 @@ class PlanCache(io.ComfyNode):
             description="Finds full steps and the best forecast weights for a speed-up or an error, from "
             "what a profile knows of the "
             "model.",
-            inputs=[
-                CacheProfile.Input("profile", tooltip="What is known of the model."),
-                io.Combo.Input(
-                    "target",
-                    options=[SPEEDUP, ERROR],
-                    default=SPEEDUP,
-                    tooltip="What to reach: a speed-up with the least error, or an error with the least "
-                    "steps.",
-                ),
-                io.Float.Input(
-                    "speedup",
-                    default=3.0,
-                    min=1.0,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="Steps over full steps. For the target speed-up.",
-                ),
-                io.Float.Input(
-                    "error",
-                    default=0.002,
-                    min=0.0001,
-                    max=1.0,
-                    step=0.0001,
-                    round=0.0001,
-                    tooltip="Expected error at the end, relative to the features. For the target error.",
-                ),
-                io.Sigmas.Input(
-                    "sigmas",
-                    optional=True,
-                    tooltip="Noise levels of the run, where they are not the profile's: the "
-                    "profile is then adapted to them.",
-                ),
-                advanced(
-                    io.Int.Input("warmup", default=1, min=1, max=100, tooltip="Full steps at the beginning.")
-                ),
-                advanced(
-                    io.Int.Input(
-                        "window",
-                        default=3,
-                        min=1,
-                        max=8,
-                        tooltip="Full steps that a forecast leans on at most.",
-                    )
-                ),
-                advanced(
-                    io.Combo.Input(
-                        "objective",
-                        options=list(OBJECTIVES),
-                        default="power",
-                        tooltip="What is kept small: the sum of the errors, the sum of their 4th powers, "
-                        "which avoids peaks, or the "
-                        "largest.",
-                    )
-                ),
-                advanced(
-                    io.Boolean.Input(
-                        "by_cluster",
-                        default=False,
-                        tooltip="Solves weights for each cluster of channels, where the profile was "
-                        "recorded with "
-                        "clusters.",
-                    )
-                ),
-            ],
+            inputs=_inputs(),
             outputs=[
                 Schedule.Output(
                     display_name="schedule",

@@ -32,6 +32,14 @@ def advanced(entry: io.Input) -> io.Input:
     return entry
 
 
+def optional(*entries: io.Input) -> list[io.Input]:
+    """The inputs, marked as optional: callers of the API may leave them out, and the node then uses the
+    default of its `execute`, which is the widget's."""
+    for entry in entries:
+        entry.optional = True
+    return list(entries)
+
+
 def schedule_input(part: str) -> io.Input:
     """The optional plan of a node whose `part` (its preset, its recipe) brings one of its own."""
     tooltip = (

@@ -32,7 +32,7 @@ HEAD = """// Tables of the Python side, written by python -m tools.regenerate. D
 
 """
 
-NEEDS_COMFYUI = ("patching", "requests", "samplers")
+NEEDS_COMFYUI = ("executing", "patching", "requests", "samplers")
 """Modules of nodes/comfy/ that the nodes with tables import; empty ones replace them here."""
 
 

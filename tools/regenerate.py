@@ -53,7 +53,7 @@ def _translated_pages(up_to_date: Sequence[str] = ()) -> dict[Path, str]:
 
 
 def _measured_pages() -> dict[Path, str]:
-    """The pages of the benches, the table of docs/measurements.md and the recipes' measurements, from bench/results."""
+    """The pages of the benches, the measured table and the measurements of recipes, from bench/results."""
     benches = (calibrated, forecasts, masks, overhead, transfer, rivals)
     made = {bench.PAGE: bench.page(json.loads(_read(bench.RESULTS))) for bench in benches}
     made[rivals.MEASUREMENTS] = with_table(_read(rivals.MEASUREMENTS), json.loads(_read(rivals.RESULTS)))

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 
 from ...cache_core.base.handles import Handle
 from ...cache_core.config import Settings
 from ...cache_core.report.run_report import Report
 
+MOST_BYTES = 16 * 2**20
+"""What the reports of one model may take in memory together; a report of 30 steps takes about 16 KB."""
+RECORD_BYTES = 400
+"""Memory of one record of an evaluation, measured with tracemalloc."""
+
 
 class ReportBox(Handle):
     """Where the reports of a patched model's runs can be read. Copies of the model's options share it, so
     that the report is still found when another node clones the model."""
 
-    def __init__(self):
-        self._reports: list[tuple[tuple | None, Report]] = []
+    def __init__(self, limit: int = MOST_BYTES):
+        self._limit, self._size = limit, 0
+        self._reports: deque[tuple[tuple | None, Report, int]] = deque()
 
     @property
     def report(self) -> Report | None:
@@ -22,16 +30,26 @@ class ReportBox(Handle):
         return self._reports[-1][1] if self._reports else None
 
     def add(self, report: Report, samples) -> None:
-        self._reports = [*self._reports[-7:], (_fingerprint(samples), report)]
+        """Keeps the report of a run that gave `samples`, and drops the oldest ones beyond the limit."""
+        size = _size(report)
+        self._reports.append((_fingerprint(samples), report, size))
+        self._size += size
+        while self._size > self._limit and len(self._reports) > 1:
+            self._size -= self._reports.popleft()[2]
 
     def report_of(self, samples) -> tuple[Report | None, bool]:
         """The report of the run that gave `samples` and True, or that of the last run and False when none
         gave them as they are."""
         mark = _fingerprint(samples)
         found = next(
-            (report for own, report in reversed(self._reports) if own is not None and own == mark), None
+            (report for own, report, _ in reversed(self._reports) if own is not None and own == mark), None
         )
         return (self.report, mark is None) if found is None else (found, True)
+
+
+def _size(report: Report) -> int:
+    """About the bytes that a report takes in memory."""
+    return 4096 + RECORD_BYTES * len(report.records) + 2 * sum(map(len, report.messages))
 
 
 def _fingerprint(samples) -> tuple | None:

@@ -22,9 +22,10 @@ import comfy.patcher_extension
 import comfy.sample
 import comfy.supported_models
 
-from tests.comfy import tiny_families
+from tests.comfy import executing, tiny_families
 
 TEXT_WIDTH, POOLED_WIDTH = 48, 32
+EXTRAS = comfy_start.COMFYUI / "comfy_extras"
 
 
 @pytest.fixture(autouse=True)
@@ -305,3 +306,22 @@ def levels(part):
     """`levels(model)`: the levels that the table gives a model."""
     families, fitting = part("cache_core.models.families"), part("cache_core.models.capabilities")
     return lambda net: fitting.levels_of(families.find_family(net))
+
+
+@pytest.fixture
+def execute(part, monkeypatch):
+    """`execute(graph, extra=None)`: ComfyUI's own executor in this process, with the nodes of `executing`."""
+    import asyncio
+
+    import nodes as comfyui
+
+    if "EmptySD3LatentImage" not in comfyui.NODE_CLASS_MAPPINGS:
+        asyncio.run(comfyui.load_custom_node(str(EXTRAS / "nodes_sd3.py"), module_parent="comfy_extras"))
+    for name, made in [(n.GET_SCHEMA().node_id, n) for n in part("nodes").NODES] + [
+        *executing.FOREIGN.items()
+    ]:
+        monkeypatch.setitem(comfyui.NODE_CLASS_MAPPINGS, name, made)
+    run = executing.Executor(part)
+    for module in ("nodes.comfy.events", "nodes.comfy.metadata"):
+        monkeypatch.setattr(part(module), "running_server", lambda: run.server)
+    return run

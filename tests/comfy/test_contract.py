@@ -6,6 +6,7 @@ moving one breaks workflows."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -67,3 +68,36 @@ def test_english_locale_repeats_the_schema(infos):
             if there != text:
                 wrong.append(f"{name}.{'.'.join(path)}: {there or 'missing'!r} should be {text!r}")
     assert not wrong, "\n".join(wrong)
+
+
+ESSENTIAL = {
+    "CacheScheduleBuilder": [],
+    "DualCache": ["model"],
+    "FeatureForecast": ["model"],
+    "VCacheAttentionPatch": ["model"],
+    "DualCacheSampler": ["model", "positive", "negative", "latent_image"],
+    "CacheReport": [],
+    "CacheCompare": [],
+    "DualCacheProfileModel": ["model"],
+    "DualCacheProfilePrompts": ["model", "clip", "latent_image"],
+    "LoadCacheProfile": ["name"],
+    "PlanCache": ["profile"],
+    "ERTACachePlan": ["profile"],
+    "DualCacheDemoModel": [],
+    "DualCacheDemoCaption": ["caption"],
+    "DualCacheDemoClip": [],
+}
+
+
+def test_only_what_a_node_cannot_do_without_is_required(infos):
+    """Callers of the API may leave everything else out."""
+    assert {name: list(info["input"].get("required", {})) for name, info in infos.items()} == ESSENTIAL
+
+
+def test_what_is_left_out_has_the_default_of_its_widget(infos, part):
+    for node in part("nodes").NODES:
+        name = node.GET_SCHEMA().node_id
+        known = inspect.signature(node.execute).parameters
+        for key, (_, options) in inputs_of(infos[name]).items():
+            if options["optional"]:
+                assert known[key].default == options.get("default"), f"{key} of {name}"

@@ -144,7 +144,7 @@ def test_the_probe_is_of_the_tokens_that_are_put_back(models, runs, count, part,
         ),
         (
             {"selector": "value_norm_high"},
-            "The attention values of Wan are out of reach; tokens are chosen at random.",
+            "The attention values of Wan cannot be read; tokens are chosen at random.",
         ),
     ],
 )

@@ -130,8 +130,8 @@ def test_the_sentence_names_the_family_and_the_version(
     report = report_of(patched)
     assert "".join(r.actual for r in report.records) == "FFFAFA" and not shims(flux)
     assert [m for m in report.messages if "do not behave" in m] == [
-        f"The blocks of FLUX do not behave in ComfyUI {comfyui_version.__version__} as this pack's table "
-        "says, or another node has changed "
+        f"The blocks of FLUX do not behave in ComfyUI {comfyui_version.__version__} as registered in "
+        "this pack, or another node has changed "
         "them; aggressive steps put back the model's output."
     ]
     assert (

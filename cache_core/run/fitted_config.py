@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .base.coordinates import Node, same_levels
-from .cache.feature_predictor import FeaturePredictor
-from .config import Settings
-from .predictors.data_prediction import DataPrediction
-from .schedule.masks import Mask
-from .schedule.plan import CacheSchedule, explicit
+from ..base.coordinates import Node, same_levels
+from ..cache.feature_predictor import FeaturePredictor
+from ..config import Settings
+from ..predictors.data_prediction import DataPrediction
+from ..schedule.masks import Mask
+from ..schedule.plan import CacheSchedule, explicit
 
 FRESH_NOISE = (
     "This sampler adds fresh noise at its steps, which forecasts of features do not see; aggressive steps "

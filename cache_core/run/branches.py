@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from .cache.feature_cache import Branch
-from .cache.offload import Shelf
-from .selectors import token_selection
+from ..cache.feature_cache import Branch
+from ..cache.offload import Shelf
+from ..selectors import token_selection
 
 
 class BranchStore:

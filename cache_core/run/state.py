@@ -11,20 +11,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from .base.errors import CacheTooLarge, raised_here
-from .base.handles import Handle
+from ..base.errors import CacheTooLarge, raised_here
+from ..base.handles import Handle
+from ..config import Settings
+from ..hooks.call_context import Call
+from ..hooks.compilation import Compilation
+from ..hooks.model_binding import Model, meet
+from ..hooks.self_check import SelfCheck, verdict
+from ..memory.budget import Budget, Memory, Wanted
+from ..memory.estimate import Footprint, expected_shapes
+from ..memory.lowering import first_that_fits
+from ..models.detection import DETECTED
+from ..report.run_recorder import RunRecorder
 from .branches import BranchStore
-from .config import Settings
-from .hooks.call_context import Call
-from .hooks.compilation import Compilation
-from .hooks.model_binding import Model, meet
-from .hooks.self_check import SelfCheck, verdict
-from .memory.budget import Budget, Memory, Wanted
-from .memory.estimate import Footprint, expected_shapes
-from .memory.lowering import first_that_fits
-from .models.detection import DETECTED
-from .report.run_recorder import RunRecorder
-from .run_settings import fitted_to_run
+from .fitted_config import fitted_to_run
 
 
 @dataclass

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
-from .hooks.call_context import Call
-from .hooks.compilation import Compilation
-from .hooks.model_binding import Model
-from .hooks.self_check import SelfCheck
-from .hooks.shims import shim
+from ..hooks.call_context import Call
+from ..hooks.compilation import Compilation
+from ..hooks.model_binding import Model
+from ..hooks.self_check import SelfCheck
+from ..hooks.shims import shim
 
 
 @contextmanager
