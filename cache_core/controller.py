@@ -316,6 +316,7 @@ class Controller(RunState):
             modules=conservative or settings.level == "module" or observes_modules,
             observed=self._observer is not None,
             computed=self._mask.at(now.at.step) if self._mask and kind == "C" else None,
+            block_names=tuple(b.name for b in known.blocks) if conservative else (),
         )
         call.sizes_known = self._sizes_known(known, call)
         return call

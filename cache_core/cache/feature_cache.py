@@ -191,7 +191,8 @@ class Branch:
         self.kept: dict[Hashable, torch.Tensor] = {}
         """Working tensors refreshed in place: keys and values for live attention, and value norms."""
         self.refreshed: dict[Hashable, torch.Tensor] = {}
-        """At which step each token [b,N] was last computed, by block and stream, since the last full step."""
+        """At which step each token was last computed since the last full step: [b,blocks,n] by stream, or
+        [b,n] by block and stream."""
         self.refusal: str | None = None
         """Why rows of this branch cannot be refreshed alone, or None."""
 
@@ -269,6 +270,10 @@ class Batch:
         for site, part, r, place in zip(sites, fresh.chunk(n), own_rows, out.chunk(n)):
             site.refresh(part, predictor, self.node, r, place)
         return out
+
+    def dimensions(self, name: Hashable) -> int:
+        """Of a site's tensors."""
+        return self._sites(name)[0].kept[0].ndim
 
     @staticmethod
     def _room(sites: list[Site]) -> torch.Tensor:
