@@ -128,7 +128,7 @@ def run(
             peak_over_start_mb=(torch.cuda.max_memory_allocated() - before) >> 20,
             finite=bool(torch.isfinite(out).all()),
         )
-    request = host.patching.request_of(m)
+    request = host.part("nodes.comfy.requests").request_of(m)
     report = request.box.report if request is not None else None
     if report is not None:
         figures.update(_of_report(report, step_ms))

@@ -38,7 +38,7 @@ def environment(host: Host) -> dict:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(0) if host.cuda else "CPU",
         "dtype": str(host.dtype).removeprefix("torch."),
-        "comfyui": host.patching.HOST,
+        "comfyui": host.part("nodes.comfy.sampling_run").HOST,
         "replaced_packages": sorted(host.replaced),
         "attention": comfy.ldm.modules.attention.optimized_attention.__name__,
         "memory_mode": management.vram_state.name,

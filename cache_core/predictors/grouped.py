@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as nnf
 
 from ..base.coordinates import Node
 from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor
+from ..cache.transfers import upload
 from ..cache.weighted_sums import PIECE, cut, pieces, weighted_sum
 from .extrapolation import Predictor
 
@@ -42,12 +42,14 @@ def descriptors(sequence: torch.Tensor) -> torch.Tensor:
 def k_means(points: torch.Tensor, clusters: int, rounds: int = 20) -> torch.Tensor:
     """Labels [m] of points [m,f] by Lloyd's algorithm from farthest-point centres, the same for the same
     points; no random numbers."""
-    centres = [points[(points - points.mean(0)).square().sum(1).argmax()]]
-    while len(centres) < min(clusters, len(points)):
-        centres.append(points[torch.cdist(points, torch.stack(centres)).amin(1).argmax()])
-    centre = torch.stack(centres)
+    # Rows are taken by `index_select`, because an index of one number would be read by the host.
+    first = (points - points.mean(0)).square().sum(1).argmax()
+    centre = points.index_select(0, first.view(1))
+    while len(centre) < min(clusters, len(points)):
+        farthest = torch.cdist(points, centre).amin(1).argmax()
+        centre = torch.cat((centre, points.index_select(0, farthest.view(1))))
     for _ in range(rounds):
-        member = nnf.one_hot(torch.cdist(points, centre).argmin(1), len(centre)).to(points.dtype)
+        member = _members(torch.cdist(points, centre).argmin(1), len(centre), points.dtype)
         total = member.sum(0)[:, None]
         centre = torch.where(total > 0, member.T @ points / total.clamp_min(1), centre)
     return torch.cdist(points, centre).argmin(1)
@@ -56,6 +58,11 @@ def k_means(points: torch.Tensor, clusters: int, rounds: int = 20) -> torch.Tens
 def _by_channel(x: torch.Tensor) -> torch.Tensor:
     """A sample as [n,d] in float32: of tokens [n,d], or of a picture, whose channels come first."""
     return (x.flatten(1).T if x.ndim > 2 else x.reshape(-1, x.shape[-1])).float()
+
+
+def _members(labels: torch.Tensor, clusters: int, dtype: torch.dtype) -> torch.Tensor:
+    """[m,clusters] with 1 where a point of labels [m] belongs; `one_hot` would read its labels on the host."""
+    return (labels[:, None] == torch.arange(clusters, device=labels.device)).to(dtype)
 
 
 def _sample(x: torch.Tensor) -> torch.Tensor:
@@ -76,8 +83,8 @@ def _weights_at(pool, site: Site, node: Node) -> tuple[tuple[float, ...], ...]:
 
 @lru_cache(maxsize=8)
 def _table(rows: tuple[tuple[float, ...], ...], device: torch.device) -> torch.Tensor:
-    """Weights [snapshots, members], kept because each copy to the device makes the host wait."""
-    return torch.tensor(rows, device=device).T
+    """Weights [snapshots, members]."""
+    return upload(torch.tensor(rows).T.contiguous(), device)
 
 
 def _chosen(rows, site: Site, which: torch.Tensor, shape, out: torch.Tensor | None) -> torch.Tensor:
@@ -148,7 +155,7 @@ class ByChannel(_Pool):
             own, *past = (_by_channel(_sample(s[b])) for s in (truth, *site.snapshots))
             labels = k_means(descriptors(torch.stack([own, *past[: self.steps - 1]]).flip(0)), self.clusters)
             errors = torch.stack([(weighted_sum(past, r) - own).square().mean(0) for r in rows], -1)
-            one_hot = nnf.one_hot(labels, self.clusters).to(errors.dtype)
+            one_hot = _members(labels, self.clusters, errors.dtype)
             member.append((one_hot.T @ errors).argmin(1)[labels])
         site.learned["member"] = torch.stack(member)
 

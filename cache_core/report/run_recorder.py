@@ -12,6 +12,7 @@ import torch
 from ..base.coordinates import Node
 from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor
+from ..cache.transfers import downloaded
 from ..config import Settings
 from ..hooks.call_context import Call
 from ..models.families import Block
@@ -101,10 +102,12 @@ class RunRecorder:
     def report(self, settings: Settings, schedule: CacheSchedule, mask: Mask | None, estimate: int) -> Report:
         """What happened; estimate: bytes that were expected."""
         wall = self._seconds() - self._start
-        for name, notes in (("forecast_error", self._errors), ("indicator", self._indicators)):
-            for i, value in notes.items():
-                setattr(self.records[i], name, float(value))
-            notes.clear()
+        notes = [("forecast_error", i, v) for i, v in self._errors.items()]
+        notes += [("indicator", i, v) for i, v in self._indicators.items()]
+        for (name, i, _), number in zip(notes, downloaded([v for _, _, v in notes])):
+            setattr(self.records[i], name, number)
+        self._errors.clear()
+        self._indicators.clear()
         return Report(
             records=self.records,
             method=settings.method,

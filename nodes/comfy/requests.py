@@ -9,6 +9,7 @@ from ...cache_core.config import Settings
 from ...cache_core.controller import Controller
 from ...cache_core.models.families import find_family
 from ...cache_core.selectors.token_selection import Selector
+from .noise_levels import NoiseLevels
 from .profile_files import Recording
 from .report_box import ReportBox
 
@@ -59,10 +60,17 @@ class Run(Handle):
     """A running controller in transformer_options.
 
     sent: how many records the browser has.
+    levels: the noise levels of its evaluations.
     """
 
-    def __init__(self, controller: Controller, request: CacheRequest | ProfileRequest):
+    def __init__(
+        self,
+        controller: Controller,
+        request: CacheRequest | ProfileRequest,
+        levels: NoiseLevels | None = None,
+    ):
         self.controller, self.request, self.sent = controller, request, 0
+        self.levels = levels or NoiseLevels((), "")
 
 
 def request_of(model) -> CacheRequest | ProfileRequest | None:
