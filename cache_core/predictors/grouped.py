@@ -61,7 +61,7 @@ def _by_channel(x: torch.Tensor) -> torch.Tensor:
 
 
 def _members(labels: torch.Tensor, clusters: int, dtype: torch.dtype) -> torch.Tensor:
-    """[m,clusters] with 1 where a point of labels [m] belongs; `one_hot` would read its labels on the host."""
+    """[m,clusters], 1 where a point of labels [m] belongs; `one_hot` would read its labels on the host."""
     return (labels[:, None] == torch.arange(clusters, device=labels.device)).to(dtype)
 
 
