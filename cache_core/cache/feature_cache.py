@@ -59,7 +59,9 @@ class Site:
 
     def push(self, tensor: torch.Tensor, node: Node, keep: int) -> None:
         self.nodes = [node, *self.nodes][:keep]
-        self.kept = [tensor if self._shelf is None else self._shelf.put(self, tensor), *self.kept][:keep]
+        self.kept = [tensor if self._shelf is None else self._shelf.put(self, tensor, keep), *self.kept][
+            :keep
+        ]
         self.correction = None
 
     def combine(

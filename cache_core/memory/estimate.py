@@ -57,11 +57,13 @@ class Footprint:
     """Bytes of one branch at the worst moment of a run.
 
     snapshots: of full steps, which may lie elsewhere between two uses. rest: corrections, probes, keys and
-        values. largest: the snapshots of the largest site."""
+        values. largest: the snapshots of the largest site.
+        pinned: what the snapshots take in pinned main memory."""
 
     snapshots: int = 0
     rest: int = 0
     largest: int = 0
+    pinned: int = 0
 
     @property
     def total(self) -> int:
@@ -180,12 +182,20 @@ def footprint(
                     corrected[m.key] = before + share * m.values
         kept, kept_modules = min(full, settings.predictor.needs), min(full, settings.modules.needs)
         snapshots = kept * sum(sites) + kept_modules * sum(m.values for m in modules)
+        each = [(kept, v) for v in sites] + [(kept_modules, m.values) for m in modules]
         looks = kept + (step + 1 < len(kinds))  # that of the next step lies beside those of full ones
         rest = round(sum(corrected.values()) + looks * probe) * item + fixed
         if snapshots * item + rest > worst.total:
             largest = max([kept * v for v in sites] + [kept_modules * m.values for m in modules], default=0)
-            worst = Footprint(snapshots * item, rest, largest * item)
-    return Footprint(*(shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest)))
+            pinned = sum(n * _pinned(shapes.samples * v * item) for n, v in each)
+            worst = Footprint(snapshots * item, rest, largest * item, pinned)
+    held = (shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest))
+    return Footprint(*held, worst.pinned)
+
+
+def _pinned(size: int) -> int:
+    """Bytes of pinned memory that torch takes for a tensor: the next power of two."""
+    return 1 << max(size - 1, 0).bit_length()
 
 
 def _computed(module: _Module, settings, ratio: float, shapes: Shapes, names) -> float:
