@@ -1,8 +1,8 @@
 """No step makes the host wait for the device: operations are counted per kind of step for every preset.
 
 `tests/fixtures/waits.json` holds what is left, {preset: {kind: {operation: count}}}; a step without any is
-not named. `lift_fresh` there is a table of weights, made in main memory and sent through pinned memory. The first
-full step, which the self-check looks at, is left out.
+not named. `lift_fresh` there is a table of weights, made in main memory and sent through pinned memory. The
+first full step, which the self-check looks at, is left out.
 """
 
 import json

@@ -90,9 +90,10 @@ def _table(rows: tuple[tuple[float, ...], ...], device: torch.device) -> torch.T
 def _chosen(rows, site: Site, which: torch.Tensor, shape, out: torch.Tensor | None) -> torch.Tensor:
     """The site's value with a row of weights of its own for each part; `which` becomes one that broadcasts to
     a snapshot by `shape`."""
-    table = _table(rows, which.device)
     used = [i for i, column in enumerate(zip(*rows)) if any(column)]
-    return weighted_sum([site.snapshots[i] for i in used], [table[i][which].view(shape) for i in used], out)
+    table = _table(tuple(tuple(row[i] for i in used) for row in rows), which.device)
+    weights = table[:, which]
+    return weighted_sum([site.snapshots[i] for i in used], [w.view(shape) for w in weights], out)
 
 
 class _Pool(FeaturePredictor):
