@@ -13,7 +13,7 @@ from cache_core.report.run_recorder import RunRecorder
 from cache_core.report.run_report import StepRecord
 
 POOL = [{"name": "reuse"}, {"name": "linear"}, {"name": "newton"}]
-TOKENS, WIDTH, PIECE = 4000, 16, 4000  # a piece has 250 tokens
+TOKENS, WIDTH, PIECE = 4000, 64, 16000  # a piece has 250 tokens
 
 
 class Largest(TorchDispatchMode):
