@@ -269,7 +269,7 @@ def measure(batch: int, rounds: int, names: Sequence[str], quiet: bool = False) 
 
 
 def misses(run: dict) -> list[str]:
-    """What does not reach its aim, in words."""
+    """What does not reach its aim, as sentences."""
     out = []
     for row in run["rows"]:
         for kind, what, most in (("F", "added", F_MOST), ("A", "beyond", A_MOST)):

@@ -1,7 +1,7 @@
 """Quality and speed of the caching methods on the embedded model: `python -m bench.quality`.
 
 Every method is compared with the uncached pictures of the same captions and seeds, at several intervals,
-    beside the honest rival: the same model with fewer steps. All cached runs share the same warm-up of full
+    beside the same model with fewer steps. All cached runs share the same warm-up of full
     steps, so that one part differs at a time. Guidance is 1 (the caption alone), which halves the cost and
     leaves the comparison as it is. Writes quality.json and quality.png.
 

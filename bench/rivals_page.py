@@ -29,7 +29,7 @@ COLOURS = {
     "preset": (BLUE,),
 }
 LOWEST = 15.0
-"""PSNR below which a picture is lost and its row is named in words."""
+"""PSNR below which a picture is unusable and the text names its row."""
 EQUAL = "equal"
 """Shown where pictures are the same."""
 

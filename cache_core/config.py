@@ -36,6 +36,7 @@ class Settings:
     speedup: for hosts that keep profiles: steps over full steps that a plan from a matching profile is made
         for, None for no such plan.
     detect: whether the blocks of a model that the registry does not have are looked for (experimental).
+    least_steps: in shorter runs nothing is skipped, unless an explicit plan says so.
     observer: sees the features of full steps, also where nothing is skipped; no part of a recipe.
     families: other settings for models of a family, by its name in the registry.
     """
@@ -55,6 +56,7 @@ class Settings:
     seed: int = 0
     speedup: float | None = None
     detect: bool = False
+    least_steps: int = 0
     observer: Observer | None = None
     families: Mapping[str, Settings] = field(default_factory=dict)
 
@@ -88,6 +90,12 @@ class Settings:
             raise ValueError(f"speedup must lie between 1 and 100, not {self.speedup}.")
         if not isinstance(self.detect, bool):
             raise ValueError(f"detect must be true or false, not {repr(self.detect)[:40]}.")
+        if (
+            isinstance(self.least_steps, bool)
+            or not isinstance(self.least_steps, int)
+            or self.least_steps < 0
+        ):
+            raise ValueError(f"least_steps must be a whole number of at least 0, not {self.least_steps!r}.")
         for name in ("ratio", "text_ratio"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -114,6 +122,10 @@ class Settings:
         first = min(first, last)
         return first, min(self.predictor.probe_blocks, last - first)
 
+    def skips_nothing_in(self, steps: int) -> bool:
+        """Whether the settings leave a run of so many steps alone because it is short."""
+        return self.mask is None and self.schedule is None and steps < self.least_steps
+
     def for_family(self, name: str) -> Settings:
         """The settings for models of a family."""
         return self.families.get(name, self)
@@ -123,11 +135,11 @@ class Settings:
         generated one."""
         if self.mask is not None:
             return self.mask.scaled(steps).schedule()
-        plan = (
-            self.schedule.scaled(steps)
-            if self.schedule is not None
-            else from_generator(self.generator, steps)
-        )
+        if self.schedule is not None:
+            plan = self.schedule.scaled(steps)
+        else:
+            generator = {"type": "full"} if self.skips_nothing_in(steps) else self.generator
+            plan = from_generator(generator, steps)
         if self.ratio is not None:
             plan = replace(plan, ratios=(self.ratio,) * steps)
         return plan

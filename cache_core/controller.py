@@ -14,7 +14,7 @@ import gc
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from .config import Settings
 from .hooks.call_context import Call
 from .hooks.compilation import Compilation
 from .hooks.model_binding import Model
+from .indicators.guard import Guard, likeness, probe
 from .memory.budget import Budget
 from .report.run_report import Report, StepRecord
 from .run.model_call import installed, left_alone
@@ -36,6 +37,12 @@ from .schedule.evaluation_counter import Evaluation, EvaluationCounter
 STALE = (
     "A conditioning that the sampler leaves out on some steps was older than the plan allows, so those calls "
     "ran in full. Choose a plan whose full steps fall on the steps on which it is evaluated."
+)
+
+
+CONTROL = (
+    "What a control network adds has changed in strength since the last full step, so those calls ran in "
+    "full."
 )
 
 
@@ -84,6 +91,7 @@ class Controller(RunState):
         )
         self._evaluations = EvaluationCounter(self.steps, stages)
         self._now: _Now | None = None
+        self._guard, self._guard_tripped = Guard(), False
 
     # --- what the host calls ----------------------------------------------------------------------------
 
@@ -121,6 +129,8 @@ class Controller(RunState):
         chunks: Sequence[Hashable],
         grid: tuple[int, int] | None = None,
         refusal: str | None = None,
+        latent: torch.Tensor | None = None,
+        control: float | None = None,
     ) -> Iterator[str]:
         """Wraps one model call; yields the kind it runs as.
 
@@ -128,6 +138,8 @@ class Controller(RunState):
         chunks: one key per branch in the batch, in batch order, naming all that tells branches apart.
         grid: rows and columns of the image tokens.
         refusal: why this call runs plainly, as the host found out, or None.
+        latent: [B,...], the model's input, by which the guard sees that content has changed place; or None.
+        control: size of what control networks add, None without them.
 
         Raises CacheMismatch out of the model when what is cached does not fit; the host then repeats the call
         inside `retry`.
@@ -144,7 +156,11 @@ class Controller(RunState):
             return
         keys = self._store.keys((id(model), now.at.phase), chunks)
         branches = self._store.take(keys, now.at.step)
-        kind, reason = self._kind_of_call(now.record, branches, known)
+        self._compare_inputs(now, branches, latent)
+        kind, reason = self._kind_of_call(now.record, branches, known, control)
+        if kind == "F":
+            for branch in branches:
+                branch.control = control
         self._last = LastCall(keys, kind)
         yield from self._run(now, known, branches, kind, reason, grid)
 
@@ -173,6 +189,8 @@ class Controller(RunState):
         chunks: Sequence[Hashable],
         grid: tuple[int, int] | None = None,
         refusal: str | None = None,
+        latent: torch.Tensor | None = None,
+        control: float | None = None,
     ):
         """One model call, `run()`, inside `call`; repeated in full where the caches do not fit the call or
         the memory.
@@ -180,7 +198,7 @@ class Controller(RunState):
         Returns what `run` returned. When memory runs out while something is cached, that is freed and the
         rest of the run is sampled plainly.
         """
-        attempt, mismatches = self.call(model, chunks, grid, refusal), 0
+        attempt, mismatches = self.call(model, chunks, grid, refusal, latent, control), 0
         while True:
             try:
                 with attempt:
@@ -217,7 +235,30 @@ class Controller(RunState):
         in_force = self._kinds_in_force[at.step]
         return (in_force, "planned") if in_force == planned else (in_force, "memory")
 
-    def _kind_of_call(self, record: StepRecord, branches: list[Branch], known: Model) -> tuple[str, str]:
+    def _guarded(self) -> bool:
+        """Whether what the model is given has changed altogether between two steps."""
+        found = None if self._guard_tripped else self._guard.tripped()
+        if found is not None:
+            self._guard_tripped = True
+            self.say(
+                f"At step {found + 1} the model was given something else than at the step before, as it is "
+                "with tiles or windows that move: cached features do not fit, so the rest of the run is "
+                "sampled in full. Take Dual Cache out here, or keep the tiles in place."
+            )
+        return self._guard_tripped
+
+    def _compare_inputs(self, now: _Now, branches: list[Branch], latent: torch.Tensor | None) -> None:
+        """Tells the guard how the input of every branch has changed since its last evaluation."""
+        if latent is None or self._fresh_noise:
+            return
+        for branch, part in zip(branches, probe(latent).chunk(len(branches))):
+            before, branch.input = branch.input, (now.at.step, part)
+            if before is not None and before[0] == now.at.step - 1 and before[1].shape == part.shape:
+                self._guard.watch(now.at.step, likeness(before[1], part))
+
+    def _kind_of_call(
+        self, record: StepRecord, branches: list[Branch], known: Model, control: float | None
+    ) -> tuple[str, str]:
         """The kind a call can really run as, and why it differs from the evaluation's.
 
         A call that must run in full leaves the other calls of its evaluation as they are, those before it;
@@ -226,8 +267,13 @@ class Controller(RunState):
         kind = record.actual
         if kind == "F":
             return "F", record.reason
+        if self._guarded():
+            return "F", "guard"
         if any(b.signature is None for b in branches):
             return "F", "no_snapshot"
+        if any(b.control_changed(control) for b in branches):
+            self.say(CONTROL)
+            return "F", "control"
         if any(record.step - b.full_at > self.longest_gap for b in branches):
             self.say(STALE)
             return "F", "stale"
@@ -283,12 +329,28 @@ class Controller(RunState):
         held = self._store.bytes if known.settings.predictor.probe else 0
         with installed(known, call, compilation, check):
             yield kind
+        if known.blocks and not call.arrived:
+            self._uncount(now.record, kind)
+        if call.repeated and kind == "F":
+            self._refuse_repeated(known)
         if check is not None:
             self._judged(known, check.passed)
         held += call.batch.probed() if self._active else 0
         call.batch.end()
         # Aggressive calls keep nothing.
         self.book.ran(call, known.blocks, None if kind == "A" else self._store.bytes, held)
+
+    @staticmethod
+    def _uncount(record: StepRecord, kind: str) -> None:
+        """A call that another node answered without running the model."""
+        record.calls -= 1
+        record.full_calls -= kind == "F"
+
+    def _refuse_repeated(self, known: Model) -> None:
+        """Stops caching a model whose blocks run several times within one call."""
+        why = "its blocks run several times within one model call, so one pass would get another's features"
+        self._store.renew_model(id(known.module))
+        self._keep(replace(self._models[id(known.module)], refused=why))
 
     def _prepared(
         self,
@@ -305,7 +367,7 @@ class Controller(RunState):
         observes_modules = self._observer is not None and self._observer.modules
         call = Call(
             kind,
-            Batch(branches, now.node, keeps=self.skips),
+            Batch(branches, now.node, self.skips, self.longest_gap),
             settings,
             now.at.step,
             since + 1,

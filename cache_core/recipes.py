@@ -9,13 +9,14 @@ generator        the plan for any number of steps, as `schedule.plan.from_genera
 kinds            a list of steps that is scaled to the run, perhaps with ratios, the share of tokens of each
                  of them, or
 mask             which modules are computed at which steps, as `schedule.masks.Mask` reads it; with runs the
-                 level plays no part
+                 level has no effect
 level, first     where aggressive steps put features back, as in `Settings`
 predictor, module_predictor    as `predictors.build.forecast` reads them
 selector, attention, ratio, text_ratio, seed    of conservative steps
-speedup          where a profile of the model is at hand: what a plan from it is made for, in place of the
+speedup          where a profile of the model is found: what a plan from it is made for, in place of the
                  recipe's own
 detect           whether the blocks of a model that the registry does not know are looked for (experimental)
+least_steps      in shorter runs nothing is skipped, unless a schedule is given
 families         by name of a model family: fields that differ for its models
 """
 
@@ -34,7 +35,7 @@ from .schedule.plan import CacheSchedule, explicit, from_generator
 from .selectors.token_selection import Selector
 
 FORMAT, KIND = 1, "cache_recipe"
-_PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "seed", "speedup", "detect")
+_PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "seed", "speedup", "detect", "least_steps")
 _PLANS = ("generator", "kinds", "mask")
 _PARTS = (*_PLANS, "ratios", "predictor", "module_predictor", "selector", *_PLAIN)
 _TEXTS = ("about", "source", "measured")

@@ -29,9 +29,8 @@ def forecast_inputs():
                 "forecast",
                 options=[FROM_PRESET, "reuse", "linear"],
                 default=FROM_PRESET,
-                tooltip="How the final hidden state is rebuilt on a skipped step: kept as it was, or "
-                "drawn on "
-                "along the last two full steps.",
+                tooltip="How a skipped step rebuilds the final hidden state: reuse of the last one, or "
+                "extrapolation from the last two full steps.",
             )
         ),
         advanced(
@@ -41,8 +40,8 @@ def forecast_inputs():
                 min=0.0,
                 max=1.5,
                 step=0.05,
-                tooltip="Strength of a linear forecast; a little below 1 helps the worst pictures. Used when "
-                "forecast is set above.",
+                tooltip="Strength of a linear forecast; a little below 1 improves the worst pictures. "
+                "Used when forecast is set above.",
             )
         ),
     ]
@@ -59,9 +58,8 @@ def memory_input():
             max=1024.0,
             step=0.25,
             optional=True,
-            tooltip="Most memory for caches in GB; 0 chooses by itself from what is free. What does not "
-            "fit is kept in main "
-            "memory or made smaller, and the report says how.",
+            tooltip="Most memory for caches in GB; 0 chooses a limit from the free memory. Caches that "
+            "do not fit are kept in main memory or reduced, and the report says how.",
         )
     )
 
@@ -84,8 +82,8 @@ class DualCache(io.ComfyNode):
                         "preset",
                         options=preset_names(),
                         default=DEFAULT_PRESET,
-                        tooltip="The method and its plan: quality skips least, fast skips most, the others "
-                        "are named after their papers.",
+                        tooltip="The method and its plan: quality skips least, fast skips most, the "
+                        "others have the names of their papers.",
                     ),
                     schedule_input("preset"),
                     *forecast_inputs(),
@@ -105,4 +103,4 @@ class DualCache(io.ComfyNode):
             node_id=executing.display_id(cls.hidden.unique_id),
             memory=memory,
         )
-        return io.NodeOutput(patching.patch(model, requests.KEY, request))
+        return io.NodeOutput(patching.patch_by_node(model, request))

@@ -21,8 +21,7 @@ class DualCacheSampler(io.ComfyNode):
             display_name="Dual Cache Sampler",
             category=CATEGORY,
             description="KSampler with dual caching: full, conservative and aggressive steps by a plan. "
-            "Gives the latent "
-            "and a report of what happened.",
+            "Gives the latent and a report of what ran.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model."),
                 *optional(
@@ -79,7 +78,7 @@ class DualCacheSampler(io.ComfyNode):
             node_id=executing.display_id(cls.hidden.unique_id),
             memory=memory,
         )
-        patched = patching.patch(model, requests.KEY, request)
+        patched = patching.patch_by_node(model, request)
         latent = samplers.sample(
             patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
         )

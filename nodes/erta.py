@@ -17,7 +17,7 @@ THRESHOLD = "threshold"
 
 def _inputs() -> list[io.Input]:
     return [
-        CacheProfile.Input("profile", tooltip="What is known of the model."),
+        CacheProfile.Input("profile", tooltip="A profile of the model."),
         *optional(
             io.Combo.Input(
                 "target",
@@ -40,9 +40,8 @@ def _inputs() -> list[io.Input]:
                 max=2.0,
                 step=0.001,
                 round=0.001,
-                tooltip="A step is skipped where what is reused is off by less than this, relative "
-                "to its size. For the "
-                "target threshold.",
+                tooltip="A step is skipped where the relative error of the reused values is below this. "
+                "For the target threshold.",
             ),
             io.Boolean.Input(
                 "step_lengths",
@@ -54,13 +53,13 @@ def _inputs() -> list[io.Input]:
             io.Boolean.Input(
                 "rectifier",
                 default=True,
-                tooltip="Takes off the error that is to be expected of what is reused.",
+                tooltip="Corrects the expected error of the reused values.",
             ),
             io.Sigmas.Input(
                 "sigmas",
                 optional=True,
-                tooltip="Noise levels of the run, where they are not the profile's: the "
-                "profile is then adapted to them.",
+                tooltip="Noise levels of the run, if they differ from the profile's; the node adapts the "
+                "profile to them.",
             ),
         ),
         *optional(*_advanced_inputs()),
@@ -82,9 +81,9 @@ class ERTACachePlan(io.ComfyNode):
             node_id="ERTACachePlan",
             display_name="ERTACache Plan",
             category=CATEGORY,
-            description="Finds which steps may reuse what the model added to its input, how long each "
-            "step should be, and how to correct "
-            "what is reused, as ERTACache does, from what a profile knows of the model.",
+            description="Finds which steps reuse what the model added to its input, the length of each "
+            "step, and a correction of the reused values, as ERTACache does, from a profile "
+            "of the model.",
             inputs=_inputs(),
             outputs=[
                 Schedule.Output(
@@ -93,7 +92,7 @@ class ERTACachePlan(io.ComfyNode):
                 io.Sigmas.Output(
                     display_name="sigmas", tooltip="The noise levels that go with it, for SamplerCustom."
                 ),
-                io.String.Output(display_name="text", tooltip="What was planned, in words."),
+                io.String.Output(display_name="text", tooltip="Sentences on the plan."),
             ],
             is_output_node=True,
         )

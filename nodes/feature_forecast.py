@@ -91,9 +91,8 @@ def _inputs() -> list[io.Input]:
                 "level",
                 options=[FROM_RECIPE, *LEVELS],
                 default=FROM_RECIPE,
-                tooltip="Where features are put back: the final hidden state, the model's output, a "
-                "run of blocks, every "
-                "block or every module.",
+                tooltip="Where features are put back: the final hidden state, the model's output, "
+                "neighbouring blocks, every block or every module.",
             ),
             schedule_input("recipe"),
         ),
@@ -117,8 +116,8 @@ def _advanced_inputs() -> list[io.Input]:
                 "coordinate",
                 options=[FROM_RECIPE, *COORDINATES],
                 default=FROM_RECIPE,
-                tooltip="What the forecast moves along: noise level, step or log-SNR. Used when "
-                "forecast is set above.",
+                tooltip="Coordinate of the forecast: noise level, step or log-SNR. Used when forecast is "
+                "set above.",
             )
         ),
         advanced(
@@ -126,9 +125,8 @@ def _advanced_inputs() -> list[io.Input]:
                 "adapt",
                 options=list(ADAPT),
                 default="fixed",
-                tooltip="Whether the gain follows how well the last forecast did: solved for by "
-                "least squares, or lower "
-                "orders when it failed. Used when forecast is set above.",
+                tooltip="Adapts to the last forecast error: a gain solved by least squares, or a lower "
+                "order after a worse forecast. Used when forecast is set above.",
             )
         ),
         advanced(
@@ -136,7 +134,7 @@ def _advanced_inputs() -> list[io.Input]:
                 "recipe",
                 multiline=True,
                 default="",
-                tooltip="A recipe as text, as this node gives it. When given, it stands in for the preset.",
+                tooltip="A recipe as text, as this node gives it. It replaces the preset.",
             )
         ),
     ]
@@ -151,9 +149,8 @@ class FeatureForecast(io.ComfyNode):
             node_id="FeatureForecast",
             display_name="Feature Forecast",
             category=CATEGORY,
-            description="Dual Cache with every part at hand: how skipped features are rebuilt, and where "
-            "they are taken and put back. "
-            "Gives the recipe as text too.",
+            description="Dual Cache with every part adjustable: how skipped features are rebuilt, and "
+            "where they are taken and put back. Gives the recipe as text too.",
             inputs=_inputs(),
             outputs=[
                 io.Model.Output(tooltip="The model, patched."),
@@ -182,4 +179,4 @@ class FeatureForecast(io.ComfyNode):
         request = requests.CacheRequest(
             settings_of(made, schedule), node_id=executing.display_id(cls.hidden.unique_id)
         )
-        return io.NodeOutput(patching.patch(model, requests.KEY, request), to_json(made))
+        return io.NodeOutput(patching.patch_by_node(model, request), to_json(made))

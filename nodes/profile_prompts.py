@@ -99,7 +99,7 @@ class ProfilePrompts(io.ComfyNode):
             inputs=_inputs(),
             outputs=[
                 CacheProfile.Output(display_name="profile", tooltip="The whole profile, for Plan Cache."),
-                io.String.Output(display_name="text", tooltip="What was recorded, in words."),
+                io.String.Output(display_name="text", tooltip="Sentences on what was recorded."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

@@ -37,7 +37,7 @@ def recording_inputs() -> list[io.Input]:
                 default=0,
                 min=0,
                 max=MOST_CLUSTERS,
-                tooltip="Also tells channels apart by how they move, into so many clusters; 0 does not.",
+                tooltip="Also groups channels by how they change, into so many clusters; 0 does not.",
             )
         ),
     ]
@@ -76,13 +76,8 @@ class ProfileModel(io.ComfyNode):
     @classmethod
     def execute(cls, model, name=DEFAULT_NAME, module_tokens=0, clusters=0) -> io.NodeOutput:
         recording = profile_files.Recording(profile_files.path_of(name, new=True), module_tokens, clusters)
-        return io.NodeOutput(
-            patching.patch(
-                model,
-                requests.KEY,
-                requests.ProfileRequest(recording, executing.display_id(cls.hidden.unique_id)),
-            )
-        )
+        request = requests.ProfileRequest(recording, executing.display_id(cls.hidden.unique_id))
+        return io.NodeOutput(patching.patch_by_node(model, request))
 
 
 class LoadCacheProfile(io.ComfyNode):
@@ -118,13 +113,13 @@ class LoadCacheProfile(io.ComfyNode):
 
 def _inputs() -> list[io.Input]:
     return [
-        CacheProfile.Input("profile", tooltip="What is known of the model."),
+        CacheProfile.Input("profile", tooltip="A profile of the model."),
         *optional(
             io.Combo.Input(
                 "target",
                 options=[SPEEDUP, ERROR],
                 default=SPEEDUP,
-                tooltip="What to reach: a speed-up with the least error, or an error with the least steps.",
+                tooltip="The target: a speed-up with the least error, or an error with the fewest steps.",
             ),
             io.Float.Input(
                 "speedup",
@@ -146,8 +141,8 @@ def _inputs() -> list[io.Input]:
             io.Sigmas.Input(
                 "sigmas",
                 optional=True,
-                tooltip="Noise levels of the run, where they are not the profile's: the "
-                "profile is then adapted to them.",
+                tooltip="Noise levels of the run, if they differ from the profile's; the node adapts the "
+                "profile to them.",
             ),
         ),
         *optional(*_advanced_inputs()),
@@ -163,7 +158,7 @@ def _advanced_inputs() -> list[io.Input]:
                 default=3,
                 min=1,
                 max=8,
-                tooltip="Full steps that a forecast leans on at most.",
+                tooltip="Most full steps that a forecast uses.",
             )
         ),
         advanced(
@@ -171,17 +166,15 @@ def _advanced_inputs() -> list[io.Input]:
                 "objective",
                 options=list(OBJECTIVES),
                 default="power",
-                tooltip="What is kept small: the sum of the errors, the sum of their 4th powers, "
-                "which avoids peaks, or the "
-                "largest.",
+                tooltip="What to minimise: the sum of the errors, the sum of their 4th powers, which "
+                "avoids peaks, or the largest error.",
             )
         ),
         advanced(
             io.Boolean.Input(
                 "by_cluster",
                 default=False,
-                tooltip="Solves weights for each cluster of channels, where the profile was "
-                "recorded with "
+                tooltip="Solves weights for each cluster of channels, if the profile was recorded with "
                 "clusters.",
             )
         ),
@@ -198,15 +191,14 @@ class PlanCache(io.ComfyNode):
             display_name="Plan Cache",
             category=CATEGORY,
             description="Finds full steps and the best forecast weights for a speed-up or an error, from "
-            "what a profile knows of the "
-            "model.",
+            "a profile of the model.",
             inputs=_inputs(),
             outputs=[
                 Schedule.Output(
                     display_name="schedule",
                     tooltip="The plan with its forecast, for Dual Cache or Dual Cache Sampler.",
                 ),
-                io.String.Output(display_name="text", tooltip="What to expect, in words."),
+                io.String.Output(display_name="text", tooltip="Sentences on what to expect."),
             ],
             # so that it can be tried alone, and shows its plan again when nothing has changed
             is_output_node=True,

@@ -58,7 +58,7 @@ def _cycle_inputs() -> list[io.Input]:
                 "pattern",
                 options=list(PATTERNS),
                 default=DEFAULT_PATTERN,
-                tooltip="Custom: what happens between full steps, in turns.",
+                tooltip="Custom: the kinds of the steps between full steps, in turn.",
             )
         ),
         advanced(
@@ -68,7 +68,7 @@ def _cycle_inputs() -> list[io.Input]:
                 min=0.0,
                 max=1.0,
                 step=0.01,
-                tooltip="Custom: share of the tokens that a conservative step computes afresh.",
+                tooltip="Custom: share of the tokens that a conservative step recomputes.",
             )
         ),
     ]
@@ -83,7 +83,7 @@ def _range_inputs() -> list[io.Input]:
                 default=3,
                 min=0,
                 max=100,
-                tooltip="Custom: full steps at the beginning, where the picture is laid out.",
+                tooltip="Custom: full steps at the beginning, where the layout of the picture forms.",
             )
         ),
         advanced(
@@ -92,7 +92,7 @@ def _range_inputs() -> list[io.Input]:
                 default=1,
                 min=0,
                 max=100,
-                tooltip="Custom: full steps at the end, where fine detail is settled.",
+                tooltip="Custom: full steps at the end, where fine detail forms.",
             )
         ),
         advanced(
@@ -119,8 +119,8 @@ def _range_inputs() -> list[io.Input]:
             io.String.Input(
                 "explicit",
                 default="",
-                tooltip="One letter per step, such as FFFCACAF, or a schedule's JSON. When given, it "
-                "wins over everything above.",
+                tooltip="One letter per step, such as FFFCACAF, or a schedule's JSON. It overrides "
+                "everything above except steps.",
             )
         ),
     ]

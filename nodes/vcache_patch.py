@@ -13,6 +13,10 @@ SCORES = {
     "value norm, high first": "value_norm_high",
     "value norm, low first": "value_norm_low",
 }
+SEVERAL = (
+    "Several V-Cache Attention Patch nodes are on this model: only the last one in a row acts. "
+    "Remove the others."
+)
 DEFAULT_SCORE = "value norm, high first"
 
 
@@ -24,8 +28,8 @@ def _inputs() -> list[io.Input]:
                 "score",
                 options=list(SCORES),
                 default=DEFAULT_SCORE,
-                tooltip="What makes a token worth refreshing. The two published value-norm scores have "
-                "opposite signs; random does about as well.",
+                tooltip="The score of a token; the highest are refreshed. The two published value-norm "
+                "scores have opposite signs; random gives similar quality.",
             ),
             io.Float.Input(
                 "ratio",
@@ -127,7 +131,8 @@ class VCacheAttentionPatch(io.ComfyNode):
         seed=0,
     ) -> io.NodeOutput:
         selector = Selector(SCORES[score], staleness=staleness, spatial_bonus=spatial_bonus)
+        notes = (SEVERAL,) if requests.TOKENS in model.model_options.get("transformer_options", {}) else ()
         request = requests.TokenRequest(
-            selector, ratio, None if text_ratio < 0 else text_ratio, attention, seed
+            selector, ratio, None if text_ratio < 0 else text_ratio, attention, seed, notes
         )
         return io.NodeOutput(patching.patch(model, requests.TOKENS, request))

@@ -67,7 +67,8 @@ def page() -> str:
         "taking one tensor of tokens first and",
         "giving it back alone. Such a model is cached at `final` or `output` only: the self-check sees "
         "the whole stack, but not whether",
-        "every block of a stranger does the same. This is experimental; a guess that it does not confirm "
+        "every block of an unknown model does the same. This is experimental; a guess that it does not "
+        "confirm "
         "ends at the model's output.",
         "",
         "On the first full step of a run a self-check looks whether the blocks are what this table says, "

@@ -21,7 +21,7 @@ from unittest.mock import MagicMock, patch
 from cache_core import recipes
 from cache_core.predictors.build import NAMES, forecast
 from cache_core.report import diagnosis as reasons
-from cache_core.schedule import cost
+from cache_core.schedule import cost, generators
 from cache_core.schedule import plan as schedule
 from tools import help_tables
 
@@ -48,6 +48,8 @@ def _presets() -> dict:
     for name, recipe in recipes.PRESETS.items():
         settings = recipes.from_preset(name)
         plan = {"kinds": recipe["kinds"]} if "kinds" in recipe else {"generator": settings.generator}
+        if settings.least_steps:
+            plan["least_steps"] = settings.least_steps
         run = sum(settings.blocks_run(["double"] * cost.FLUX_DEV.double + ["single"] * cost.FLUX_DEV.single))
         made[name] = {
             "about": help_tables.about(name),
@@ -87,15 +89,15 @@ def build() -> dict:
     """The exported names with their values."""
     builder = nodes_module("schedule_builder")
     window = {
-        name: {key: value for key, value in settings.items() if value is not schedule._REQUIRED}
-        for name, settings in schedule.GENERATORS.items()
+        name: {key: value for key, value in settings.items() if value is not generators._REQUIRED}
+        for name, settings in generators.GENERATORS.items()
     }
     return {
         "FORMAT": schedule.FORMAT,
         "KIND": schedule.KIND,
         "MAX_STEPS": schedule.MAX_STEPS,
-        "DEFAULT_RATIO": schedule._DEFAULT_RATIO,
-        "GENERATORS": {name: list(settings) for name, settings in schedule.GENERATORS.items()},
+        "DEFAULT_RATIO": generators.DEFAULT_RATIO,
+        "GENERATORS": {name: list(settings) for name, settings in generators.GENERATORS.items()},
         "GENERATOR_DEFAULTS": window,
         "LAYOUTS": {name: list(rows) for name, rows in cost.LAYOUTS.items()},
         "FLUX_DEV": asdict(cost.FLUX_DEV),

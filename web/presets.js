@@ -99,6 +99,7 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
+    "least_steps": 12,
     "level": "final",
     "snapshots": 6,
     "aggressive": 0.0
@@ -113,6 +114,7 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
+    "least_steps": 12,
     "level": "final",
     "snapshots": 2,
     "aggressive": 0.0
@@ -127,6 +129,7 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
+    "least_steps": 12,
     "level": "final",
     "snapshots": 6,
     "aggressive": 0.0
@@ -141,6 +144,7 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
+    "least_steps": 12,
     "level": "final",
     "snapshots": 2,
     "aggressive": 0.0
@@ -155,6 +159,7 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
+    "least_steps": 12,
     "level": "final",
     "snapshots": 6,
     "aggressive": 0.0
@@ -439,6 +444,8 @@ export const LOW_STEPS = 10;
 export const REASONS = {
   "no_snapshot": "nothing was cached for this conditioning, size and batch",
   "plain": "this model or this way of sampling it cannot be cached",
+  "guard": "the model was given something else than at the step before",
+  "control": "what a control network adds has changed in strength",
   "stale": "what was cached of a conditioning was older than the plan allows",
   "rising": "the sampler went back to a higher noise level, where cached features are out of date",
   "beyond": "the sampler evaluated the model more often than its steps say",

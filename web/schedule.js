@@ -264,9 +264,10 @@ export function presetSchedule(name, steps) {
   return recipeSchedule(PRESETS[/** @type {keyof typeof PRESETS} */ (name)], steps);
 }
 
-/** The schedule of a recipe: of its list, scaled, or of its generator. @param {Record<string, any>} recipe @param {unknown} steps */
-export function recipeSchedule({ kinds, generator }, steps) {
-  return kinds === undefined ? fromGenerator(generator, steps) : scaled(explicit(kinds), steps);
+/** The schedule of a recipe: of its list, scaled, or of its generator, in full where the run is too short for it. @param {Record<string, any>} recipe @param {unknown} steps */
+export function recipeSchedule({ kinds, generator, least_steps = 0 }, steps) {
+  if (kinds !== undefined) return scaled(explicit(kinds), steps);
+  return fromGenerator(Number(steps) < least_steps ? { type: "full" } : generator, steps);
 }
 
 /** A list as JSON; its errors name the input. @param {string} text @returns {Schedule} */

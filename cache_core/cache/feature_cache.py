@@ -177,6 +177,15 @@ class Evidence:
         return view
 
 
+CONTROL_CHANGE = 0.25
+"""Relative change of what control networks add beyond which features of the last full step are out of
+date."""
+
+
+_STREAMS = {f"{stream}{part}": stream for stream in ("img", "txt") for part in ("", "_attn", "_mlp")}
+"""The stream of a block's site that holds one stream alone, by the last part of its name."""
+
+
 class Branch:
     """Everything remembered of one branch (one conditioning entry, one phase, one shape) of a run."""
 
@@ -189,6 +198,10 @@ class Branch:
         """Samples in that step."""
         self.full_at: int | None = None
         """The last full step."""
+        self.input: tuple[int, torch.Tensor] | None = None
+        """The step of the last evaluation, and some values [b,k] of the model's input there."""
+        self.control: float | None = None
+        """Size of what control networks added at the last full step."""
         self.sites: dict[Hashable, Site] = {}
         self.kept: dict[Hashable, torch.Tensor] = {}
         """Working tensors refreshed in place: keys and values for live attention, and value norms."""
@@ -200,14 +213,19 @@ class Branch:
 
     def site(self, name: Hashable) -> Site:
         if name not in self.sites:
-            # A block's site names its stream behind the block's (kind, index), where it holds one alone.
-            stream = name[2] if isinstance(name, tuple) and name[2:3] in (("img",), ("txt",)) else ""
+            stream = _STREAMS.get(name[-1], "") if isinstance(name, tuple) else ""
             self.sites[name] = Site(self.evidence, stream, name, self._shelf)
         return self.sites[name]
 
     def clear(self) -> None:
         """Frees every tensor."""
         self.__init__(self._shelf)
+
+    def control_changed(self, control: float | None) -> bool:
+        """Whether control networks add much more or much less than at the last full step."""
+        if control is None or self.control is None:
+            return control is not self.control
+        return abs(control - self.control) > CONTROL_CHANGE * max(control, self.control)
 
     def forget_choices(self) -> None:
         """A full step computes every token, so none is older than another."""
@@ -224,10 +242,13 @@ class Batch:
     ...].
 
     keeps: False where nothing of the run is ever put back, as in a run that is only observed.
+    longest_gap: steps after which a snapshot is too old to be put back.
     """
 
-    def __init__(self, branches: list[Branch], node: Node, keeps: bool = True):
-        self.branches, self.node, self.keeps = branches, node, keeps
+    def __init__(
+        self, branches: list[Branch], node: Node, keeps: bool = True, longest_gap: float = float("inf")
+    ):
+        self.branches, self.node, self.keeps, self.longest_gap = branches, node, keeps, longest_gap
 
     def record(self, name: Hashable, tensor: torch.Tensor, predictor: FeaturePredictor) -> None:
         if not self.keeps:
@@ -243,6 +264,11 @@ class Batch:
     def value(self, name: Hashable, predictor: FeaturePredictor, owned: bool = False) -> torch.Tensor:
         """The site's value for the whole batch; `owned` promises a tensor that the caller may write to."""
         sites = self._sites(name)
+        if any(self.node.index - site.nodes[0].index > self.longest_gap for site in sites):
+            raise CacheMismatch(
+                "A feature was older than the plan allows, as its block did not run on the last full step; "
+                "this call runs in full."
+            )
         if len(sites) == 1 and not owned:
             return sites[0].value(predictor, self.node)
         out = self._room(sites)

@@ -291,8 +291,7 @@ class ModuleRecorder(Handle):
 
 def _module(site: tuple) -> str:
     """Name of a site's module as in `schedule.masks`: the streams of text and image are one, and a fused
-    block is a whole. site: (kind, index, stream, part), (kind, index, part), or (kind, index, path, place,
-    count)."""
-    kind, index, *rest = site
-    part = rest[0] if len(rest) == 3 else rest[-1]
+    block is a whole. site: (kind, index, part), or (kind, index, path, place, count)."""
+    kind, index, part = site[:3]
+    part = part.removeprefix("img_").removeprefix("txt_")
     return f"{kind}.{index}" if part == "out" else f"{kind}.{index}.{part}"

@@ -39,6 +39,10 @@ class Call:
     rows."""
     block_names: tuple = ()
     """Of all blocks, in running order, so that rows can be chosen for all of them at once."""
+    arrived: bool = False
+    """Whether the model's blocks, or the model itself, have run or were replaced."""
+    repeated: bool = False
+    """Whether they came up a second time within this call."""
     n_txt: int = 0
     tokens: int = 0
     """Of the joint sequence, text included; `width` is their size."""
@@ -76,9 +80,9 @@ class Call:
     def correct(self, block, sites: dict) -> None:
         """Outputs computed on all tokens become the corrections of a block's sites.
 
-        sites: by what their names hold behind the block's."""
+        sites: by their keys, as `site_of` takes them."""
         for key, fresh in sites.items():
-            self.batch.correct((*block, *key), fresh, self.settings.modules)
+            self.batch.correct(site_of(block, key), fresh, self.settings.modules)
 
     def choose(self, name, stream: str, n: int, device, offset: int = 0) -> torch.Tensor | None:
         """Rows of a stream to refresh at a block, or None for none; `offset` is where the stream starts in
@@ -166,6 +170,11 @@ def joined_rows(first: torch.Tensor | None, second: torch.Tensor | None, offset:
         return None
     b = max(p.shape[0] for p in parts)
     return torch.cat([p.expand(b, -1) for p in parts], 1)
+
+
+def site_of(block: tuple, key: tuple[str, ...]) -> tuple:
+    """The name of a block's module site; key: (stream, part), or (part,) where it holds all tokens."""
+    return (*block, "_".join(key))
 
 
 def _seed(seed: int, step: int, name: Any, stream: str) -> int:

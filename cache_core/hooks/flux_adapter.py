@@ -16,7 +16,7 @@ from ..cache.rows import put_rows_, take_rows
 from ..models.block_spec import BlockSpec
 from ..models.families import Block
 from ..selectors.token_selection import value_norm
-from .call_context import Call, joined_rows
+from .call_context import Call, joined_rows, site_of
 from .shims import capture, replayed, with_override
 
 
@@ -177,7 +177,7 @@ class FluxDouble:
         with _captured(block, cls.outputs) as seen:
             out = original(**a)
         for key, value in seen.items():
-            call.record((*block.name, *key), value)
+            call.record(site_of(block.name, key), value)
         return out
 
     @classmethod
@@ -195,12 +195,14 @@ class FluxDouble:
         for stream in ("img", "txt"):
             first, second = mods[stream]
             attn, mlp = (stream, "attn"), (stream, "mlp")
-            x = _gated(a[stream], _refreshed(call, (*name, *attn), rows[stream], fresh.get(attn)), first.gate)
+            x = _gated(
+                a[stream], _refreshed(call, site_of(name, attn), rows[stream], fresh.get(attn)), first.gate
+            )
             part = fresh.get(mlp)
             if part is None and rows[stream] is not None:
                 chosen = getattr(module, f"{stream}_norm2")(take_rows(x, rows[stream]))
                 part = getattr(module, f"{stream}_mlp")(torch.addcmul(second.shift, chosen, 1 + second.scale))
-            out[stream] = _gated(x, _refreshed(call, (*name, *mlp), rows[stream], part), second.gate)
+            out[stream] = _gated(x, _refreshed(call, site_of(name, mlp), rows[stream], part), second.gate)
         return out["img"], _finite(out["txt"])
 
     @classmethod
@@ -214,7 +216,9 @@ class FluxDouble:
         module, name = block.module, block.name
         if "attn" in parts:
             attn, mlp = ({k: v for k, v in cls.outputs.items() if k[1] == part} for part in ("attn", "mlp"))
-            kept = {module.get_submodule(path): call.module_value((*name, *k)) for k, path in mlp.items()}
+            kept = {
+                module.get_submodule(path): call.module_value(site_of(name, k)) for k, path in mlp.items()
+            }
             with replayed(kept), _captured(block, attn) as seen:
                 out = original(**a)
             call.correct(name, seen)
@@ -222,7 +226,7 @@ class FluxDouble:
         mods, out = dict(zip(("img", "txt"), cls.modulation(module, a["vec"]))), {}
         for stream in ("img", "txt"):
             first, second = mods[stream]
-            x = _gated(a[stream], call.module_value((*name, stream, "attn")), first.gate)
+            x = _gated(a[stream], call.module_value(site_of(name, (stream, "attn"))), first.gate)
             fresh = getattr(module, f"{stream}_mlp")(
                 torch.addcmul(second.shift, getattr(module, f"{stream}_norm2")(x), 1 + second.scale)
             )

@@ -29,7 +29,9 @@ class Model:
     unchecked: kinds of planned steps that no self-check has compared yet.
     rows: whether the self-check allows conservative steps.
     runs: places of the first and last block of each span that the mask skips together; None without such a
-        mask."""
+        mask.
+    refused: why this run samples the model plainly, as its calls have shown, or None.
+    """
 
     module: nn.Module
     family: Family | None
@@ -38,6 +40,7 @@ class Model:
     unchecked: frozenset[str] = frozenset()
     rows: bool = True
     runs: tuple[tuple[int, int], ...] | None = None
+    refused: str | None = None
 
     @property
     def name(self) -> str:
@@ -45,7 +48,8 @@ class Model:
 
     @property
     def refusal(self) -> str | None:
-        return self.family and self.family.refusal
+        """Why the model is sampled plainly, or None."""
+        return self.refused or (self.family and self.family.refusal)
 
     @cached_property
     def _run(self) -> tuple[int, int]:
@@ -135,10 +139,7 @@ def _unknown(mask: Mask | None, blocks: list[Block]) -> list[str]:
     unknown = [n for n in mask.names if n not in known] if mask and blocks else []
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
     return (
-        [
-            "The mask names what this model does not have, which plays no part: "
-            f"{', '.join(unknown[:3])}{more}."
-        ]
+        [f"Ignored mask entries that this model does not have: {', '.join(unknown[:3])}{more}."]
         if unknown
         else []
     )

@@ -53,6 +53,7 @@ class ModelOutput:
 
     def _skip_model(self, original):
         def forward(x, *args, **kwargs):
+            self.call.arrived = True
             self._check_input(x, _sizes(x, *args, *kwargs.values()))
             if self._latent:
                 self._observe(input_of_output(x, self.call.batch.branches[0].sites[OUTPUT].snapshots[0]))
@@ -68,6 +69,7 @@ class ModelOutput:
     def _watch_model(self, original):
         def forward(x, *args, **kwargs):
             mark = _sizes(x, *args, *kwargs.values())
+            self.call.repeated, self.call.arrived = self.call.repeated or self.call.arrived, True
             if self.call.kind == "C":
                 self._check_input(x, mark)
             # The model may write into its input.

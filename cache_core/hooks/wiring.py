@@ -58,6 +58,7 @@ class Wiring(ModelOutput):
         super().__post_init__()
         self.probe = self.predictor.probe if self.level in ("final", "stack") else None
         self._samples = 0
+        self._entered_at: int | None = None
         self._input: dict[str, torch.Tensor] | None = None
 
     def shims(self, model: nn.Module) -> Iterator[tuple[nn.Module, Callable]]:
@@ -219,7 +220,11 @@ class Wiring(ModelOutput):
         """Before a block runs: at the first one sizes are checked; the input of the skipped run is kept."""
         call, spec = self.call, block.spec
         first = next(iter(main.values()))
+        call.arrived = True
+        if i == self._entered_at:
+            call.repeated = True
         if self._entered is None:
+            self._entered_at = i
             self._entered = self._mark(spec, main)
             self._samples = call.batch_size = first.shape[spec.batch]
             if call.kind != "F" and self.level != "output" and not self._signed(self._entered, self._samples):

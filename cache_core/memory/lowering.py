@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One way to need less: the settings and kinds of steps, and what it means in words. settings None:
+    """One way to need less: the settings and kinds of steps, and what it means as text. settings None:
     nothing is cached."""
 
     settings: Settings | None

@@ -47,7 +47,7 @@ def unknown_families(names: Iterable[str]) -> str | None:
         return None
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
     return (
-        f"The recipe has settings for families that this pack does not know, which play no part: "
+        f"Ignored the recipe's settings for model families that this pack does not have: "
         f"{', '.join(n[:40] for n in unknown[:3])}{more}."
     )
 

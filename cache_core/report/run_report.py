@@ -24,6 +24,7 @@ LATER = ("estimated_bytes", "indicator")
 KINDS = {"F": "full", "C": "conservative", "A": "aggressive"}
 TABLE_ROWS = 48
 MESSAGES_SHOWN = 8
+NOTHING = "Nothing was skipped"
 
 
 @dataclass
@@ -159,7 +160,8 @@ class Report:
         None."""
         if any(r.actual != "F" and r.calls for r in self.records):
             return None
-        return "Nothing was skipped: " + cause(self)
+        told = next((m for m in self.messages if m.startswith(NOTHING)), None)
+        return told or f"{NOTHING}: {cause(self)}"
 
     def to_dict(self) -> dict:
         """Plain data for JSON; `totals` is derived and ignored by `from_dict`, numbers that are not finite
@@ -258,8 +260,9 @@ class Report:
             )
         if t["changed"]:
             lines.append(f"{counted(t['changed'], 'evaluation')} did not run as planned")
-        lines += [x for x in (self.why_nothing(),) if x]
-        lines += [" ".join(m.split()) for m in self.messages[:MESSAGES_SHOWN]]
+        why = self.why_nothing()
+        lines += [why] if why else []
+        lines += [" ".join(m.split()) for m in self.messages[:MESSAGES_SHOWN] if m != why]
         if len(self.messages) > MESSAGES_SHOWN:
             lines.append(f"and {counted(len(self.messages) - MESSAGES_SHOWN, 'more message')}")
         return "\n".join(lines)

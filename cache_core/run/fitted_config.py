@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..base.coordinates import Node, same_levels
+from ..base.wording import counted
 from ..cache.feature_predictor import FeaturePredictor
 from ..config import Settings
 from ..predictors.data_prediction import DataPrediction
 from ..schedule.masks import Mask
-from ..schedule.plan import CacheSchedule, explicit
+from ..schedule.plan import CacheSchedule, explicit, from_generator
 
+LEAST_STEPS = 12
+"""Below this many steps plain sampling with fewer steps came closer than every plan (embedded model)."""
 FRESH_NOISE = (
     "This sampler adds fresh noise at its steps, which forecasts of features do not see; aggressive steps "
     "forecast the model's prediction of the data instead. The picture still differs more from the uncached "
@@ -51,10 +54,45 @@ def fitted_to_run(
             f"The schedule was made for {settings.schedule.steps} steps and has been scaled to {steps}."
         )
     schedule = settings.schedule_for(steps)
+    if settings.skips_nothing_in(steps):
+        said.append(short_run(settings, steps))
+    elif _is_published(settings) and steps < LEAST_STEPS and schedule.kinds.strip("F"):
+        said.append(published_plan(schedule))
     if fresh_noise and schedule.kinds.strip("F"):
         settings, schedule, mask = _for_fresh_noise(settings, schedule, ends)
         said.append(FRESH_NOISE)
     return settings, schedule, mask, said
+
+
+def _is_published(settings: Settings) -> bool:
+    """Whether the plan is a named method's own, for any number of steps."""
+    return settings.mask is None and settings.schedule is None and settings.method != "custom"
+
+
+def short_run(settings: Settings, steps: int) -> str:
+    """Why nothing is skipped in a short run, and what costs as much as skipping would."""
+    plan = from_generator(settings.generator, steps)
+    fewer = plan.kinds.count("F")
+    if fewer == steps:
+        return (
+            f"Nothing was skipped, because {settings.method} has no step to skip in {counted(steps, 'step')}."
+        )
+    return (
+        f"Nothing was skipped in {counted(steps, 'step')}: {counted(fewer, 'plain step')} cost as much as "
+        f"{settings.method} would, and came closer to the full run on the embedded model. To save time, "
+        "sample "
+        f"with {counted(fewer, 'step')}; caching pays from about {settings.least_steps} steps on."
+    )
+
+
+def published_plan(schedule: CacheSchedule) -> str:
+    """What is said of a published plan that skips steps of a short run."""
+    fewer = len(schedule.kinds) - schedule.kinds.count("A")
+    return (
+        f"With {counted(len(schedule.kinds), 'step')}, {counted(fewer, 'plain step')} cost about as much "
+        "as this "
+        "plan, and came closer to the full run on the embedded model."
+    )
 
 
 def _for_fresh_noise(settings: Settings, schedule: CacheSchedule, ends: tuple[Node, Node]):

@@ -54,7 +54,7 @@ class RunState(Handle):
         if len(sigmas) < 2:
             raise ValueError("sigmas must hold at least two noise levels.")
         self.steps, self._flow, self._host = len(sigmas) - 1, flow, host
-        self._prediction = prediction
+        self._prediction, self._fresh_noise = prediction, fresh_noise
         self.book = RunRecorder(seconds)
         self.settings, self.schedule, self._mask, said = fitted_to_run(
             settings, sigmas, flow, fresh_noise and refusal is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...cache_core.calibration.profile import fingerprint
 from .compiled import uncompiled
+from .guidance import acting_guidance
 
 
 def identity_of(guider, latent, sampler: str) -> dict:
@@ -12,7 +13,7 @@ def identity_of(guider, latent, sampler: str) -> dict:
         "model": name_of(guider.model_patcher),
         "level": "final",
         "sampler": sampler,
-        "guidance": float(getattr(guider, "cfg", 1.0)),
+        "guidance": acting_guidance(guider)[0],
         "resolution": list(latent.shape[2:]),
     }
 

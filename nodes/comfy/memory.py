@@ -14,6 +14,7 @@ import torch
 
 from ...cache_core.base.wording import size
 from ...cache_core.controller import Controller
+from .guidance import acting_guidance
 
 GB = 2**30
 AUTO_SHARE = 0.8
@@ -32,7 +33,8 @@ ELSEWHERE_SHARE = 0.5
 def branches(guider) -> int:
     """How many conditionings an evaluation has at most."""
     conds = getattr(guider, "conds", {})
-    if getattr(guider, "cfg", None) == 1 and not guider.model_options.get("disable_cfg1_optimization"):
+    cfg, other = acting_guidance(guider)
+    if cfg == 1 and not other and not guider.model_options.get("disable_cfg1_optimization"):
         conds = {k: v for k, v in conds.items() if k != "negative"}
     return max(1, sum(map(len, conds.values())))
 

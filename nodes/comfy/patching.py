@@ -4,18 +4,44 @@ A node clones the patcher and stores immutable settings in it; `sampling_run` ma
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import replace
 
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...cache_core.hooks.module_replay import opened
 from . import branch_keys, events, memory
 from .compiled import compilation_of, uncompiled
 from .conflicts import replaced_forward, why_call_not_cached
-from .requests import KEY, RUN, CacheRequest, Run
-from .sampling_run import outer_sample
+from .controls import size_of_control
+from .requests import KEY, RUN, CacheRequest, Run, request_of
+from .sampling_run import model_runs, outer_sample
 
 __all__ = ["KEY", "RUN", "CacheRequest", "Run", "apply_model", "patch"]
+
+log = logging.getLogger("dual_cache")
+
+
+MOVING_WINDOWS = (
+    "Context windows move in this run: a window that was not used in the evaluation before runs in full."
+)
+
+
+def patch_by_node(model, request) -> object:
+    """`patch` for a node: where another node before it has patched the model, the report says that only this
+    node acts."""
+    earlier = request_of(model)
+    if earlier is not None:
+        where = f"Node #{earlier.node_id}" if earlier.node_id else "Another node"
+        what = earlier.settings.method if isinstance(earlier, CacheRequest) else "Profile Model"
+        note = (
+            f"{where} has patched this model before ({what}) and has no effect: of several caching nodes in "
+            "a row only the last one acts. Remove one of them."
+        )
+        log.warning("Dual Cache: %s", note)
+        request = replace(request, notes=(*request.notes, note))
+    return patch(model, KEY, request)
 
 
 def patch(model, key: str, request) -> object:
@@ -34,6 +60,8 @@ def patch(model, key: str, request) -> object:
     for kind, wrapper in wrappers.items():
         model.remove_wrappers_with_key(kind, KEY)
         model.add_wrapper_with_key(kind, KEY, wrapper)
+    model.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
+    model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, before_run)
     return model
 
 
@@ -48,11 +76,19 @@ def prepare_sampling(executor, model, noise_shape, *args, model_options=None, **
     )
 
 
+def before_run(model) -> None:
+    """ComfyUI's callback before a patcher's model runs, also one that is not sampled by our wrapper."""
+    request = request_of(model)
+    if request is not None:
+        model_runs(request)
+
+
 def predict_noise(executor, x, timestep, model_options=None, seed=None):
     """ComfyUI's PREDICT_NOISE wrapper: an evaluation of the sampler begins."""
     run = (model_options or {}).get("transformer_options", {}).get(RUN)
     if run is not None:
         run.controller.begin_evaluation(run.levels.of(timestep))
+        run.windows.begin_evaluation()
         events.send_steps(run, run.controller)
     return executor(x, timestep, {} if model_options is None else model_options, seed)
 
@@ -72,14 +108,18 @@ def apply_model(
     replaced = replaced_forward(model)
     if replaced and controller.skips:
         controller.say(replaced)
-    keys = branch_keys.keys(base, x, c_concat, c_crossattn, control, options, kwargs)
+    keys = branch_keys.keys(base, x, c_concat, c_crossattn, control, options, kwargs, run.windows)
+    if run.windows.moved and controller.skips:
+        controller.say(MOVING_WINDOWS)
 
     def call():
         return executor(
             x, t, c_concat, c_crossattn, opened(control), options, **kwargs
         )  # a model may take controls out of their lists
 
-    return controller.guarded(call, model, keys, _grid(model, x), why_call_not_cached(options))
+    return controller.guarded(
+        call, model, keys, _grid(model, x), why_call_not_cached(options), x, size_of_control(control)
+    )
 
 
 def _grid(model, x) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from ...cache_core.calibration.profile import Profile
 from ...cache_core.calibration.recorder import Recorder
 from ...cache_core.config import Settings
 from ...cache_core.recipes import parts_of_plan
+from .file_lock import locked
 
 log = logging.getLogger("dual_cache")
 PROFILES = "cache_profiles"
@@ -88,9 +89,17 @@ class Recording:
     prompt: str = ""
     strict: bool = False
 
-    def recorder(self, levels: list[float], identity: dict) -> Recorder:
-        """For a run of these noise levels; the file's clusters stay what they are."""
+    def recorder(self, levels: list[float], identity: dict, unfit: str | None = None) -> Recorder:
+        """For a run of these noise levels; the file's clusters stay what they are.
+
+        unfit: why the run cannot be recorded at all, or None."""
         labels = None
+        if unfit:
+            if self.strict:
+                raise ValueError(f"This run was not added to {self.path.name}: {unfit}.")
+            recorder = Recorder()
+            recorder.abandon(unfit)
+            return recorder
         if self.path.is_file():
             try:
                 known = read(self.path)
@@ -110,7 +119,9 @@ class Recording:
         """Adds a recorded run to the file; what became of it, in a sentence."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            whole = recorder.profile(levels, identity, self.prompt).add_to(self.path)
+            recorded = recorder.profile(levels, identity, self.prompt)
+            with locked(self.path):  # another server may add to it at the same time
+                whole = recorded.add_to(self.path)
         except (ValueError, OSError) as error:
             said = f"This run was not added to {self.path.name}: {str(error).rstrip('.')}."
             if self.strict:
@@ -159,9 +170,15 @@ def _parsed(path: Path) -> Profile | str:
         return str(error)
 
 
-def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Settings, str]:
+def planned(
+    settings: Settings, identity: dict, levels: list[float], unfit: str | None = None
+) -> tuple[Settings, str]:
     """The settings with a plan from the profile that fits a run best, and a sentence on it; as they are where
-    none fits."""
+    none fits.
+
+    unfit: why no profile can fit the run, or None."""
+    if unfit:
+        return settings, f"No profile was used, so the preset's own plan runs: {unfit}."
     fitting, refused = [], []
     for name in names():
         try:

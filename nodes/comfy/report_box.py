@@ -22,6 +22,8 @@ class ReportBox(Handle):
 
     def __init__(self, limit: int = MOST_BYTES):
         self._limit, self._size = limit, 0
+        self.remark: str | None = None
+        """Why there is no report of the last run, where that is known."""
         self._reports: deque[tuple[tuple | None, Report, int]] = deque()
 
     @property
@@ -31,7 +33,7 @@ class ReportBox(Handle):
 
     def add(self, report: Report, samples) -> None:
         """Keeps the report of a run that gave `samples`, and drops the oldest ones beyond the limit."""
-        size = _size(report)
+        size, self.remark = _size(report), None
         self._reports.append((_fingerprint(samples), report, size))
         self._size += size
         while self._size > self._limit and len(self._reports) > 1:
@@ -69,3 +71,8 @@ def _fingerprint(samples) -> tuple | None:
 def nothing_sampled(settings: Settings) -> Report:
     """The report of a sampler that had no step to run."""
     return Report(method=settings.method, predictor=settings.predictor.name, selector=settings.selector.score)
+
+
+def no_report(sentence: str) -> Report:
+    """The report of no run, and why there is none."""
+    return Report(method="none", messages=[sentence])

@@ -9,6 +9,7 @@ from ...cache_core.config import Settings
 from ...cache_core.controller import Controller
 from ...cache_core.models.families import find_family
 from ...cache_core.selectors.token_selection import Selector
+from .branch_keys import Windows
 from .noise_levels import NoiseLevels
 from .profile_files import Recording
 from .report_box import ReportBox
@@ -27,22 +28,24 @@ class CacheRequest(Handle):
     node_id: the node that shows the run.
     box: where the reports go.
     memory: GB that caches may take, 0 for a share of what is free.
+    notes: sentences for the report.
     """
 
     settings: Settings
     node_id: str | None = None
     box: ReportBox = field(default_factory=ReportBox)
     memory: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ProfileRequest(Handle):
-    """What the Profile Model node leaves in a model: what to record, the node that shows the run, and where
-    the reports go."""
+    """What the Profile Model node leaves in a model: what to record; the others are as of `CacheRequest`."""
 
     recording: Recording
     node_id: str | None = None
     box: ReportBox = field(default_factory=ReportBox)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class TokenRequest(Handle):
     text_ratio: float | None
     attention: str
     seed: int
+    notes: tuple[str, ...] = ()
 
 
 class Run(Handle):
@@ -61,6 +65,8 @@ class Run(Handle):
 
     sent: how many records the browser has.
     levels: the noise levels of its evaluations.
+    windows: the context windows of its evaluations.
+    boxes: where its report goes; that of a guider's second model may be among them.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class Run(Handle):
     ):
         self.controller, self.request, self.sent = controller, request, 0
         self.levels = levels or NoiseLevels((), "")
+        self.windows, self.boxes = Windows(), [request.box]
 
 
 def request_of(model) -> CacheRequest | ProfileRequest | None:

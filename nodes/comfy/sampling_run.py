@@ -6,6 +6,7 @@ model."""
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 import comfy.model_sampling
@@ -21,6 +22,8 @@ from ...cache_core.schedule.sampler_traits import adds_noise, breaks, is_cfg_pp,
 from . import events, memory, metadata, profile_files
 from .compiled import COMPILED, compilation_of, uncompiled
 from .conflicts import why_run_not_cached
+from .failures import only_logged
+from .guidance import acting_guidance
 from .identity import identity_of
 from .noise_levels import NoiseLevels
 from .predictions import prediction_of
@@ -57,6 +60,34 @@ class Preparation:
     sentences: list[str] = field(default_factory=list)
 
 
+_active: ContextVar[tuple] = ContextVar("dual_cache_active", default=(None, None))
+"""The request that is sampled now, and its run, which is None where the sampler has no step."""
+SECOND_ONLY = (
+    "Nothing was cached: this model ran outside of Dual Cache's sampling, as the second model of a guider "
+    "does whose first one Dual Cache has not patched. Patch the guider's first model; its settings then "
+    "hold for both."
+)
+SECOND_TOO = (
+    "The second model of the guider has a caching node of its own, which has no effect: the settings of the "
+    "first model hold for both."
+)
+
+
+def model_runs(request: CacheRequest | ProfileRequest) -> None:
+    """A model with this request is about to run: the one that is sampled, or the second one of a guider."""
+    sampled, run = _active.get()
+    if sampled is request:
+        return
+    if run is not None:
+        run.controller.say(SECOND_TOO)
+        if request.box not in run.boxes:
+            run.boxes.append(request.box)
+        return
+    request.box.remark = SECOND_ONLY
+    log.warning("Dual Cache: %s", SECOND_ONLY)
+    events.show(SECOND_ONLY, request.node_id)
+
+
 def outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
     """ComfyUI's OUTER_SAMPLE wrapper: samples by the request that the model carries."""
     guider = executor.class_obj
@@ -71,7 +102,11 @@ def outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     levels = sigmas.tolist()
     if len(levels) < 2:
-        samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        before = _active.set((request, None))
+        try:
+            samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        finally:
+            _active.reset(before)
         if isinstance(request, CacheRequest):
             request.box.add(nothing_sampled(request.settings), samples)
         return samples
@@ -80,13 +115,14 @@ def outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs
     if prepared.recorder is None:
         _announce(run, guider, (kwargs.get("latent_shapes") or [latent_image.shape])[0])
     guider.model_options["transformer_options"] = {**options, RUN: run}
-    samples = None
+    samples, before = None, _active.set((request, run))
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         if prepared.recorder is not None:
             _keep(prepared, run)
         return samples
     finally:
+        _active.reset(before)
         guider.model_options["transformer_options"].pop(RUN, None)
         _finish(prepared, run, samples)
 
@@ -98,15 +134,15 @@ def _prepare(guider, options: dict, latent, sampler, levels: list[float]) -> Pre
     request, name = options[KEY], getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     refusal = why_run_not_cached(guider.model_options)
     if isinstance(request, ProfileRequest):
-        identity = identity_of(guider, latent, name)
-        recorder = request.recording.recorder(levels, identity)
+        identity, (_, unknown) = identity_of(guider, latent, name), acting_guidance(guider)
+        recorder = request.recording.recorder(levels, identity, unknown)
         settings = Settings(method=PROFILE, observer=recorder)
-        return Preparation(request, levels, name, settings, identity, recorder, refusal)
+        return Preparation(request, levels, name, settings, identity, recorder, refusal or unknown)
     settings = settings_for(options, uncompiled(guider.model_patcher.model.diffusion_model))
     prepared = Preparation(request, levels, name, settings, refusal=refusal or breaks(name))
     if settings.speedup is not None and prepared.refusal is None:
-        prepared.identity = identity_of(guider, latent, name)
-        settings, said = profile_files.planned(settings, prepared.identity, levels)
+        prepared.identity, (_, other) = identity_of(guider, latent, name), acting_guidance(guider)
+        settings, said = profile_files.planned(settings, prepared.identity, levels, other)
         prepared.settings = replace(
             settings, speedup=None
         )  # what runs is decided, also for whoever repeats it
@@ -132,7 +168,8 @@ def _plan(prepared: Preparation, guider) -> Controller:
     )
     if controller.skips and is_cfg_pp(name):
         controller.say(CFG_PP)
-    for sentence in prepared.sentences:
+    tokens = guider.model_options["transformer_options"].get(TOKENS)
+    for sentence in (*prepared.request.notes, *(tokens.notes if tokens else ()), *prepared.sentences):
         controller.say(sentence)
     controller.compilation = compilation_of(model.diffusion_model, guider.model_options.get(COMPILED))
     return controller
@@ -159,8 +196,12 @@ def _keep(prepared: Preparation, run: Run) -> None:
 def _finish(prepared: Preparation, run: Run, samples) -> None:
     """Frees the caches and hands the report to all that ask for it. samples: None where sampling failed."""
     request, report = run.request, run.controller.finish()
-    request.box.add(report, samples)
+    with only_logged("keeping the report"):
+        for box in run.boxes:
+            box.add(report, samples)
     if samples is not None and request.node_id is not None and prepared.recorder is None:
-        metadata.carry({"node": request.node_id, **keepsake(report, prepared.settings)})
-    events.send_steps(run, report)
-    events.tell(report, request.node_id)
+        with only_logged("adding the run to the metadata of pictures"):
+            metadata.carry({"node": request.node_id, **keepsake(report, prepared.settings)})
+    with only_logged("telling what the run did"):
+        events.send_steps(run, report)
+        events.tell(report, request.node_id)

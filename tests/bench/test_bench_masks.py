@@ -177,6 +177,7 @@ class Constant(nn.Module):
         return torch.linspace(-1, 1, x.shape[-1]).expand_as(x)
 
 
+@pytest.mark.long
 def test_a_router_learns_to_leave_out_what_never_changes():
     model = random_flux()
     model.double_blocks[0].img_mlp, model.double_blocks[0].txt_mlp = Constant(), Constant()
@@ -192,6 +193,7 @@ def test_a_router_learns_to_leave_out_what_never_changes():
 # --- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_is_measured_and_replaces_its_rows(tmp_path, monkeypatch, capsys):
     out = tmp_path / "m.json"
     monkeypatch.setattr(bench, "SIZE", 64)

@@ -123,7 +123,7 @@ def test_equal_seconds_follow_the_clock(call, inputs, part, monkeypatch, slow):
     """With a clock that each step of the sampler moves by what its kind costs. slow: how much longer the
     uncached run takes than it should, as when another program runs beside it; the rival's own seconds put
     that right."""
-    compare, host = part("nodes.cache_compare"), part("nodes.comfy.samplers")
+    compare, host = part("nodes.compare_sampling"), part("nodes.comfy.samplers")
     now, sample = [0.0], host.sample
 
     def counted(model, **options):
@@ -336,11 +336,38 @@ def test_long_videos_show_some_frames_and_the_worst(call):
         ),
     ],
 )
-def test_what_it_cannot_compare_it_says(call, inputs, changes, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        call("CacheCompare", **{**inputs, **changes})
+def test_what_it_cannot_compare_it_says(call, inputs, part, changes, sentence):
+    check_told(call("CacheCompare", **{**inputs, **changes}), sentence, part)
 
 
-def test_a_model_without_dual_cache_is_refused(call, inputs):
-    with pytest.raises(ValueError, match="needs a model that Dual Cache has patched"):
-        call("CacheCompare", **{**inputs, "model": call("DualCacheDemoModel")[0]})
+def check_told(output, sentence, part):
+    """The node shows a sentence, and gives outputs that nodes after it can use."""
+    sheet, data, report = output.result
+    (told,) = output.ui["text"]
+    assert sentence in told and told.endswith(".") and json.loads(data)["message"] == told
+    assert sheet.ndim == 4 and sheet.std() > 0.01 and "dual_cache_compare" not in output.ui
+    assert part("cache_core.report.run_report").Report.from_json(report.to_json()).records == report.records
+
+
+def test_a_model_without_dual_cache_is_told(call, inputs, part):
+    """As when that node is bypassed."""
+    bare = {**inputs, "model": call("DualCacheDemoModel")[0]}
+    check_told(call("CacheCompare", **bare), "needs a model that Dual Cache has patched", part)
+
+
+def test_a_decoder_that_fails_loses_no_run(call, inputs, part):
+    """The report of the cached run still goes out; an interrupt still interrupts."""
+    import comfy.model_management as management
+
+    class Broken:
+        error: Exception = RuntimeError("the decoder is broken")
+
+        def decode(self, samples):
+            raise self.error
+
+    output = call("CacheCompare", **{**inputs, "vae": Broken()})
+    check_told(output, "the decoder is broken", part)
+    assert len(output.result[2].records) == STEPS
+    Broken.error = management.InterruptProcessingException()
+    with pytest.raises(management.InterruptProcessingException):
+        call("CacheCompare", **{**inputs, "vae": Broken()})

@@ -59,7 +59,7 @@ def test_conservative_steps_replay_attention_and_refresh_rows_of_the_mlps(models
     call(base, 0.8, before)
     expected = call(
         base, 0.5, now
-    )  # setdefault gives what was kept, and a hook's result stands in for the module's
+    )  # setdefault gives what was kept, and a hook's result replaces the module's
     for handle in handles:
         handle.remove()
     outs = {}

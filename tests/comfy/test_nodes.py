@@ -176,7 +176,7 @@ def test_the_sampler_offers_what_ksampler_offers(nodes):
     def choices(spec):
         return list(spec[0] if isinstance(spec[0], list) else spec[1]["options"])
 
-    inputs = nodes["DualCacheSampler"].INPUT_TYPES()["required"]
+    inputs = nodes["DualCacheSampler"].INPUT_TYPES()["optional"]
     assert choices(inputs["sampler_name"]) == list(comfy.samplers.KSampler.SAMPLERS)
     assert choices(inputs["scheduler"]) == list(comfy.samplers.KSampler.SCHEDULERS)
 
@@ -505,24 +505,28 @@ def test_a_model_that_sampled_twice_has_the_report_of_each_latent(call, flux, ks
         )
 
 
-def test_the_report_node_says_what_it_needs(call, flux, ksampler, latent):
+def test_the_report_node_says_what_it_needs(call, flux, ksampler, latent, part):
+    """It never fails: what was sampled before it must not be lost."""
     (patched,) = call("DualCache", model=flux, preset="balanced").result
     (tokens,) = call("VCacheAttentionPatch", model=flux, **TOKENS).result
-    needs = "needs a report, or a model that Dual Cache has patched"
+    (sampled,) = call("DualCache", model=flux, preset="balanced").result
+    ksampler(sampled)
     for inputs, sentence in (
-        ({}, needs),
-        ({"model": flux, "latent": latent}, needs),
-        ({"model": tokens, "latent": latent}, needs),
-        ({"latent": latent}, needs),
-        ({"model": patched, "latent": latent}, "has not been sampled yet"),
-        ({"model": patched}, "has not been sampled yet"),
+        ({}, "connect a report, or a model"),
+        ({"model": flux, "latent": latent}, "Dual Cache has not patched this model"),
+        ({"model": tokens, "latent": latent}, "Dual Cache has not patched this model"),
+        ({"latent": latent}, "connect a report, or a model"),
+        ({"model": patched, "latent": latent}, "no sampler has run this model"),
+        ({"model": patched}, "no sampler has run this model"),
+        ({"model": sampled}, "connect the latent that this model produced"),
     ):
-        with pytest.raises(ValueError, match=sentence) as error:
-            call("CacheReport", **inputs)
-        assert str(error.value).endswith(".")
-    ksampler(patched)
-    with pytest.raises(ValueError, match="latent"):
-        call("CacheReport", model=patched)
+        out = call("CacheReport", **inputs, save=True)
+        text, data, plot = out.result
+        assert text.startswith("There is no report to show: ") and sentence in text and text.endswith(".")
+        report = part("cache_core.report.run_report").Report.from_json(data)
+        assert not report.records and report.messages == [text]
+        assert plot.ndim == 4 and plot.std() > 0.01
+        assert out.ui["text"] == [text] and out.ui["dual_cache_report"] == [data]
 
 
 def test_the_plot_draws_kinds_times_errors_and_indicators(part):

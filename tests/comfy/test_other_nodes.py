@@ -56,9 +56,12 @@ def test_a_recording_is_shared_by_copies_too(part, uncopyable, sample, tmp_path)
     path = tmp_path / "tiny.profile.safetensors"
     request = requests.ProfileRequest(files.Recording(path, tokens=2))
     model = part("nodes.comfy.patching").patch(uncopyable, requests.KEY, request)
-    model.set_model_sampler_pre_cfg_function(
-        lambda args: copy.deepcopy(args["model_options"]) and args["conds_out"]
-    )
+
+    def wrapper(apply, arguments):
+        copy.deepcopy(arguments["c"]["transformer_options"])
+        return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    model.set_model_unet_function_wrapper(wrapper)
     sample(model, steps=STEPS, cfg=1.0)
     assert len(files.read(path).grams) == 1 and copy.deepcopy(request) is request
 

@@ -136,7 +136,7 @@ def test_families_that_no_row_names_are_told(flux, feature_forecast, sample, rep
     model, _ = feature_forecast(flux, recipe=part("cache_core.recipes").to_json(data))
     sample(model, steps=4)
     assert report_of(model).messages == [
-        "The recipe has settings for families that this pack does not know, which play no part: Flux."
+        "Ignored the recipe's settings for model families that this pack does not have: Flux."
     ]
 
 

@@ -311,7 +311,7 @@ def test_a_forecast_that_a_coarser_level_cannot_have_is_told(toy):
 )
 def test_families_that_are_in_no_row_are_told(names, told):
     sentence = unknown_families(names)
-    assert sentence is None if told is None else sentence.endswith(f"which play no part: {told}")
+    assert sentence is None if told is None else sentence.endswith(f"does not have: {told}")
 
 
 def test_blocks_that_are_not_where_the_table_says():

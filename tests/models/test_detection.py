@@ -30,7 +30,7 @@ class Block(nn.Module):
         return hidden + 0.3 * self.layer(hidden) * sigma
 
 
-class Stranger(nn.Module):
+class Unknown(nn.Module):
     """A model of which the table knows nothing. way: what it does otherwise than one block after the
     other."""
 
@@ -83,7 +83,7 @@ def sampled(model, level="final", kinds="FAFAFA", detects=True):
 
 
 FOUND = (
-    "Stranger is not a model this pack knows; the 5 blocks found at layers are taken for its own, "
+    "Unknown is not a model this pack knows; the 5 blocks found at layers are taken for its own, "
     "which is experimental."
 )
 WHOLE = "Of blocks that were guessed, aggressive steps put back the final hidden state."
@@ -92,50 +92,51 @@ OUTPUT = "aggressive steps put back the model's output."
 
 @pytest.mark.parametrize("way", ["", "pairs", "widens", "half"])
 def test_blocks_that_are_found_are_skipped(way):
-    assert sampled(Stranger(way)) == ("FAFAFA", [FOUND], 0)
+    assert sampled(Unknown(way)) == ("FAFAFA", [FOUND], 0)
 
 
 @pytest.mark.parametrize("level", ["stack", "block", "module"])
 def test_a_guess_is_cached_as_a_whole(level):
-    """The self-check looks at one block of a class, and blocks of a stranger may differ by their place."""
-    assert sampled(Stranger(), level) == ("FAFAFA", [FOUND, WHOLE], 0)
-    assert levels_of(detect(Stranger())) == ("output", "final")
+    """The self-check looks at one block of a class, and blocks of an unknown model may differ by their
+    place."""
+    assert sampled(Unknown(), level) == ("FAFAFA", [FOUND, WHOLE], 0)
+    assert levels_of(detect(Unknown())) == ("output", "final")
 
 
 def test_the_model_output_of_a_guess_can_be_cached():
-    assert sampled(Stranger(), "output") == ("FAFAFA", [FOUND], 0)
+    assert sampled(Unknown(), "output") == ("FAFAFA", [FOUND], 0)
 
 
 @pytest.mark.parametrize("way", ["sums", "backwards", "skips the last"])
 @pytest.mark.parametrize("level", ["final", "stack"])
 def test_a_wrong_guess_ends_at_the_output(way, level):
-    kinds, messages, _ = sampled(Stranger(way), level)
+    kinds, messages, _ = sampled(Unknown(way), level)
     assert messages[0] == FOUND and messages[-1].endswith(OUTPUT) and kinds.endswith("FA")
 
 
 @pytest.mark.parametrize(
-    "model", [Stranger(count=3), nn.Sequential(*[Block() for _ in range(6)])], ids=["few", "no list"]
+    "model", [Unknown(count=3), nn.Sequential(*[Block() for _ in range(6)])], ids=["few", "no list"]
 )
 def test_nothing_is_found_where_there_is_no_such_list(model):
     assert detect(model) is None
 
 
 def test_lists_with_less_than_half_of_the_weights_are_left_alone():
-    model = Stranger()
+    model = Unknown()
     model.large = nn.Linear(64, 64)
     assert detect(model) is None
 
 
 def test_the_row_of_a_guess_names_the_argument_of_its_blocks():
-    row, model = detect(Stranger()), Stranger()
+    row, model = detect(Unknown()), Unknown()
     assert row.lists[0][2].takes == (("hidden", "hidden", 0),) and [
         b.module for b in blocks_of(model, row)
     ] == list(model.layers)
 
 
 def test_it_is_off_until_a_recipe_asks_for_it():
-    messages = ["Stranger is not a model this pack knows; aggressive steps put back the model's output."]
-    assert sampled(Stranger(), detects=False)[:2] == ("FAFAFA", messages)
+    messages = ["Unknown is not a model this pack knows; aggressive steps put back the model's output."]
+    assert sampled(Unknown(), detects=False)[:2] == ("FAFAFA", messages)
     recipe = {"name": "mine", "generator": {"type": "full"}}
     assert not settings_of(recipe).detect and settings_of({**recipe, "detect": True}).detect
     with pytest.raises(ValueError, match="detect must be true or false, not 1"):

@@ -16,27 +16,8 @@ FILES = sorted(
     for path in (ROOT / folder).rglob("*")
     if path.suffix in (".py", ".js") and path.name != "presets.js"  # a table that tools.regenerate writes
 )
-LONG_FILES: set[str] = {
-    "cache_core/controller.py",
-    "cache_core/schedule/plan.py",
-    "nodes/comfy/patching.py",
-    "web/view.js",
-}
-LONG_FUNCTIONS: set[str] = {
-    "cache_core/controller.py:_run",
-    "nodes/cache_compare.py:define_schema",
-    "nodes/cache_compare.py:execute",
-    "nodes/cache_compare.py:sampled",
-    "nodes/comfy/patching.py:_outer_sample",
-    "nodes/erta.py:define_schema",
-    "nodes/feature_forecast.py:define_schema",
-    "nodes/profile_prompts.py:define_schema",
-    "nodes/profile_prompts.py:execute",
-    "nodes/profiles.py:define_schema",
-    "nodes/schedule_builder.py:define_schema",
-    "nodes/vcache_patch.py:define_schema",
-    "web/outcome.js:showOutcome",
-}
+LONG_FILES: set[str] = set()
+LONG_FUNCTIONS: set[str] = set()
 """Exceptions, as path and as path:function. They must be too long: one that no longer is has to go."""
 
 

@@ -224,13 +224,13 @@ def test_a_stream_of_its_own_is_all_image_or_all_text():
     alone = site_of(rule, [tensor(i) for i in range(2)], seen()).forecast(rule, at(3))
     plain = site_of(LINEAR, [tensor(i) for i in range(2)]).forecast(LINEAR, at(3))
     for name, expected in (
-        (("img",), alone),
-        (("img", "attn"), alone),
-        (("img", "mlp"), alone),
-        (("txt",), plain),
-        (("txt", "mlp"), plain),
+        ("img", alone),
+        ("img_attn", alone),
+        ("img_mlp", alone),
+        ("txt", plain),
+        ("txt_mlp", plain),
     ):
-        name = ("double", 0, *name)
+        name = ("double", 0, name)
         for i in range(2):
             Batch([branch], at(i)).record(name, tensor(i), rule)
         assert torch.allclose(Batch([branch], at(3)).value(name, rule), expected, atol=1e-5), name

@@ -154,10 +154,11 @@ def test_history_holds_full_steps_only(model):
         (branch,) = cache._store.values()
         since = [s for s in range(7) if "*" in MIXED.at(s) and s <= i][-1]
         fresh = {p for s in range(since + 1, i + 1) for p in computed(MIXED, s)}
-        for (kind, j, *site), held in branch.sites.items():
+        for (kind, j, site), held in branch.sites.items():
             assert {n.index for n in held.nodes} <= {0.0, 4.0}
-            inner = "linear2" if site == ["out"] else "_".join(site) + ".proj" * (site[-1] == "attn")
-            path = f"{kind}_blocks.{j}.{inner}"
+            path = f"{kind}_blocks.{j}." + {"out": "linear2"}.get(
+                site, site + ".proj" * site.endswith("attn")
+            )
             assert (held.correction is not None) == (path in fresh), (i, path)
         assert not branch.kept
 
@@ -192,7 +193,7 @@ def test_names_that_the_model_lacks_are_said_and_play_no_part(model):
     result = run(model, of_steps(more), steps=7)
     said = [m for m in result.report.messages if "does not have" in m]
     assert said == [
-        "The mask names what this model does not have, which plays no part: block.1, double.0.norm, "
+        "Ignored mask entries that this model does not have: block.1, double.0.norm, "
         "double.2.attn and 1 more."
     ]
     assert torch.equal(result.latents, run(model, of_steps(MIXED), steps=7).latents)
