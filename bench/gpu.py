@@ -101,8 +101,7 @@ def measure(options: argparse.Namespace) -> dict:
         return bench.record
     section("environment", lambda _: gpu_sections.environment(host))
     model = Loaded(host, "flux").load()
-    steps = 9 if host.tiny else 16
-    section("flux", lambda save: gpu_sections.timed(model, gpu_sections.PRESETS, steps, None, save), 40)
+    section("flux", lambda save: gpu_sections.timed(model, gpu_sections.PRESETS, 16, None, save), 40)
     for name, function, least in (
         ("correct", gpu_sections.correct, 15),
         ("synchronising", gpu_sections.synchronising, 12),

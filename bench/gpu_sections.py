@@ -14,6 +14,9 @@ from .gpu_models import Loaded
 from .gpu_run import Clock, cached, ideal, predictor, run, warm_up
 
 PRESETS = ("balanced", "quality", "fast", "adaptive", "duca", "taylorseer")
+PLANS = {"duca": "FFFCACFCA"}
+PLAN = "FFFAAFAAF"
+"""Of runs that are too short for a preset's own plan."""
 TRACED = ("balanced", "adaptive", "duca", "taylorseer")
 SAME_LEVELS = [1.0, 0.8, 0.8, 0.5, 0.5, 0.0]
 """Noise levels at which a skipped step stands where the full one before it stood."""
@@ -96,8 +99,8 @@ def correct(model: Loaded) -> dict:
             "off_by": max(float((a - b).norm() / a.norm()) for a, b in pairs),
             "messages": figures["messages"],
         }
-    first, _, _ = run(model, cached(model, "balanced"), steps=8)
-    second, _, _ = run(model, cached(model, "balanced"), steps=8)
+    first, _, _ = run(model, cached(model, "balanced", PLAN), steps=9)
+    second, _, _ = run(model, cached(model, "balanced", PLAN), steps=9)
     found["cached_repeats"] = bool(torch.equal(first, second))
     found["left_behind"] = [n for n, m in model.patcher.model.named_modules() if "forward" in m.__dict__]
     return found
@@ -118,7 +121,7 @@ def synchronising(model: Loaded) -> dict:
                 seen[clock.at][f"{where}:{line}"] += 1
 
         show = warnings.showwarning
-        patcher = cached(model, name) if name else None
+        patcher = cached(model, name, PLANS.get(name, PLAN)) if name else None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("always")
@@ -152,8 +155,9 @@ def launches(model: Loaded) -> dict:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if host.cuda else [])]
     for name in (None, *(TRACED[:1] if host.tiny else TRACED)):
         with profile(activities=activities, acc_events=True) as traced:
-            _, _, figures = run(model, cached(model, name) if name else None, steps=6, label=True)
-        kinds = figures.get("kinds", "F" * 6)
+            patcher = cached(model, name, PLANS.get(name, PLAN)) if name else None
+            _, _, figures = run(model, patcher, steps=9, label=True)
+        kinds = figures.get("kinds", "F" * 9)
         found[name or "plain"] = _counted(traced.events(), kinds, host.cuda)
     return found
 
@@ -193,8 +197,8 @@ def _group(name: str) -> str:
 def guidance(model: Loaded) -> dict:
     """Two branches per step."""
     warm_up(model, cached(model, "balanced", "FFFAF"), cfg=3.0)
-    _, _, plain = run(model, steps=8, cfg=3.0)
-    _, _, figures = run(model, cached(model, "balanced"), steps=8, cfg=3.0)
+    _, _, plain = run(model, steps=9, cfg=3.0)
+    _, _, figures = run(model, cached(model, "balanced", PLAN), steps=9, cfg=3.0)
     return {
         "plain_s": plain["wall_s"],
         "cached_s": figures["wall_s"],

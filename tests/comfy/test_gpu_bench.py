@@ -30,6 +30,8 @@ def test_every_section_runs_on_tiny_models(tmp_path):
     assert not {n: s["error"] for n, s in sections.items() if "error" in s}
     assert {n for n, s in sections.items() if "skipped" in s} == {"synchronising", "out_of_memory", "dynamic"}
     runs = sections["flux"]["runs"]
+    assert all("A" in runs[name]["ms"] for name in ("balanced", "quality", "fast", "adaptive"))
+    assert sections["guidance"]["kinds"].count("A") == 4
     assert {"F", "C", "A"} <= set(runs["duca"]["ms"]) and runs["taylorseer"]["kinds"].count("A")
     exact = sections["correct"]
     assert exact["off_equals_plain"] and exact["cached_repeats"] and exact["left_behind"] == []
