@@ -53,17 +53,30 @@ def environment(host: Host) -> dict:
     return found
 
 
-def timed(model: Loaded, presets, steps: int, kinds: str | None = None, save=lambda found: None) -> dict:
-    """Plain sampling and presets: ms per kind of step, speed-up and ideal, peak against estimate."""
+def timed(
+    model: Loaded,
+    presets,
+    steps: int,
+    kinds: str | None = None,
+    save=lambda found: None,
+    warm: bool = True,
+) -> dict:
+    """Plain sampling and presets: ms per kind of step, speed-up and ideal, peak against estimate.
+
+    warm: whether every preset runs before it is timed; not where a step takes seconds."""
     weights, here = model.megabytes
     found: dict = {"weights_mb": weights, "on_device_mb": here, "runs": {}}
-    warm_up(model)
+    if warm:
+        warm_up(model)
+    else:
+        run(model, steps=1)
     plain_latents, _, plain = run(model, steps=steps)
     step = sorted(plain["step_ms"][1:])[len(plain["step_ms"][1:]) // 2]
     found["runs"]["plain"], found["plain_step_ms"] = plain, step
     for name in presets:
         plan = {"duca": "FFCAF"}.get(name, "FFFAF")
-        warm_up(model, cached(model, name, plan))
+        if warm:
+            warm_up(model, cached(model, name, plan))
         latents, _, figures = run(model, cached(model, name, kinds), steps=steps)
         best = ideal(figures["kinds"])
         figures.update(
@@ -233,7 +246,7 @@ def video_or_large(host: Host, which: str, seconds_left: float, save) -> dict:
     began = time.perf_counter()
     model = Loaded(host, which, blocks).load()
     try:
-        found = timed(model, ("balanced", "adaptive"), 6, "FFFAAF", save)
+        found = timed(model, ("balanced", "adaptive"), 6, "FFFAAF", save, warm=which != "wan")
         found["blocks"] = blocks or "all"
         found["took_s"] = round(time.perf_counter() - began, 1)
         return found
