@@ -326,6 +326,7 @@ class Controller(RunState):
         compilation = self.compilation
         if compilation is not None:
             self.say(compilation.said)
+        held = self._store.bytes if known.settings.predictor.probe else 0
         with installed(known, call, compilation, check):
             yield kind
         if known.blocks and not call.arrived:
@@ -334,8 +335,10 @@ class Controller(RunState):
             self._refuse_repeated(known)
         if check is not None:
             self._judged(known, check.passed)
+        held += call.batch.probed() if self._active else 0
+        call.batch.end()
         # Aggressive calls keep nothing.
-        self.book.ran(call, known.blocks, None if kind == "A" else self._store.bytes)
+        self.book.ran(call, known.blocks, None if kind == "A" else self._store.bytes, held)
 
     @staticmethod
     def _uncount(record: StepRecord, kind: str) -> None:
@@ -375,6 +378,7 @@ class Controller(RunState):
             modules=conservative or settings.level == "module" or observes_modules,
             observed=self._observer is not None,
             computed=self._mask.at(now.at.step) if self._mask and kind == "C" else None,
+            block_names=tuple(b.name for b in known.blocks) if conservative else (),
         )
         call.sizes_known = self._sizes_known(known, call)
         return call

@@ -44,6 +44,8 @@ class FeaturePredictor:
     (the residual of the first blocks), "latent" (the input of the model, at level output) or None."""
     probe_blocks: Any = 0
     """How many blocks run on every step for the probe."""
+    by_token: Any = True
+    """Whether the forecast of some tokens needs these tokens alone."""
     solved_for: SolvedRun | Any | None = None
     """Set where the weights hold for one run only."""
 

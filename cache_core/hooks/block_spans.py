@@ -14,6 +14,7 @@ import torch
 
 from ..base.errors import CacheMismatch
 from ..models.families import Block
+from .shims import without_prefetch
 from .wiring import Streams, Wiring
 
 
@@ -36,6 +37,7 @@ class SpanWiring(Wiring):
 
     def shims(self, model):
         if self.call.kind != "F":
+            yield model, without_prefetch
             yield model, self._require_last_block
         yield from self._block_shims()
 

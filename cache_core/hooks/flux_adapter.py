@@ -16,7 +16,7 @@ from ..cache.rows import put_rows_, take_rows
 from ..models.block_spec import BlockSpec
 from ..models.families import Block
 from ..selectors.token_selection import value_norm
-from .call_context import Call, site_of
+from .call_context import Call, joined_rows, site_of
 from .shims import capture, replayed, with_override
 
 
@@ -118,15 +118,6 @@ def _live_rows(call: Call, name, rows, a: dict, own: slice = slice(None)) -> dic
     return with_override(a.get("transformer_options"), attend_rows)
 
 
-def _join(first, second, offset):
-    """Rows of the joint sequence from rows of text and of image, either of which may be None."""
-    parts = [p for p in (first, None if second is None else second + offset) if p is not None]
-    if not parts:
-        return None
-    b = max(p.shape[0] for p in parts)
-    return torch.cat([p.expand(b, -1) for p in parts], 1)
-
-
 def _position_rows(pe, rows):
     """Rotary matrices [B or 1, 1, N, ...] of the chosen rows."""
     if pe is None:
@@ -140,8 +131,7 @@ def _refreshed(call: Call, site, rows, fresh) -> torch.Tensor:
     """A site's value with fresh rows written in; they become its correction."""
     if fresh is None:
         return call.module_value(site)
-    call.batch.correct(site, fresh, call.settings.modules, rows)
-    return put_rows_(call.module_value(site, owned=True), rows, fresh)
+    return call.batch.refresh(site, fresh, call.settings.modules, rows)
 
 
 class FluxDouble:
@@ -257,7 +247,7 @@ class FluxDouble:
             for s, r in rows.items()
         }
         own = slice(1 if rows["txt"] is None else None, -1 if rows["img"] is None else None)
-        joint = _join(chosen["txt"], chosen["img"], txt.shape[1])
+        joint = joined_rows(chosen["txt"], chosen["img"], txt.shape[1])
         streams = {s: take_rows(a[s], r) for s, r in chosen.items()}
         options = _live_rows(call, block.name, joint, a, own)
         with _captured(block, cls.outputs) as seen:
@@ -306,11 +296,7 @@ class FluxSingle:
             call.correct(name, seen)
             return out
         x, n_txt = a["x"], call.n_txt
-        rows = _join(
-            call.choose(name, "txt", n_txt, x.device) if n_txt else None,
-            call.choose(name, "img", x.shape[1] - n_txt, x.device, offset=n_txt),
-            n_txt,
-        )
+        rows = call.choose_joint(name, n_txt, x.shape[1] - n_txt, x.device)
         fresh = None
         if rows is not None:
             if call.live:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..base.errors import CacheMismatch
-from ..cache.rows import put_rows_, take_rows
+from ..cache.rows import take_rows
 from ..models.families import Block
 from .call_context import Call
 from .flux_adapter import adapter_of, bind
@@ -121,14 +121,12 @@ def _refresh(
     """An MLP's output with the chosen rows computed from x [B,...,d]; they become the site's correction."""
     flat = x.flatten(1, -2)
     rows = call.choose(block.name, stream, flat.shape[1], x.device)
-    out = call.module_value(site, owned=True)
     if rows is None:
-        return out
+        return call.module_value(site, owned=True)
     fresh = inner(take_rows(flat, rows), *args, **kwargs)
-    if out.ndim > 3:
+    if call.batch.dimensions(site) > 3:
         raise CacheMismatch("A module's output does not have the registered shape; this call runs in full.")
-    call.batch.correct(site, fresh, call.settings.modules, rows)
-    return put_rows_(out, rows, fresh)
+    return call.batch.refresh(site, fresh, call.settings.modules, rows)
 
 
 def opened(value):

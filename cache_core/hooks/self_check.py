@@ -158,7 +158,7 @@ class SelfCheck:
         with ExitStack() as stack:
             for part, maker in wiring.shims(model):
                 if part is model:
-                    run = maker(original)
+                    run = maker(run)
                 else:
                     stack.enter_context(shim(part, maker))
             return [run(*again[0], **again[1])]

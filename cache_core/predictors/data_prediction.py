@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ..base.coordinates import Node
-from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor
+from ..cache.weighted_sums import weighted_sum
 from .extrapolation import Predictor, predictor
 
 SMALLEST = 1e-3

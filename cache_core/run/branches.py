@@ -77,9 +77,11 @@ class BranchStore:
             self._branches.pop(key, None)
         return unused
 
-    def offload(self, fits: bool) -> bool:
-        """Begins to keep snapshots in main memory, where they fit and are not there yet."""
-        self.shelf = Shelf() if self.shelf is None and fits else None
+    def offload(self, fits: bool, room: float = 0) -> bool:
+        """Begins to keep snapshots in main memory, where they fit and are not there yet.
+
+        room: bytes of snapshots that may stay on the device."""
+        self.shelf = Shelf(room) if self.shelf is None and fits else None
         return self.shelf is not None
 
     def drop(self) -> None:

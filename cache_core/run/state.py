@@ -217,8 +217,9 @@ class RunState(Handle):
         if memory.fits(need, self._store.shelf is not None) or self._observer is not None:
             return
         self._drop()
-        if self._store.offload(memory.fits(need, True)):
-            raise CacheTooLarge(memory.too_much(need, "snapshots are kept in main memory between two uses"))
+        room = memory.room_beside(need)
+        if self._store.offload(memory.fits(need, True), room):
+            raise CacheTooLarge(memory.too_much(need, memory.moved(need, room)))
         step, lowered, less = first_that_fits(
             memory, self.settings, self._kinds_in_force, models, lambda m, kinds: self._wanted(m, kinds)
         )

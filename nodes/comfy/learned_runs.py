@@ -19,7 +19,8 @@ from ...cache_core.base.coordinates import same_levels
 from ...cache_core.learned.reference import Trajectory
 from ...cache_core.schedule.sampler_traits import adds_noise, is_cfg_pp
 from . import events, learned_files
-from . import patching as host
+from .identity import name_of
+from .requests import KEY
 
 log = logging.getLogger("dual_cache")
 RECORD, PLAN, RUN = "dual_cache_record", "dual_cache_plan", "dual_cache_recording"
@@ -47,7 +48,7 @@ def identity_of(guider, latent: torch.Tensor) -> dict:
         }
     )
     return {
-        "model": host.name_of(patcher),
+        "model": name_of(patcher),
         "quantisation": str(patcher.model_dtype()).removeprefix("torch."),
         "lora": _patches(patcher),
         "conditioning": ", ".join(["text", *extra]),
@@ -143,7 +144,7 @@ def _not_recordable(guider, sampler, sigmas, mask, shapes) -> str | None:
     """Why a run is not recorded, or None."""
     options = guider.model_options.get("transformer_options", {})
     name = sampler_name(sampler)
-    if host.KEY in options:
+    if KEY in options:
         return "Dual Cache is on this model too, so the run is not a plain one; take one of the two out"
     if adds_noise(name) or is_cfg_pp(name):
         return f"the sampler {name} adds noise or changes guidance, and such a run cannot be learned"
@@ -269,7 +270,7 @@ def evaluator(model, runs: list[learned_files.Recorded]):
     options = plain.model_options["transformer_options"] = dict(
         plain.model_options.get("transformer_options", {})
     )
-    for key in (host.KEY, RECORD, PLAN):
+    for key in (KEY, RECORD, PLAN):
         options.pop(key, None)
         for kind in (
             WrappersMP.OUTER_SAMPLE,

@@ -15,8 +15,9 @@ from ...cache_core.learned.fit import follow
 from ...cache_core.learned.plans import GUIDANCE_RANGE, LearnedPlan, Plans
 from ...cache_core.learned.samplers import SAMPLERS
 from ...cache_core.recipes import parts_of_plan
-from . import patching as host
 from .learned_runs import PLAN, falling, identity_of, sampler_name, say, velocity
+from .patching import patch
+from .requests import KEY, CacheRequest
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,10 @@ def use_plan(model, request: PlanRequest, memory: float = 0.0) -> object:
     """A clone of the model that runs by the learned plan that fits each run, and in full where none does."""
     model = model.clone()
     model.model_options.setdefault("transformer_options", {})[PLAN] = request
-    for key in (PLAN, host.KEY):  # ours must be the outer one
+    for key in (PLAN, KEY):  # ours must be the outer one
         model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, PLAN, _choose)
-    return host.patch(
-        model, host.KEY, host.CacheRequest(Settings(method="learned"), request.node_id, memory=memory)
-    )
+    return patch(model, KEY, CacheRequest(Settings(method="learned"), request.node_id, memory=memory))
 
 
 def plan_for(guider, request: PlanRequest, latent, sampler, sigmas) -> LearnedPlan:
@@ -65,7 +64,7 @@ def _choose(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
     guider = executor.class_obj
     options = guider.model_options.get("transformer_options", {})
     request: PlanRequest | None = options.get(PLAN)
-    if request is None or host.KEY not in options or len(sigmas) < 2:
+    if request is None or KEY not in options or len(sigmas) < 2:
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     try:
         plan = plan_for(guider, request, latent_image, sampler, sigmas)
@@ -77,7 +76,7 @@ def _choose(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
     say(said.strip(), request.node_id)
     guider.model_options["transformer_options"] = {
         **options,
-        host.KEY: replace(options[host.KEY], settings=settings),
+        KEY: replace(options[KEY], settings=settings),
     }
     return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 

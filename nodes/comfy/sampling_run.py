@@ -25,6 +25,7 @@ from .conflicts import why_run_not_cached
 from .failures import only_logged
 from .guidance import acting_guidance
 from .identity import identity_of
+from .noise_levels import NoiseLevels
 from .predictions import prediction_of
 from .report_box import nothing_sampled
 from .requests import KEY, RUN, TOKENS, CacheRequest, ProfileRequest, Run, settings_for
@@ -110,7 +111,7 @@ def outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs
             request.box.add(nothing_sampled(request.settings), samples)
         return samples
     prepared = _prepare(guider, options, latent_image, sampler, levels)
-    run = Run(_plan(prepared, guider), request)
+    run = Run(_plan(prepared, guider), request, NoiseLevels(levels, prepared.sampler))
     if prepared.recorder is None:
         _announce(run, guider, (kwargs.get("latent_shapes") or [latent_image.shape])[0])
     guider.model_options["transformer_options"] = {**options, RUN: run}

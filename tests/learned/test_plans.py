@@ -134,7 +134,9 @@ def test_a_plan_is_a_schedule_that_brings_its_forecast():
     assert schedule.kinds == "FAFA"
     parts = parts_of_plan(schedule)
     settings = Settings(**parts)
-    assert settings.level == "output" and settings.predictor.solved_for and settings.predictor.sigmas == SIGMAS
+    assert (
+        settings.level == "output" and settings.predictor.solved_for and settings.predictor.sigmas == SIGMAS
+    )
     assert forecast(json.loads(schedule.forecast)) == settings.predictor
     with pytest.raises(ValueError, match="sampler of its own"):
         PLANS.plans[2].schedule()
