@@ -15,8 +15,8 @@ class BranchStore:
 
     def __init__(self):
         self.shelf: Shelf | None = None
-        self._branches: dict[Hashable, Branch] = {}
-        self._used: dict[Hashable, int] = {}
+        self._branches: dict[tuple, Branch] = {}
+        self._used: dict[tuple, int] = {}
         self._occurrences: Counter = Counter()
         self._full_steps = (0, 0)
         self._last_full: dict[int, int] = {}
@@ -25,22 +25,22 @@ class BranchStore:
         """An evaluation begins."""
         self._occurrences.clear()
 
-    def keys(self, common: tuple, chunks: Sequence[Hashable]) -> list[Hashable]:
+    def keys(self, common: tuple, chunks: Sequence[Hashable]) -> list[tuple]:
         """A key for every chunk of a call. The same branch may be evaluated several times in an evaluation;
         each occurrence keeps its own cache."""
-        keys: list[Hashable] = []
+        keys: list[tuple] = []
         for chunk in chunks:
             key = (*common, chunk)
             keys.append((key, self._occurrences[key]))
             self._occurrences[key] += 1
         return keys
 
-    def take(self, keys: Sequence[Hashable], step: int) -> list[Branch]:
+    def take(self, keys: Sequence[tuple], step: int) -> list[Branch]:
         """The branches of a call at a step; new ones where a key has not been seen."""
         self._used.update(dict.fromkeys(keys, step))
         return [self._branches.setdefault(key, Branch(self.shelf)) for key in keys]
 
-    def renew(self, keys: Sequence[Hashable]) -> list[Branch]:
+    def renew(self, keys: Sequence[tuple]) -> list[Branch]:
         """Empty branches in place of those of a call."""
         branches = [Branch(self.shelf) for _ in keys]
         self._branches.update(zip(keys, branches))
@@ -61,7 +61,7 @@ class BranchStore:
                 branch.forget_choices()
         return step - self._last_full.get(phase, step)
 
-    def forget_unused(self, step: int) -> list[Hashable]:
+    def forget_unused(self, step: int) -> list[tuple]:
         """Frees branches that no step has used since the full step before the last, such as those of context
         windows that have moved on; gives their keys."""
         older, self._full_steps = self._full_steps[0], (self._full_steps[1], step)
