@@ -274,7 +274,7 @@ class Controller(RunState):
         if any(b.control_changed(control) for b in branches):
             self.say(CONTROL)
             return "F", "control"
-        if any(record.step - b.full_at > self.longest_gap for b in branches):
+        if any(b.full_at is None or record.step - b.full_at > self.longest_gap for b in branches):
             self.say(STALE)
             return "F", "stale"
         if kind == "C" and not known.conserves(self._mask is not None):

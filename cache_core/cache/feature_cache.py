@@ -6,7 +6,7 @@ scatter."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -27,7 +27,7 @@ class Site:
         self,
         evidence: Evidence | None = None,
         stream: str = "",
-        name: Hashable = (),
+        name: tuple = (),
         shelf: Shelf | None = None,
     ):
         self.name = name
@@ -204,8 +204,8 @@ class Branch:
         """The step of the last evaluation, and some values [b,k] of the model's input there."""
         self.control: float | None = None
         """Size of what control networks added at the last full step."""
-        self.sites: dict[Hashable, Site] = {}
-        self.kept: dict[Hashable, torch.Tensor] = {}
+        self.sites: dict[tuple, Site] = {}
+        self.kept: dict[tuple, torch.Tensor] = {}
         """Working tensors refreshed in place: keys and values for live attention, and value norms."""
         self.refreshed: dict[Hashable, torch.Tensor] = {}
         """At which step each token was last computed since the last full step: [b,blocks,n] by stream, or
@@ -213,7 +213,7 @@ class Branch:
         self.refusal: str | None = None
         """Why rows of this branch cannot be refreshed alone, or None."""
 
-    def site(self, name: Hashable) -> Site:
+    def site(self, name: tuple) -> Site:
         if name not in self.sites:
             stream = _STREAMS.get(name[-1], "") if isinstance(name, tuple) else ""
             self.sites[name] = Site(self.evidence, stream, name, self._shelf)
@@ -252,7 +252,7 @@ class Batch:
     ):
         self.branches, self.node, self.keeps, self.longest_gap = branches, node, keeps, longest_gap
 
-    def record(self, name: Hashable, tensor: torch.Tensor, predictor: FeaturePredictor) -> None:
+    def record(self, name: tuple, tensor: torch.Tensor, predictor: FeaturePredictor) -> None:
         if not self.keeps:
             return
         for branch, part in zip(self.branches, tensor.chunk(len(self.branches))):
@@ -263,7 +263,7 @@ class Batch:
         for branch, part in zip(self.branches, probe.chunk(len(self.branches))):
             branch.evidence.now = part
 
-    def value(self, name: Hashable, predictor: FeaturePredictor, owned: bool = False) -> torch.Tensor:
+    def value(self, name: tuple, predictor: FeaturePredictor, owned: bool = False) -> torch.Tensor:
         """The site's value for the whole batch; `owned` promises a tensor that the caller may write to."""
         sites = self._sites(name)
         if any(self.node.index - site.nodes[0].index > self.longest_gap for site in sites):
@@ -280,7 +280,7 @@ class Batch:
 
     def correct(
         self,
-        name: Hashable,
+        name: tuple,
         fresh: torch.Tensor,
         predictor: FeaturePredictor,
         rows: torch.Tensor | None = None,
@@ -331,21 +331,22 @@ class Batch:
             )
         return [b.sites[name] for b in self.branches]
 
-    def keep(self, name: Hashable, tensor: torch.Tensor) -> None:
+    def keep(self, name: tuple, tensor: torch.Tensor) -> None:
         for branch, part in zip(self.branches, tensor.chunk(len(self.branches))):
             branch.kept[name] = part
 
-    def kept(self, name: Hashable) -> torch.Tensor | None:
-        parts = [b.kept.get(name) for b in self.branches]
-        if any(p is None for p in parts):
+    def kept(self, name: tuple) -> torch.Tensor | None:
+        if any(name not in b.kept for b in self.branches):
             return None
+        parts = [b.kept[name] for b in self.branches]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def refreshed(self, name: Hashable) -> torch.Tensor | None:
-        parts = [b.refreshed.get(name) for b in self.branches]
-        return None if any(p is None for p in parts) else torch.cat(parts)
+    def refreshed(self, name: tuple) -> torch.Tensor | None:
+        if any(name not in b.refreshed for b in self.branches):
+            return None
+        return torch.cat([b.refreshed[name] for b in self.branches])
 
-    def note_refreshed(self, name: Hashable, steps: torch.Tensor) -> None:
+    def note_refreshed(self, name: tuple, steps: torch.Tensor) -> None:
         for branch, part in zip(self.branches, steps.chunk(len(self.branches))):
             branch.refreshed[name] = part
 

@@ -23,7 +23,7 @@ class _Near:
 
     tensors: list[torch.Tensor]
     source: Sequence[torch.Tensor]
-    arrived: torch.cuda.Event | None
+    arrived: torch.cuda.Event | torch.Event | None
 
 
 class Shelf:
@@ -109,13 +109,13 @@ class Shelf:
         self._last = site
 
     def _send_for(self, site: Site) -> _Near:
-        source, found = site.kept, self._near.get(site)
+        source, found, stream = site.kept, self._near.get(site), self._stream
         if found is not None and found.source is source:
             return found
-        cuda = self._stream is not None
-        with torch.cuda.stream(self._stream) if cuda else nullcontext():
+        cuda = stream is not None
+        with torch.cuda.stream(stream) if cuda else nullcontext():
             tensors = [t.to(self._device, non_blocking=True) if cuda else t.clone() for t in source]
-            arrived = self._stream.record_event() if cuda else None
+            arrived = None if stream is None else stream.record_event()
         found = self._near[site] = _Near(tensors, source, arrived)
         return found
 

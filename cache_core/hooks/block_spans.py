@@ -90,7 +90,7 @@ class SpanWiring(Wiring):
             final = self.level == "final"
             kept = x.clone(memory_format=torch.contiguous_format) if final else x - before[stream]
             self._note((*block.name, stream), kept)
-        if self._ended:
+        if self._ended and self._entered is not None:
             self._sign(self._entered, self._samples)
 
     def _close(self) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from ..base.errors import CacheMismatch
 from ..cache.rows import put_rows_, take_rows
 from ..models.block_spec import BlockSpec
 from ..models.families import Block
@@ -32,14 +33,18 @@ class Adapter(Protocol):
     outputs: dict[tuple[str, ...], str]
     inputs: tuple[str, ...]
 
-    def modulated_input(self, block: Block, a: dict) -> torch.Tensor:
+    @classmethod
+    def modulated_input(cls, block: Block, a: dict) -> torch.Tensor:
         """What the block's attention reads, [B,N,d], text first: the cheapest measure of how far the step has
         moved (TeaCache, TAP)."""
+        raise NotImplementedError
 
-    def record(self, original, block: Block, call: Call, a: dict):
+    @classmethod
+    def record(cls, original, block: Block, call: Call, a: dict):
         """Runs the block and keeps its pre-gate module outputs; gives what the block returns."""
 
-    def conserve(self, original, block: Block, call: Call, a: dict):
+    @classmethod
+    def conserve(cls, original, block: Block, call: Call, a: dict):
         """Replays the block from its kept outputs, the chosen rows or parts computed afresh."""
 
 
@@ -110,6 +115,8 @@ def _live_rows(call: Call, name, rows, a: dict, own: slice = slice(None)) -> dic
         full = []
         for part, fresh in (("k", k), ("v", v)):
             kept = call.batch.kept((name, part))
+            if kept is None:
+                raise CacheMismatch("Keys and values of a block were not kept; this call runs in full.")
             put_rows_(kept, rows[:, own], fresh[:, :, own], dim=2)
             call.batch.keep((name, part), kept)
             full.append(kept)
@@ -134,7 +141,7 @@ def _refreshed(call: Call, site, rows, fresh) -> torch.Tensor:
     return call.batch.refresh(site, fresh, call.settings.modules, rows)
 
 
-class FluxDouble:
+class FluxDouble(Adapter):
     """Double-stream block: text and image with their own weights and joint attention; returns (img, txt)."""
 
     names = ("img", "txt", "vec", "pe", "attn_mask")
@@ -157,11 +164,8 @@ class FluxDouble:
         (img, _), (txt, _) = cls.modulation(block.module, a["vec"])
         return torch.cat(
             [
-                torch.addcmul(mod.shift, norm(a[stream]), 1 + mod.scale)
-                for stream, mod, norm in (
-                    ("txt", txt, block.module.txt_norm1),
-                    ("img", img, block.module.img_norm1),
-                )
+                torch.addcmul(mod.shift, getattr(block.module, f"{stream}_norm1")(a[stream]), 1 + mod.scale)
+                for stream, mod in (("txt", txt), ("img", img))
             ],
             1,
         )
@@ -199,8 +203,8 @@ class FluxDouble:
                 a[stream], _refreshed(call, site_of(name, attn), rows[stream], fresh.get(attn)), first.gate
             )
             part = fresh.get(mlp)
-            if part is None and rows[stream] is not None:
-                chosen = getattr(module, f"{stream}_norm2")(take_rows(x, rows[stream]))
+            if part is None and (own := rows[stream]) is not None:
+                chosen = getattr(module, f"{stream}_norm2")(take_rows(x, own))
                 part = getattr(module, f"{stream}_mlp")(torch.addcmul(second.shift, chosen, 1 + second.scale))
             out[stream] = _gated(x, _refreshed(call, site_of(name, mlp), rows[stream], part), second.gate)
         return out["img"], _finite(out["txt"])
@@ -257,7 +261,7 @@ class FluxDouble:
         return {key: value for key, value in seen.items() if rows[key[0]] is not None}
 
 
-class FluxSingle:
+class FluxSingle(Adapter):
     """Single-stream block: parallel attention and MLP over the joint sequence (text first); returns x."""
 
     names = ("x", "vec", "pe", "attn_mask")
@@ -271,7 +275,7 @@ class FluxSingle:
     @classmethod
     def modulated_input(cls, block: Block, a: dict) -> torch.Tensor:
         mod = cls.modulation(block.module, a["vec"])
-        return torch.addcmul(mod.shift, block.module.pre_norm(a["x"]), 1 + mod.scale)
+        return torch.addcmul(mod.shift, block.module.get_submodule("pre_norm")(a["x"]), 1 + mod.scale)
 
     @classmethod
     def record(cls, original, block: Block, call: Call, a: dict):

@@ -81,7 +81,8 @@ class ModelOutput:
             out = original(x, *args, **kwargs)
             given = input_of_output(latent, out)
             # A view of a part would keep the whole tensor alive.
-            self._observe(given if given is None or given.shape == latent.shape else given.clone())
+            same = given is None or latent is None or given.shape == latent.shape
+            self._observe(given if given is None or same else given.clone())
             parts = out if isinstance(out, (list, tuple)) else (out,)
             if isinstance(out, torch.Tensor) or (
                 len(parts) > 1 and all(isinstance(o, torch.Tensor) for o in parts)

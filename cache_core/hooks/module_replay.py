@@ -144,7 +144,7 @@ def copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             return type(value)(map(one, value))
         return value.clone() if isinstance(value, torch.Tensor) else opened(value)
 
-    return one(args), {k: one(v) for k, v in kwargs.items()}
+    return tuple(map(one, args)), {k: one(v) for k, v in kwargs.items()}
 
 
 class _Seen(Exception):

@@ -340,5 +340,5 @@ class Wiring(ModelOutput):
                 elif call.kind == "F":
                     end = end.clone(memory_format=torch.contiguous_format)
                 self._note(_site(FINAL if base is None else STACK, spec, stream), end)
-        if self.level != "output":
+        if self.level != "output" and self._entered is not None:
             self._sign(self._entered, self._samples)

@@ -151,7 +151,7 @@ def footprint(
         return Footprint()
     live, level = settings.attention == "live", settings.level
     runs = mask is not None and mask.runs
-    sites = _run_sites(mask, blocks, shapes) if runs else _level_sites(level, blocks, shapes)
+    sites = _run_sites(mask, blocks, shapes) if mask and runs else _level_sites(level, blocks, shapes)
     rows = conservative and mask is None
     modules: list[_Module] = []
     fixed = 0  # bytes that do not grow with the run
@@ -250,7 +250,7 @@ _WIDTHS = (
 _PATCHES = ("patch_size", "patch_spatial")
 
 
-def _attribute(model: nn.Module, names: Sequence[str], kind=int):
+def _attribute(model: nn.Module, names: Sequence[str], kind: type | tuple[type, ...] = int):
     """The first of these attributes that a model, its parameters or its configuration has."""
     for holder in (
         model,
@@ -314,7 +314,8 @@ def expected_shapes(
         second = (0, width) if first.packed else (text, width)
         streams = {s: (image, width) if s == first.reads[0] else second for s in first.streams}
     else:
-        streams = {first.streams[0]: (image + (0 if _reads_text_by_cross_attention(first) else text), width)}
+        tokens = image + (0 if _reads_text_by_cross_attention(first) else text)
+        streams = dict.fromkeys(first.streams, (tokens, width))
     return Shapes({blocks[0].name[0]: streams}, output, item, samples)
 
 

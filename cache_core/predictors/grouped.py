@@ -3,7 +3,7 @@ token."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -96,6 +96,7 @@ def _chosen(rows, site: Site, which: torch.Tensor, shape, out: torch.Tensor | No
     return weighted_sum([site.snapshots[i] for i in used], [w.view(shape) for w in weights], out)
 
 
+@dataclass(frozen=True)
 class _Pool(FeaturePredictor):
     """What the parts with a pool of members share."""
 
@@ -113,8 +114,7 @@ class _Pool(FeaturePredictor):
         return self.pool[0]
 
     def over_run(self, first: Node, last: Node):
-        changed = {f: getattr(self, f) for f in self.__dataclass_fields__}
-        return type(self)(**{**changed, "pool": tuple(p.over_run(first, last) for p in self.pool)})
+        return replace(self, pool=tuple(p.over_run(first, last) for p in self.pool))
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,9 @@ def low_band(x: torch.Tensor, cut: float, grid: tuple[int, int] | None = None) -
     for axis, size in enumerate(sizes, 1):
         keep = round(cut * size) if size > 1 else 1
         rows = cosines(size, keep, y)
-        y = torch.movedim(torch.tensordot(rows.T @ rows, y, ([1], [axis])), 0, axis)
+        # torch leaves its overload for pairs of dimensions untyped.
+        y = torch.tensordot(rows.T @ rows, y, ([1], [axis]))  # pyright: ignore[reportArgumentType]
+        y = torch.movedim(y, 0, axis)
     return y.reshape(x.shape).to(x.dtype)
 
 

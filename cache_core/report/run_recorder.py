@@ -74,7 +74,7 @@ class RunRecorder:
         self._peak = max(self._peak, during)
         if held is not None:
             self.held, self._peak = held, max(self._peak, held)
-        self.record.cached_bytes = self.held
+        self.records[-1].cached_bytes = self.held
 
     def note_error(self, site: Site | None, truth: torch.Tensor, rule: FeaturePredictor, now: Node) -> None:
         """How far off a forecast of the feature `truth` [B,N,d] at a site would have been, once per

@@ -15,8 +15,8 @@ class BranchStore:
 
     def __init__(self):
         self.shelf: Shelf | None = None
-        self._branches: dict[Hashable, Branch] = {}
-        self._used: dict[Hashable, int] = {}
+        self._branches: dict[tuple, Branch] = {}
+        self._used: dict[tuple, int] = {}
         self._occurrences: Counter = Counter()
         self._full_steps = (0, 0)
         self._last_full: dict[int, int] = {}
@@ -25,10 +25,10 @@ class BranchStore:
         """An evaluation begins."""
         self._occurrences.clear()
 
-    def keys(self, common: tuple, chunks: Sequence[Hashable]) -> list[Hashable]:
+    def keys(self, common: tuple, chunks: Sequence[Hashable]) -> list[tuple]:
         """A key for every chunk of a call. The same branch may be evaluated several times in an evaluation;
         each occurrence keeps its own cache."""
-        keys: list[Hashable] = []
+        keys: list[tuple] = []
         for chunk in chunks:
             key = (*common, chunk)
             keys.append((key, self._occurrences[key]))
@@ -46,7 +46,7 @@ class BranchStore:
         self._used.update(dict.fromkeys(keys, step))
         return [self._branches.get(key) or self._branches.setdefault(key, self._new(key)) for key in keys]
 
-    def renew(self, keys: Sequence[Hashable]) -> list[Branch]:
+    def renew(self, keys: Sequence[tuple]) -> list[Branch]:
         """Empty branches in place of those of a call."""
         branches = [self._new(key) for key in keys]
         self._branches.update(zip(keys, branches))
@@ -67,7 +67,7 @@ class BranchStore:
                 branch.forget_choices()
         return step - self._last_full.get(phase, step)
 
-    def forget_unused(self, step: int) -> list[Hashable]:
+    def forget_unused(self, step: int) -> list[tuple]:
         """Frees branches that no step has used since the full step before the last, such as those of context
         windows that have moved on; gives their keys."""
         older, self._full_steps = self._full_steps[0], (self._full_steps[1], step)

@@ -109,11 +109,12 @@ class Selector:
         elif random is not None:
             score = random.to(device)
         else:
+            assert generator is not None  # checked above
             # Drawn on the generator's own device, so that one seed means one choice wherever the model runs.
             score = torch.rand(1, n, generator=generator, device=generator.device).to(device)
-        if age is not None:
+        if age is not None and interval is not None:
             score = torch.add(score, age.to(device, torch.float32), alpha=self.staleness / interval)
-        if bonus:
+        if bonus and grid is not None:
             score = self._with_bonus(score, *grid)
         if self.stratified if self.stratified is not None else self.score == "random":
             return _best_of_strata(score, k)

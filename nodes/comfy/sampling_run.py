@@ -118,8 +118,7 @@ def outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs
     samples, before = None, _active.set((request, run))
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-        if prepared.recorder is not None:
-            _keep(prepared, run)
+        _keep(prepared, run)
         return samples
     finally:
         _active.reset(before)
@@ -187,10 +186,13 @@ def _announce(run: Run, guider, latent_shape) -> None:
 
 
 def _keep(prepared: Preparation, run: Run) -> None:
-    """Adds a recorded run to its profile and says what became of it."""
-    kept = run.request.recording.keep(prepared.recorder, prepared.levels, prepared.identity)
+    """Adds the run to its profile, if it was recorded for one, and says what became of it."""
+    request = run.request
+    if prepared.recorder is None or not isinstance(request, ProfileRequest):
+        return
+    kept = request.recording.keep(prepared.recorder, prepared.levels, prepared.identity)
     run.controller.say(kept)
-    events.show(kept, run.request.node_id)
+    events.show(kept, request.node_id)
 
 
 def _finish(prepared: Preparation, run: Run, samples) -> None:
