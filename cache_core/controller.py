@@ -252,9 +252,11 @@ class Controller(RunState):
         if latent is None or self._fresh_noise:
             return
         for branch, part in zip(branches, probe(latent).chunk(len(branches))):
-            before, branch.input = branch.input, (now.at.step, part)
-            if before is not None and before[0] == now.at.step - 1 and before[1].shape == part.shape:
-                self._guard.watch(now.at.step, likeness(before[1], part))
+            before, branch.input = branch.input, (now.at.step, latent.shape[1:], part)
+            if before is None or before[:2] != (now.at.step - 1, latent.shape[1:]):
+                continue
+            if before[2].shape == part.shape:
+                self._guard.watch(now.at.step, likeness(before[2], part))
 
     def _kind_of_call(
         self, record: StepRecord, branches: list[Branch], known: Model, control: float | None

@@ -200,8 +200,9 @@ class Branch:
         """Samples in that step."""
         self.full_at: int | None = None
         """The last full step."""
-        self.input: tuple[int, torch.Tensor] | None = None
-        """The step of the last evaluation, and some values [b,k] of the model's input there."""
+        self.input: tuple[int, torch.Size, torch.Tensor] | None = None
+        """The step of the last evaluation, and of the model's input there the size of a sample and some
+        values [b,k]."""
         self.control: float | None = None
         """Size of what control networks added at the last full step."""
         self.sites: dict[tuple, Site] = {}

@@ -210,7 +210,7 @@ def test_presets_sample_through_comfyui(cached, fill, report_of, shims, name, pr
         conds = [[[tiny.arguments(name, seed=i)["c_crossattn"], dict(SAMPLED[name])]] for i in (1, 2)]
         noise = comfy.sample.prepare_noise(latent, 0)
         return comfy.sample.sample(
-            model, noise, 10, 3.0, "euler", "simple", *conds, latent, disable_pbar=True, seed=0
+            model, noise, 14, 3.0, "euler", "simple", *conds, latent, disable_pbar=True, seed=0
         )
 
     out, plain = sample(patched), sample(model)
