@@ -168,7 +168,7 @@ class Evidence:
         self.now: torch.Tensor | None = None
         self.text_tokens = 0
         self.grid: tuple[int, int] | None = None
-        self.branch: Hashable = None
+        self.branch: object = None
         """The host's key of the branch, which tells the conditional one from the unconditional one."""
 
     def part(self, where: slice) -> Evidence:
@@ -208,7 +208,7 @@ class Branch:
         self.sites: dict[tuple, Site] = {}
         self.kept: dict[tuple, torch.Tensor] = {}
         """Working tensors refreshed in place: keys and values for live attention, and value norms."""
-        self.refreshed: dict[Hashable, torch.Tensor] = {}
+        self.refreshed: dict[tuple, torch.Tensor] = {}
         """At which step each token was last computed since the last full step: [b,blocks,n] by stream, or
         [b,n] by block and stream."""
         self.refusal: str | None = None
@@ -292,7 +292,7 @@ class Batch:
             site.correct(part, predictor, self.node, r)
 
     def refresh(
-        self, name: Hashable, fresh: torch.Tensor, predictor: FeaturePredictor, rows: torch.Tensor
+        self, name: tuple, fresh: torch.Tensor, predictor: FeaturePredictor, rows: torch.Tensor
     ) -> torch.Tensor:
         """The site's value with fresh rows in it, which become its correction; the caller may write to it."""
         sites, n = self._sites(name), len(self.branches)
@@ -302,7 +302,7 @@ class Batch:
             site.refresh(part, predictor, self.node, r, place)
         return out
 
-    def dimensions(self, name: Hashable) -> int:
+    def dimensions(self, name: tuple) -> int:
         """Of a site's tensors."""
         return self._sites(name)[0].kept[0].ndim
 
@@ -323,7 +323,7 @@ class Batch:
         for branch in self.branches:
             branch.evidence.now = None
 
-    def _sites(self, name: Hashable) -> list[Site]:
+    def _sites(self, name: tuple) -> list[Site]:
         """The site in every branch; CacheMismatch where a block did not run on the last full step, as other
         nodes may have it."""
         if any(name not in b.sites for b in self.branches):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from ..cache.feature_cache import Branch
 from ..cache.offload import Shelf
@@ -25,7 +25,7 @@ class BranchStore:
         """An evaluation begins."""
         self._occurrences.clear()
 
-    def keys(self, common: tuple, chunks: Sequence[Hashable]) -> list[tuple]:
+    def keys(self, common: tuple, chunks: Sequence[tuple]) -> list[tuple]:
         """A key for every chunk of a call. The same branch may be evaluated several times in an evaluation;
         each occurrence keeps its own cache."""
         keys: list[tuple] = []
@@ -35,13 +35,13 @@ class BranchStore:
             self._occurrences[key] += 1
         return keys
 
-    def _new(self, key: Hashable) -> Branch:
+    def _new(self, key: tuple) -> Branch:
         """An empty branch that knows which conditioning it is of."""
         branch = Branch(self.shelf)
         branch.evidence.branch = key[0][-1]
         return branch
 
-    def take(self, keys: Sequence[Hashable], step: int) -> list[Branch]:
+    def take(self, keys: Sequence[tuple], step: int) -> list[Branch]:
         """The branches of a call at a step; new ones where a key has not been seen."""
         self._used.update(dict.fromkeys(keys, step))
         return [self._branches.get(key) or self._branches.setdefault(key, self._new(key)) for key in keys]
