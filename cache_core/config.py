@@ -17,7 +17,7 @@ _REUSE = predictor("reuse")
 
 
 @dataclass(frozen=True)
-class Settings:
+class CacheConfig:
     """The parts of a caching method.
 
     schedule: an explicit plan, or None to make one from `generator` for the run's number of steps.
@@ -58,7 +58,7 @@ class Settings:
     detect: bool = False
     least_steps: int = 0
     observer: Observer | None = None
-    families: Mapping[str, Settings] = field(default_factory=dict)
+    families: Mapping[str, CacheConfig] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.attention not in ("frozen", "live"):
@@ -126,7 +126,7 @@ class Settings:
         """Whether the settings leave a run of so many steps alone because it is short."""
         return self.mask is None and self.schedule is None and steps < self.least_steps
 
-    def for_family(self, name: str) -> Settings:
+    def for_family(self, name: str) -> CacheConfig:
         """The settings for models of a family."""
         return self.families.get(name, self)
 

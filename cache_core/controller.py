@@ -23,7 +23,7 @@ from .base.coordinates import Node
 from .base.errors import CacheMismatch, CacheTooLarge, is_out_of_memory
 from .base.names import FINAL, OUTPUT, STACK
 from .cache.feature_cache import Batch, Branch
-from .config import Settings
+from .config import CacheConfig
 from .hooks.call_context import Call
 from .hooks.compilation import Compilation
 from .hooks.model_binding import Model
@@ -75,7 +75,7 @@ class Controller(RunState):
 
     def __init__(
         self,
-        settings: Settings,
+        settings: CacheConfig,
         sigmas: Sequence[float],
         stages: int | Sequence[int] = 1,
         refusal: str | None = None,
@@ -115,8 +115,8 @@ class Controller(RunState):
         kind, reason = self._kind_of_evaluation(at, planned)
         if kind == "F":
             self.memory.forget(self._store.forget_unused(at.step))
-        elif self._store.shelf is not None:
-            self._store.shelf.start()
+        elif self._store.offloaded is not None:
+            self._store.offloaded.start()
         ratio = 0.0 if at.beyond else 1.0 if self._mask else self.schedule.ratios[at.step]
         record = StepRecord(at.step, at.phase, at.sigma, planned, kind, reason, calls=0, ratio=ratio)
         self.book.records.append(record)

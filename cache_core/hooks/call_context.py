@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..cache.feature_cache import Batch
-from ..config import Settings
+from ..config import CacheConfig
 from ..schedule.masks import parts_of
 from ..selectors.token_selection import count_rows, draw
 
@@ -21,7 +21,7 @@ class Call:
     kind: str
     """"F", "C" or "A"."""
     batch: Batch
-    settings: Settings
+    settings: CacheConfig
     step: int
     interval: int
     """Steps since the last full one plus one: the scale of staleness."""

@@ -13,7 +13,7 @@ from ..base.coordinates import Node
 from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor
 from ..cache.transfers import downloaded
-from ..config import Settings
+from ..config import CacheConfig
 from ..hooks.call_context import Call
 from ..models.families import Block
 from ..schedule.cost import CostModel
@@ -99,7 +99,9 @@ class RunRecorder:
             for site in sites:
                 site.learned.pop("indicator", None)
 
-    def report(self, settings: Settings, schedule: CacheSchedule, mask: Mask | None, estimate: int) -> Report:
+    def report(
+        self, settings: CacheConfig, schedule: CacheSchedule, mask: Mask | None, estimate: int
+    ) -> Report:
         """What happened; estimate: bytes that were expected."""
         wall = self._seconds() - self._start
         notes = [("forecast_error", i, v) for i, v in self._errors.items()]
@@ -124,7 +126,7 @@ class RunRecorder:
             aggressive_cost=self.aggressive,
         )
 
-    def _conservative_cost(self, settings: Settings, mask: Mask | None) -> float | None:
+    def _conservative_cost(self, settings: CacheConfig, mask: Mask | None) -> float | None:
         """Work of a conservative step as a share of a full one, on average."""
         size, conservative = self._size, [r for r in self.records if r.actual == "C"]
         if not conservative or size is None:

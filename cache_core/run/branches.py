@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..cache.feature_cache import Branch
-from ..cache.offload import Shelf
+from ..cache.offload import OffloadStore
 from ..selectors import token_selection
 
 
 class BranchStore:
-    """Branches by key. shelf: where snapshots lie in main memory, or None while they stay on the device."""
+    """Branches by key. offloaded: where snapshots lie in main memory, or None while they stay on the
+    device."""
 
     def __init__(self):
-        self.shelf: Shelf | None = None
+        self.offloaded: OffloadStore | None = None
         self._branches: dict[tuple, Branch] = {}
         self._used: dict[tuple, int] = {}
         self._occurrences: Counter = Counter()
@@ -37,7 +38,7 @@ class BranchStore:
 
     def _new(self, key: tuple) -> Branch:
         """An empty branch that knows which conditioning it is of."""
-        branch = Branch(self.shelf)
+        branch = Branch(self.offloaded)
         branch.evidence.branch = key[0][-1]
         return branch
 
@@ -81,15 +82,15 @@ class BranchStore:
         """Begins to keep snapshots in main memory, where they fit and are not there yet.
 
         room: bytes of snapshots that may stay on the device."""
-        self.shelf = Shelf(room) if self.shelf is None and fits else None
-        return self.shelf is not None
+        self.offloaded = OffloadStore(room) if self.offloaded is None and fits else None
+        return self.offloaded is not None
 
     def drop(self) -> None:
         """Frees every tensor; the running call may hold its branches, so they are cleared first."""
         for branch in self._branches.values():
             branch.clear()
-        if self.shelf is not None:
-            self.shelf.clear()
+        if self.offloaded is not None:
+            self.offloaded.clear()
         self._branches.clear()
         token_selection.forget()
 

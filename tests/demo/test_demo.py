@@ -389,7 +389,7 @@ def test_runs_of_the_demo(model, clock):
         [sample(model, [c], seeds=[i], steps=12, size=SIZE).latents for i, c in enumerate(TINY.captions)]
     )
     assert torch.equal(runs[0].latents, plain)
-    assert runs[0].seconds == 12 and len(runs[1].reports) == 2
+    assert runs[0].seconds == 24 and len(runs[1].reports) == 2
 
 
 def test_presets_of_equal_time_share_their_rival(model, clock):
