@@ -140,7 +140,7 @@ def page(data: dict) -> str:
         "as fast and better, by the",
         "median (m) or by the worst picture (w). EasyCache of ComfyUI adds into the tensor that it is "
         "handed, which in float32 is the",
-        "sampler's own; *input protected* hands it a copy. CacheConfig that are not named are those of the "
+        "sampler's own; *input protected* hands it a copy. Settings that are not named are those of the "
         "nodes.",
         "",
         "![PSNR against seconds](rivals.png)",
