@@ -6,8 +6,6 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
-from .executing import host_nodes
-
 # The type checker takes nodes/comfy/samplers.py for ComfyUI's module.
 _KSampler = comfy.samplers.KSampler  # pyright: ignore[reportAttributeAccessIssue]
 SAMPLERS, SCHEDULERS = _KSampler.SAMPLERS, _KSampler.SCHEDULERS
@@ -17,7 +15,10 @@ def sample(
     model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise, last_step=None
 ):
     """The LATENT of ComfyUI's own KSampler on a patched model, up to `last_step` if that is given."""
-    return host_nodes().common_ksampler(
+    # ComfyUI's module, which the type checker takes for this package.
+    from nodes import common_ksampler  # pyright: ignore[reportAttributeAccessIssue]
+
+    return common_ksampler(
         model,
         seed,
         steps,
