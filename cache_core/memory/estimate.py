@@ -189,8 +189,8 @@ def footprint(
             largest = max([kept * v for v in sites] + [kept_modules * m.values for m in modules], default=0)
             pinned = sum(n * _pinned(shapes.samples * v * item) for n, v in each)
             worst = Footprint(snapshots * item, rest, largest * item, pinned)
-    held = (shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest))
-    return Footprint(*held, worst.pinned)
+    snapshots, rest, largest = (shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest))
+    return Footprint(snapshots, rest, largest, worst.pinned)
 
 
 def _pinned(size: int) -> int:

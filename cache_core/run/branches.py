@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from ..cache.feature_cache import Branch
 from ..cache.offload import OffloadStore
@@ -26,7 +26,7 @@ class BranchStore:
         """An evaluation begins."""
         self._occurrences.clear()
 
-    def keys(self, common: tuple, chunks: Sequence[tuple]) -> list[tuple]:
+    def keys(self, common: tuple, chunks: Sequence[Hashable]) -> list[tuple]:
         """A key for every chunk of a call. The same branch may be evaluated several times in an evaluation;
         each occurrence keeps its own cache."""
         keys: list[tuple] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import comfy.model_sampling
-import comfy.samplers
 import comfy.utils
 from comfy.patcher_extension import WrappersMP
 
@@ -18,6 +17,7 @@ from ...cache_core.recipes import parts_of_plan
 from .learned_runs import PLAN, falling, identity_of, sampler_name, say, velocity
 from .patching import patch
 from .requests import KEY, CacheRequest
+from .samplers import KSAMPLER
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,12 @@ def learned_sampler(plans: Plans, plan: LearnedPlan, name: str):
                 bar.update(1)
                 return
             sigma = plan.times[k]
+            assert callback is not None
             callback({"x": y, "i": k, "sigma": sigma, "sigma_hat": sigma, "denoised": y - sigma * velocity})
 
         return follow(x, evaluate, plan.sigmas, plan.full, plan.weights, None, told)
 
-    return comfy.samplers.KSAMPLER(sample_learned)
+    return KSAMPLER(sample_learned)
 
 
 def _check(plans: Plans, plan: LearnedPlan, name: str, guider, x, sigmas) -> None:

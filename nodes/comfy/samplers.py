@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.model_management
 import comfy.samplers
 import torch
 
-# The type checker takes nodes/comfy/samplers.py for ComfyUI's module.
-_KSampler = comfy.samplers.KSampler  # pyright: ignore[reportAttributeAccessIssue]
-SAMPLERS, SCHEDULERS = _KSampler.SAMPLERS, _KSampler.SCHEDULERS
+_samplers: Any = comfy.samplers  # the type checker takes this file for ComfyUI's module
+SAMPLERS, SCHEDULERS = _samplers.KSampler.SAMPLERS, _samplers.KSampler.SCHEDULERS
+Sampler, CFGGuider, KSAMPLER = _samplers.Sampler, _samplers.CFGGuider, _samplers.KSAMPLER
 
 
 def sample(
