@@ -1,8 +1,10 @@
 """The registry of model families: one row per model class of ComfyUI. A new model needs a row here and no
 code.
 
-Specs were read off the loops over the blocks in ComfyUI 0.3.64 to 0.26; tests/comfy/test_families.py
-samples a tiny model of every row."""
+Specs were read off the loops over the blocks in ComfyUI 0.3.64 to 0.33; tests/comfy/test_families.py
+samples a tiny model of every row. Rows of `READ` are of models that ComfyUI has had since
+then: they were read in its source up to 0.38, and run only on models of the same call shape
+(tests/models/test_read_rows.py)."""
 
 from __future__ import annotations
 
@@ -100,7 +102,25 @@ FAMILIES = (
         *_WAN,
         side_modules=(SideModule("music_injector"),),
     ),
+    _row(
+        "Wan Animate 2",
+        "wan.model_animate2",
+        "WanAnimate2Model",
+        output_only="it runs its blocks by two functions of theirs, once for the pose and once for the video",
+    ),
     _row("Wan", "wan.model", "WanModel", *_WAN),
+    _row(
+        "MiniMax H3",
+        "minimax.model",
+        "MiniMaxH3Model",
+        ("blocks", "block", one("x", "attn", rows="mlp", batch=None, writes=True)),
+    ),  # text, sound and picture in one sequence [n,d] of one sample
+    _row(
+        "SeedVR2",
+        "seedvr.model",
+        "NaDiT",
+        refusal="it restores a video in one step, so there is no step to skip",
+    ),
     _row(
         "LTX-2",
         "lightricks.av_model",
@@ -158,6 +178,24 @@ FAMILIES = (
         "Cosmos", "cosmos.model", "GeneralDIT", ("blocks", "block", one(batch=3))
     ),  # tokens lie in T,H,W,B,D
     _row("Cosmos-Predict2", "cosmos.predict2", "MiniTrainDIT", ("blocks", "block", _COSMOS)),
+    _row(
+        "Kandinsky 6",
+        "kandinsky6.model",
+        "Kandinsky6",
+        (
+            "visual_blocks",
+            "block",
+            BlockSpec(
+                (("img", "visual", 0), ("audio", "audio", 1)), ("img", "audio"), ("img", "audio"), writes=True
+            ),
+        ),
+    ),
+    _row(
+        "Prism",
+        "prism.model",
+        "Prism",
+        output_only="it runs blocks of three transformers in turn, and other ones at low noise",
+    ),
     _row("Anima", "anima.model", "Anima", ("blocks", "block", _COSMOS)),
     _row(
         "Kandinsky 5",
@@ -176,6 +214,39 @@ FAMILIES = (
         "qwen_image.model",
         "QwenImageTransformer2DModel",
         ("transformer_blocks", "block", _IMAGE_TEXT),
+    ),
+    _row(
+        "Qwen-Image 2.1",
+        "qwen_image21.model",
+        "QwenImage21Transformer2DModel",
+        output_only="it keeps keys and values of text and references as long as nothing patches its blocks",
+    ),
+    _row(
+        "Mage-Flow",
+        "mage_flow.model",
+        "MageFlowTransformer2DModel",
+        ("transformer_blocks", "block", _IMAGE_TEXT),
+    ),
+    _row(
+        "JoyImage",
+        "joyimage.model",
+        "JoyImageTransformer3DModel",
+        (
+            "double_blocks",
+            "block",
+            two(
+                ("hidden_states", 0),
+                ("encoder_hidden_states", 1),
+                "attn",
+                rows=("img_mlp", "txt_mlp"),
+            ),
+        ),
+    ),
+    _row(
+        "SenseNova U1.5",
+        "sensenova.model",
+        "SenseNovaU15",
+        output_only="it runs its blocks by functions of theirs, on a prefix whose keys and values it keeps",
     ),
     _row("Z-Image (pixel)", "lumina.model", "NextDiTPixelSpace", *_LUMINA, side_modules=_REFINERS),
     _row("Lumina2, Z-Image", "lumina.model", "NextDiT", *_LUMINA, side_modules=_REFINERS),
@@ -325,9 +396,24 @@ FAMILIES = (
         side_modules=_REFINERS,
     ),
     _row(
+        "MiniMax Music 3",
+        "minimax_music.dit",
+        "MiniMaxMusic3DiT",
+        output_only="it runs its blocks once for every eight seconds of sound",
+    ),
+    _row(
+        "Trellis 2",
+        "trellis2.model",
+        "Trellis2",
+        output_only="it has one transformer for each of its stages, most of them on sparse points",
+    ),
+    _row(
         "Hunyuan3D 2.1",
         "hunyuan3dv2_1.hunyuandit",
         "HunYuanDiTPlain",
         output_only="it exchanges the halves of a batch on its way",
     ),
 )
+
+READ = ("Kandinsky 6", "Prism", "Qwen-Image 2.1", "SenseNova U1.5")
+"""Rows of models that no ComfyUI of the tests has."""

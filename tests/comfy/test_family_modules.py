@@ -26,6 +26,9 @@ UNPROBED = (
     "pixeldit",
     "pid",
     "hunyuan 3d 2.1",
+    "minimax music 3",
+    "trellis 2",
+    "wan animate 2",
     *(["hunyuan video"] if comfyui_version() == "0.3.64" else []),
 )
 """Models of which the table has no word on what their attention reads, or that have no tokens to put back."""
