@@ -16,6 +16,7 @@ recipes      methods by name, from recipes.json
 models       the registry of model families, and what each of them can have
 hooks        shims on a running model: where features are taken and put back
 calibration  profiles of a model, recorded once, and plans made from them
+learned      plans whose weights are fitted on the run's own path, and their files
 memory       how many bytes a run's caches need, and what gives way
 report       what happened, as data, text and metadata of a picture
 run          one sampling run: its fitted settings, its branches, its memory, its model calls

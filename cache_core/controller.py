@@ -276,7 +276,7 @@ class Controller(RunState):
         if any(b.control_changed(control) for b in branches):
             self.say(CONTROL)
             return "F", "control"
-        if any(record.step - b.full_at > self.longest_gap for b in branches):
+        if any(b.full_at is None or record.step - b.full_at > self.longest_gap for b in branches):
             self.say(STALE)
             return "F", "stale"
         if kind == "C" and not known.conserves(self._mask is not None):
@@ -328,6 +328,7 @@ class Controller(RunState):
         compilation = self.compilation
         if compilation is not None:
             self.say(compilation.said)
+        held = self._store.bytes if known.settings.predictor.probe else 0
         with installed(known, call, compilation, check):
             yield kind
         if known.blocks and not call.arrived:
@@ -336,8 +337,10 @@ class Controller(RunState):
             self._refuse_repeated(known)
         if check is not None:
             self._judged(known, check.passed)
+        held += call.batch.probed() if self._active else 0
+        call.batch.end()
         # Aggressive calls keep nothing.
-        self.book.ran(call, known.blocks, None if kind == "A" else self._store.bytes)
+        self.book.ran(call, known.blocks, None if kind == "A" else self._store.bytes, held)
 
     @staticmethod
     def _uncount(record: StepRecord, kind: str) -> None:
@@ -377,6 +380,7 @@ class Controller(RunState):
             modules=conservative or settings.level == "module" or observes_modules,
             observed=self._observer is not None,
             computed=self._mask.at(now.at.step) if self._mask and kind == "C" else None,
+            block_names=tuple(b.name for b in known.blocks) if conservative else (),
         )
         call.sizes_known = self._sizes_known(known, call)
         return call

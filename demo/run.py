@@ -81,7 +81,7 @@ class Options:
         return math.ceil(len(self.scenes) / self.batch)
 
 
-QUICK = Options(scenes=(SCENES[0], SCENES[5]), steps=8, size=64, batch=1)
+QUICK = Options(scenes=(SCENES[0], SCENES[5]), steps=12, size=64, batch=1)
 """A tiny run that shows only that everything works."""
 
 

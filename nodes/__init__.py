@@ -13,6 +13,7 @@ from .dual_cache import DualCache
 from .dual_cache_sampler import DualCacheSampler
 from .erta import ERTACachePlan
 from .feature_forecast import FeatureForecast
+from .learned import FitPlan, LearnedSampler, Record, UseLearnedPlan
 from .profile_prompts import ProfilePrompts
 from .profiles import LoadCacheProfile, PlanCache, ProfileModel
 from .schedule_builder import CacheScheduleBuilder
@@ -34,6 +35,10 @@ NODES = [
         LoadCacheProfile,
         PlanCache,
         ERTACachePlan,
+        Record,
+        FitPlan,
+        UseLearnedPlan,
+        LearnedSampler,
         DemoModel,
         DemoCaption,
         DemoClip,

@@ -193,7 +193,7 @@ def told(sentence: str, node_id: str | None, report: run_report.Report | None = 
 def _clips(result) -> int:
     """How many videos a LATENT holds; 0 without a time axis, and for an IMAGE."""
     samples = result.get("samples") if isinstance(result, dict) else None
-    if getattr(
+    if samples is not None and getattr(
         samples, "is_nested", False
     ):  # video with its sound, as LTX-2 has it: the video stands first, and the VAE decodes that one
         samples = samples.unbind()[0]

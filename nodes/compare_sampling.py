@@ -89,15 +89,22 @@ def _rival(steps: int, fewer_from: str, uncached: Way, cached: Way) -> Way | Non
     """The way with as many steps as the cached run pays for."""
     if fewer_from == NONE:
         return None
-    by_time = cached.usual_seconds / max(uncached.usual_seconds, 1e-9)
-    return Way(
-        FEWER,
-        steps_in(by_time if fewer_from == SECONDS else cached.full_calls / max(uncached.calls, 1), steps),
-    )
+    if fewer_from == SECONDS:
+        return Way(FEWER, steps_in(_seconds(cached) / max(_seconds(uncached), 1e-9), steps))
+    assert cached.full_calls is not None and uncached.calls is not None  # `_timed` has counted them
+    return Way(FEWER, steps_in(cached.full_calls / max(uncached.calls, 1), steps))
+
+
+def _seconds(way: Way) -> float:
+    """Median seconds of a way that was sampled."""
+    seconds = way.usual_seconds
+    assert seconds is not None  # `_timed` has measured them
+    return seconds
 
 
 def _about_rival(rival: Way, cached: Way, fewer_from: str) -> list[str]:
     """What is said of the rival."""
+    assert rival.steps is not None  # as of every way that was sampled
     notes = [
         f"The rival has {counted(rival.steps, 'step')} because of the cached run's "
         f"{MEASURES[fewer_from]}; sampler and scheduler are the same."
@@ -111,13 +118,12 @@ def _about_rival(rival: Way, cached: Way, fewer_from: str) -> list[str]:
 
 
 def _far(rival: Way, cached: Way) -> bool:
-    return far_apart(rival.usual_seconds, cached.usual_seconds)
+    return far_apart(_seconds(rival), _seconds(cached))
 
 
 def _corrected(rival: Way, cached: Way, steps: int) -> Way | None:
     """The rival with another number of steps where its own seconds say that the first number was wrong."""
-    wanted = min(
-        steps - 1,
-        steps_in(cached.usual_seconds / max(rival.usual_seconds, 1e-9) * rival.steps / steps, steps),
-    )
+    assert rival.steps is not None  # as of every way that was sampled
+    share = _seconds(cached) / max(_seconds(rival), 1e-9) * rival.steps / steps
+    wanted = min(steps - 1, steps_in(share, steps))
     return Way(FEWER, wanted) if _far(rival, cached) and wanted != rival.steps else None

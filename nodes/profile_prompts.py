@@ -132,7 +132,7 @@ class ProfilePrompts(io.ComfyNode):
         if not wanted:
             raise ValueError("prompts is empty: write one prompt per line.")
         known = set(profile_files.read(path).prompts) if path.is_file() else set()
-        shape, settings = list(latent_image["samples"].shape), [steps, cfg, sampler_name, scheduler]
+        shape, settings = list(latent_image["samples"].shape), (steps, cfg, sampler_name, scheduler)
         how = [identity.name_of(model), shape, negative, seed, *settings]
         marks = {prompt: _mark(prompt, how) for prompt in wanted}
         missing = [prompt for prompt in wanted if marks[prompt] not in known]

@@ -44,7 +44,7 @@ def schedule_input(part: str) -> io.Input:
     """The optional plan of a node whose `part` (its preset, its recipe) brings one of its own."""
     tooltip = (
         f"A plan from Cache Schedule Builder or Plan Cache; it replaces the {part}'s own. "
-        "Plan Cache brings its forecast along, unless one is chosen here."
+        "A plan from Plan Cache includes its forecast, unless you choose one here."
     )
     return Schedule.Input("schedule", optional=True, tooltip=tooltip)
 

@@ -196,7 +196,7 @@ def cached_tensors(cache):
         for site in branch.sites.values():
             yield from site.snapshots
             if site.correction is not None:
-                yield site.correction
+                yield from site.correction.tensors
         yield from branch.kept.values()
 
 

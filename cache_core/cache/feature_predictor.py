@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,18 +33,20 @@ class FeaturePredictor:
     What a predictor learns of one site during a run goes into `Site.learned`.
     """
 
-    name: Any
+    name: str
     """Shown in reports."""
-    needs: Any
+    needs: int
     """Number of snapshots worth keeping."""
-    gain: Any = 1.0
+    gain: float = 1.0
     """Scale of the way from the newest snapshot to the forecast, for display."""
-    probe: Any = None
+    probe: str | None = None
     """What the predictor reads of the current step: "input" (the modulated input of the first block), "block"
     (the residual of the first blocks), "latent" (the input of the model, at level output) or None."""
-    probe_blocks: Any = 0
+    probe_blocks: int = 0
     """How many blocks run on every step for the probe."""
-    solved_for: SolvedRun | Any | None = None
+    by_token: bool = True
+    """Whether the forecast of some tokens needs these tokens alone."""
+    solved_for: SolvedRun | None = None
     """Set where the weights hold for one run only."""
 
     def over_run(self, first: Node, last: Node) -> FeaturePredictor:

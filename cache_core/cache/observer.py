@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Observer(Protocol):
-    """What the controller tells an observer of one run.
+    """What the controller tells an observer of one run."""
 
-    modules: whether module outputs are to be observed too.
-    """
-
-    modules: bool
+    @property
+    def modules(self) -> bool:
+        """Whether module outputs are to be observed too."""
+        raise NotImplementedError
 
     def observe(self, branch: Branch, name: tuple, truth: torch.Tensor, node: Node) -> None:
         """A site's value `truth` [b,...] on a full step; name: of the site, as in `Branch.sites`."""

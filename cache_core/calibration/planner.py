@@ -155,7 +155,8 @@ def _planned(profile: Profile, full: Sequence[int], window: int, clusters: bool,
     steps, full = profile.steps, sorted(set(full))
     if not full or full[0] != 0 or full[-1] >= steps:
         raise ValueError(f"full steps must begin with 0 and lie below {steps}.")
-    lengths, tables, single, summed = step_lengths(profile), [], 0.0, 0.0
+    lengths, tables = step_lengths(profile), []
+    single = summed = torch.zeros((), dtype=torch.float64)
     for part, grams in enumerate(_parts(profile, clusters)):
         gram = grams.mean(0)
         rows, misses = {}, torch.zeros(steps, steps, dtype=torch.float64)
@@ -171,11 +172,10 @@ def _planned(profile: Profile, full: Sequence[int], window: int, clusters: bool,
     final = summed.sqrt().mean() / lengths.abs().sum().clamp_min(1e-30)
     kinds = "".join("F" if t in full else "A" for t in range(steps))
     solved_for = tuple(Table.of(steps, rows, profile.sigmas) for rows in tables)
-    rule = (
-        ChannelTable("".join(DIGITS[i] for i in profile.clusters.labels.tolist()), solved_for)
-        if clusters
-        else solved_for[0]
-    )
+    rule = solved_for[0]
+    if clusters:
+        assert profile.clusters is not None  # `_parts` has read them
+        rule = ChannelTable("".join(DIGITS[i] for i in profile.clusters.labels.tolist()), solved_for)
     schedule = replace(
         explicit(kinds), name="planned", forecast=json.dumps(rule.to_dict()) if "A" in kinds else None
     )

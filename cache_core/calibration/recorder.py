@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 
@@ -43,7 +44,7 @@ def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """[b]: the inner product of each sample, some values at a time, since double precision takes four times
     the room."""
     parts = zip(*(x.flatten(1).split(max(1, AT_ONCE // len(x)), 1) for x in (one, other)))
-    return sum(torch.linalg.vecdot(x.double(), y.double()) for x, y in parts)
+    return cast(torch.Tensor, sum(torch.linalg.vecdot(x.double(), y.double()) for x, y in parts))
 
 
 class Recorder(Handle):

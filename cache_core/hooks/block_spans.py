@@ -14,6 +14,7 @@ import torch
 
 from ..base.errors import CacheMismatch
 from ..models.families import Block
+from .shims import without_prefetch
 from .wiring import Streams, Wiring
 
 
@@ -36,6 +37,7 @@ class SpanWiring(Wiring):
 
     def shims(self, model):
         if self.call.kind != "F":
+            yield model, without_prefetch
             yield model, self._require_last_block
         yield from self._block_shims()
 
@@ -88,7 +90,7 @@ class SpanWiring(Wiring):
             final = self.level == "final"
             kept = x.clone(memory_format=torch.contiguous_format) if final else x - before[stream]
             self._note((*block.name, stream), kept)
-        if self._ended:
+        if self._ended and self._entered is not None:
             self._sign(self._entered, self._samples)
 
     def _close(self) -> dict[str, torch.Tensor]:

@@ -24,20 +24,37 @@ AVAILABLE = hasattr(torch.compiler, "set_stance")
 """torch 2.6 and newer; before, compiled models run as torch traces them."""
 SAID = "With torch.compile the blocks are compiled one by one, and only for calls that run them as they are."
 NO_GRAPHS = (
-    "With torch.compile's CUDA graphs the blocks run uncompiled, as graphs of single blocks "
-    "would overwrite each other's results."
+    "With torch.compile's backend cudagraphs, which does nothing else, the blocks run uncompiled: graphs of "
+    "single blocks would overwrite each other's results."
 )
-_WITH_GRAPHS = ("reduce-overhead", "max-autotune")
+WITHOUT_GRAPHS = (
+    "With torch.compile the blocks are compiled one by one, without the CUDA graphs that were asked for: "
+    "graphs of single blocks would overwrite each other's results."
+)
+_WITHOUT_GRAPHS = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
+"""Modes of inductor that use CUDA graphs, and what is nearest to them without."""
+
+
+def uses_graphs(asked: Mapping) -> bool:
+    """Whether these arguments of torch.compile ask for CUDA graphs."""
+    options = asked.get("options") or {}
+    graphs = asked.get("mode") in _WITHOUT_GRAPHS or options.get("triton.cudagraphs")
+    return asked.get("backend") == "cudagraphs" or bool(graphs)
 
 
 def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None:
-    """torch.compile as it was asked for, by its own arguments; None where that means CUDA graphs.
+    """torch.compile as it was asked for, by its own arguments, but without CUDA graphs; None where nothing is
+    left without them.
 
     ours: guards on names that hold it are left out, since no block reads the entries of transformer_options
         that are called so, and runs with other settings would be compiled anew."""
     backend, mode, options = asked.get("backend", "inductor"), asked.get("mode"), asked.get("options") or {}
-    if backend == "cudagraphs" or mode in _WITH_GRAPHS or options.get("triton.cudagraphs"):
+    if backend == "cudagraphs":
         return None
+    if uses_graphs(asked):
+        mode = _WITHOUT_GRAPHS.get(mode, mode)
+        options = {k: v for k, v in options.items() if k != "triton.cudagraphs"}
+        asked = {**asked, "mode": mode, "options": options or None}
     if mode is not None or not isinstance(backend, str):  # torch takes no options beside a mode
         return partial(torch.compile, **asked)
 
@@ -57,11 +74,17 @@ class Compilation:
     """How a model is compiled in a run.
 
     compile: gives the compiled form of a function; None runs blocks uncompiled.
-    only: ids of the blocks that are compiled; None for all."""
+    only: ids of the blocks that are compiled; None for all.
+    graphs: whether CUDA graphs were asked for."""
 
-    def __init__(self, compile: Callable[[Callable], Callable] | None, only: frozenset[int] | None = None):
+    def __init__(
+        self,
+        compile: Callable[[Callable], Callable] | None,
+        only: frozenset[int] | None = None,
+        graphs: bool = False,
+    ):
         self._compile, self._only, self._made, self._begun = compile, only, {}, False
-        self.said = NO_GRAPHS if compile is None else SAID
+        self.said = NO_GRAPHS if compile is None else WITHOUT_GRAPHS if graphs else SAID
 
     @classmethod
     def of_blocks(cls, model: nn.Module, family: Family | None) -> Compilation | None:

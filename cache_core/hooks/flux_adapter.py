@@ -12,11 +12,12 @@ from typing import Protocol
 
 import torch
 
+from ..base.errors import CacheMismatch
 from ..cache.rows import put_rows_, take_rows
 from ..models.block_spec import BlockSpec
 from ..models.families import Block
 from ..selectors.token_selection import value_norm
-from .call_context import Call, site_of
+from .call_context import Call, joined_rows, site_of
 from .shims import capture, replayed, with_override
 
 
@@ -32,14 +33,18 @@ class Adapter(Protocol):
     outputs: dict[tuple[str, ...], str]
     inputs: tuple[str, ...]
 
-    def modulated_input(self, block: Block, a: dict) -> torch.Tensor:
+    @classmethod
+    def modulated_input(cls, block: Block, a: dict) -> torch.Tensor:
         """What the block's attention reads, [B,N,d], text first: the cheapest measure of how far the step has
         moved (TeaCache, TAP)."""
+        raise NotImplementedError
 
-    def record(self, original, block: Block, call: Call, a: dict):
+    @classmethod
+    def record(cls, original, block: Block, call: Call, a: dict):
         """Runs the block and keeps its pre-gate module outputs; gives what the block returns."""
 
-    def conserve(self, original, block: Block, call: Call, a: dict):
+    @classmethod
+    def conserve(cls, original, block: Block, call: Call, a: dict):
         """Replays the block from its kept outputs, the chosen rows or parts computed afresh."""
 
 
@@ -110,21 +115,14 @@ def _live_rows(call: Call, name, rows, a: dict, own: slice = slice(None)) -> dic
         full = []
         for part, fresh in (("k", k), ("v", v)):
             kept = call.batch.kept((name, part))
+            if kept is None:
+                raise CacheMismatch("Keys and values of a block were not kept; this call runs in full.")
             put_rows_(kept, rows[:, own], fresh[:, :, own], dim=2)
             call.batch.keep((name, part), kept)
             full.append(kept)
         return attend(q, *full)
 
     return with_override(a.get("transformer_options"), attend_rows)
-
-
-def _join(first, second, offset):
-    """Rows of the joint sequence from rows of text and of image, either of which may be None."""
-    parts = [p for p in (first, None if second is None else second + offset) if p is not None]
-    if not parts:
-        return None
-    b = max(p.shape[0] for p in parts)
-    return torch.cat([p.expand(b, -1) for p in parts], 1)
 
 
 def _position_rows(pe, rows):
@@ -140,11 +138,10 @@ def _refreshed(call: Call, site, rows, fresh) -> torch.Tensor:
     """A site's value with fresh rows written in; they become its correction."""
     if fresh is None:
         return call.module_value(site)
-    call.batch.correct(site, fresh, call.settings.modules, rows)
-    return put_rows_(call.module_value(site, owned=True), rows, fresh)
+    return call.batch.refresh(site, fresh, call.settings.modules, rows)
 
 
-class FluxDouble:
+class FluxDouble(Adapter):
     """Double-stream block: text and image with their own weights and joint attention; returns (img, txt)."""
 
     names = ("img", "txt", "vec", "pe", "attn_mask")
@@ -167,11 +164,8 @@ class FluxDouble:
         (img, _), (txt, _) = cls.modulation(block.module, a["vec"])
         return torch.cat(
             [
-                torch.addcmul(mod.shift, norm(a[stream]), 1 + mod.scale)
-                for stream, mod, norm in (
-                    ("txt", txt, block.module.txt_norm1),
-                    ("img", img, block.module.img_norm1),
-                )
+                torch.addcmul(mod.shift, getattr(block.module, f"{stream}_norm1")(a[stream]), 1 + mod.scale)
+                for stream, mod in (("txt", txt), ("img", img))
             ],
             1,
         )
@@ -209,8 +203,8 @@ class FluxDouble:
                 a[stream], _refreshed(call, site_of(name, attn), rows[stream], fresh.get(attn)), first.gate
             )
             part = fresh.get(mlp)
-            if part is None and rows[stream] is not None:
-                chosen = getattr(module, f"{stream}_norm2")(take_rows(x, rows[stream]))
+            if part is None and (own := rows[stream]) is not None:
+                chosen = getattr(module, f"{stream}_norm2")(take_rows(x, own))
                 part = getattr(module, f"{stream}_mlp")(torch.addcmul(second.shift, chosen, 1 + second.scale))
             out[stream] = _gated(x, _refreshed(call, site_of(name, mlp), rows[stream], part), second.gate)
         return out["img"], _finite(out["txt"])
@@ -257,7 +251,7 @@ class FluxDouble:
             for s, r in rows.items()
         }
         own = slice(1 if rows["txt"] is None else None, -1 if rows["img"] is None else None)
-        joint = _join(chosen["txt"], chosen["img"], txt.shape[1])
+        joint = joined_rows(chosen["txt"], chosen["img"], txt.shape[1])
         streams = {s: take_rows(a[s], r) for s, r in chosen.items()}
         options = _live_rows(call, block.name, joint, a, own)
         with _captured(block, cls.outputs) as seen:
@@ -267,7 +261,7 @@ class FluxDouble:
         return {key: value for key, value in seen.items() if rows[key[0]] is not None}
 
 
-class FluxSingle:
+class FluxSingle(Adapter):
     """Single-stream block: parallel attention and MLP over the joint sequence (text first); returns x."""
 
     names = ("x", "vec", "pe", "attn_mask")
@@ -281,7 +275,7 @@ class FluxSingle:
     @classmethod
     def modulated_input(cls, block: Block, a: dict) -> torch.Tensor:
         mod = cls.modulation(block.module, a["vec"])
-        return torch.addcmul(mod.shift, block.module.pre_norm(a["x"]), 1 + mod.scale)
+        return torch.addcmul(mod.shift, block.module.get_submodule("pre_norm")(a["x"]), 1 + mod.scale)
 
     @classmethod
     def record(cls, original, block: Block, call: Call, a: dict):
@@ -306,11 +300,7 @@ class FluxSingle:
             call.correct(name, seen)
             return out
         x, n_txt = a["x"], call.n_txt
-        rows = _join(
-            call.choose(name, "txt", n_txt, x.device) if n_txt else None,
-            call.choose(name, "img", x.shape[1] - n_txt, x.device, offset=n_txt),
-            n_txt,
-        )
+        rows = call.choose_joint(name, n_txt, x.shape[1] - n_txt, x.device)
         fresh = None
         if rows is not None:
             if call.live:

@@ -78,13 +78,15 @@ class Model:
             return False
         if self.runs is not None:
             return bool(self.runs)
-        return bool(self.blocks) and (self.family.modules if masked else self.family.tokens)
+        if self.family is None or not self.blocks:
+            return False
+        return self.family.modules if masked else self.family.tokens
 
     def wiring(self, call: Call) -> Wiring:
         """The shims of a call."""
         if self.runs is not None:
             return SpanWiring(call, self.blocks, runs=self.runs if self.rows else ())
-        side = side_modules_of(self.module, self.family) if self.blocks else ()
+        side = side_modules_of(self.module, self.family) if self.family and self.blocks else ()
         return Wiring(call, self.blocks, *self._run, side)
 
 
@@ -105,7 +107,7 @@ def meet(
     blocks = blocks_of(module, family) if family else []
     sentences, runs = [], None
     if (
-        mask is not None and mask.runs and blocks and skips and family.module != DETECTED
+        mask is not None and mask.runs and family and blocks and skips and family.module != DETECTED
     ):  # guessed blocks are put back as a whole only
         runs, wanted = mask.held([b.name for b in blocks]), settings
         settings = coarser(settings, "block")

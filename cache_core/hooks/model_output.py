@@ -53,6 +53,8 @@ class ModelOutput:
 
     def _skip_model(self, original):
         def forward(x, *args, **kwargs):
+            if self.call.arrived:
+                self._repeated()
             self.call.arrived = True
             self._check_input(x, _sizes(x, *args, *kwargs.values()))
             if self._latent:
@@ -69,7 +71,9 @@ class ModelOutput:
     def _watch_model(self, original):
         def forward(x, *args, **kwargs):
             mark = _sizes(x, *args, *kwargs.values())
-            self.call.repeated, self.call.arrived = self.call.repeated or self.call.arrived, True
+            if self.call.arrived:
+                self._repeated()
+            self.call.arrived = True
             if self.call.kind == "C":
                 self._check_input(x, mark)
             # The model may write into its input.
@@ -77,7 +81,8 @@ class ModelOutput:
             out = original(x, *args, **kwargs)
             given = input_of_output(latent, out)
             # A view of a part would keep the whole tensor alive.
-            self._observe(given if given is None or given.shape == latent.shape else given.clone())
+            same = given is None or latent is None or given.shape == latent.shape
+            self._observe(given if given is None or same else given.clone())
             parts = out if isinstance(out, (list, tuple)) else (out,)
             if isinstance(out, torch.Tensor) or (
                 len(parts) > 1 and all(isinstance(o, torch.Tensor) for o in parts)
@@ -113,6 +118,14 @@ class ModelOutput:
     def _observe(self, probe: torch.Tensor | None) -> None:
         if probe is not None:
             self.call.batch.observe(probe)
+
+    def _repeated(self) -> None:
+        """The blocks, or the model, come up a second time within this call."""
+        self.call.repeated = True
+        if self.call.kind != "F":
+            raise CacheMismatch(
+                "The model's blocks ran a second time within one model call; this call runs in full."
+            )
 
     def _check_input(self, x, mark: tuple) -> None:
         x = x if isinstance(x, torch.Tensor) else x[0]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..base.errors import CacheMismatch
-from ..cache.rows import put_rows_, take_rows
+from ..cache.rows import take_rows
 from ..models.block_spec import BlockSpec
 from ..models.families import Block
 from .call_context import Call
@@ -125,14 +125,12 @@ def _refresh(
     spec = block.spec
     flat = spec.batched(x).flatten(1, -2)
     rows = call.choose(block.name, stream, flat.shape[1], x.device)
-    out = call.module_value(site, owned=True)
     if rows is None:
-        return spec.unbatched(out)
+        return spec.unbatched(call.module_value(site, owned=True))
     fresh = spec.batched(inner(spec.unbatched(take_rows(flat, rows)), *args, **kwargs))
-    if out.ndim > 3:
+    if call.batch.dimensions(site) > 3:
         raise CacheMismatch("A module's output does not have the registered shape; this call runs in full.")
-    call.batch.correct(site, fresh, call.settings.modules, rows)
-    return spec.unbatched(put_rows_(out, rows, fresh))
+    return spec.unbatched(call.batch.refresh(site, fresh, call.settings.modules, rows))
 
 
 def opened(value):
@@ -150,7 +148,7 @@ def copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             return type(value)(map(one, value))
         return value.clone() if isinstance(value, torch.Tensor) else opened(value)
 
-    return one(args), {k: one(v) for k, v in kwargs.items()}
+    return tuple(map(one, args)), {k: one(v) for k, v in kwargs.items()}
 
 
 class _Seen(Exception):

@@ -89,7 +89,7 @@ class SelfCheck:
                 recording.enter_context(shim(part, maker))
             for i, block, original in self._blocks:
                 recording.enter_context(
-                    shim(block.module, lambda kept, at=(i, block), real=original: self._one(kept, *at, real))
+                    shim(block.module, lambda kept, i=i, b=block, real=original: self._one(kept, i, b, real))
                 )
             yield
         self.passed = {
@@ -158,7 +158,7 @@ class SelfCheck:
         with ExitStack() as stack:
             for part, maker in wiring.shims(model):
                 if part is model:
-                    run = maker(original)
+                    run = maker(run)
                 else:
                     stack.enter_context(shim(part, maker))
             return [run(*again[0], **again[1])]
@@ -175,7 +175,9 @@ class SelfCheck:
                 level if level in ("block", "module") else "final", "C" in self._planned or level == "module"
             )
             random = _Random(args, kwargs)
-            out = self._wired(twin)._block(i, block)(kept)(*args, **kwargs)
+            maker = self._wired(twin)._block(i, block)
+            assert maker is not None  # the twin keeps what this block gives
+            out = maker(kept)(*args, **kwargs)
             if any(b.refusal is not None for b in twin.batch.branches):
                 return out
             for kind in self._by_block:
@@ -204,7 +206,14 @@ class SelfCheck:
 
     # --- judging --------------------------------------------------------------------------------
 
-    def _judge(self, kind: str, run: Callable, real, block: Block | None = None, again=None) -> None:
+    def _judge(
+        self,
+        kind: str,
+        run: Callable,
+        real,
+        block: Block | None = None,
+        again: tuple[tuple, dict] | None = None,
+    ) -> None:
         """Runs what replaces the `real` result, and notes whether both are alike; a result that is not finite
         decides nothing."""
         if not _finite(real):
@@ -212,7 +221,7 @@ class SelfCheck:
             return
         try:
             given = run()
-            before = [] if block is None else list(block.spec.take(*again).values())
+            before = [] if block is None or again is None else list(block.spec.take(*again).values())
             self.passed[kind] = _alike(given, real, before)
         except _BROKEN as error:
             if is_out_of_memory(error):

@@ -90,3 +90,21 @@ def with_override(options: dict | None, override: Callable) -> dict:
 
     options["optimized_attention_override"] = chained
     return options
+
+
+PREFETCH = "prefetch_dynamic_vbars"
+"""The entry of ComfyUI's transformer_options by which a model's loop fetches the weights of the next block
+before it calls the block (DynamicVRAM)."""
+
+
+def without_prefetch(original):
+    """The forward of a model of whose blocks most are skipped: a block that runs fetches its own weights, and
+    those of skipped blocks stay where they are."""
+
+    def forward(*args, **kwargs):
+        options = kwargs.get("transformer_options")
+        if isinstance(options, dict) and options.get(PREFETCH):
+            kwargs["transformer_options"] = {**options, PREFETCH: False}
+        return original(*args, **kwargs)
+
+    return forward

@@ -25,6 +25,7 @@ from ..models.block_spec import BlockSpec, SideModule
 from ..models.families import Block
 from .model_output import ModelOutput, input_of_output
 from .module_replay import modulated_input, modulated_inputs_read, record, replay
+from .shims import without_prefetch
 
 OTHER_TOKENS = "The model's tokens do not have the size of the last full step; this call runs in full."
 NO_FIRST_BLOCK = "The first block of the skipped run did not run; this call runs in full."
@@ -64,6 +65,8 @@ class Wiring(ModelOutput):
         """(module, maker of its shim) for every module that does not run untouched."""
         if self.call.kind == "F" and self.call.observed:
             yield model, self._watch_path
+        if self.call.kind == "A":
+            yield model, without_prefetch
         if self.level == "output":
             if self.call.kind == "A":
                 yield model, self._skip_model
@@ -219,7 +222,7 @@ class Wiring(ModelOutput):
         first = next(iter(main.values()))
         call.arrived = True
         if i == self._entered_at:
-            call.repeated = True
+            self._repeated()
         if self._entered is None:
             self._entered_at = i
             self._entered = self._mark(spec, main)
@@ -337,5 +340,5 @@ class Wiring(ModelOutput):
                 elif call.kind == "F":
                     end = end.clone(memory_format=torch.contiguous_format)
                 self._note(_site(FINAL if base is None else STACK, spec, stream), end)
-        if self.level != "output":
+        if self.level != "output" and self._entered is not None:
             self._sign(self._entered, self._samples)

@@ -124,14 +124,33 @@ class Memory:
             round(share * sum(f.snapshots for f in each)),
             round(share * sum(f.rest for f in each)),
             max(f.largest for f in each),
+            round(share * sum(f.pinned for f in each)),
         )
 
     def fits(self, need: Footprint, away: bool) -> bool:
-        """Whether this may be held, all of it on the model's device or its snapshots elsewhere."""
+        """Whether this may be held, all of it on the model's device or as many snapshots as must be
+        elsewhere."""
         if not away:
             return need.total <= self.budget.limit
+        room = self.room_beside(need)
+        if room < 0:
+            return False
+        share = 1 - min(1.0, room / need.snapshots) if need.snapshots else 0.0
+        return share * need.pinned <= self.budget.elsewhere
+
+    def room_beside(self, need: Footprint) -> float:
+        """Bytes for snapshots that stay on the device while others are elsewhere, beside those in use;
+        negative where not even these fit."""
         window = min(need.snapshots, WINDOW * need.largest * self.budget.branches)
-        return need.snapshots <= self.budget.elsewhere and need.rest + window <= self.budget.limit
+        return self.budget.limit - need.rest - window
+
+    def moved(self, need: Footprint, room: float) -> str:
+        """What keeping snapshots elsewhere means, for `too_much`."""
+        away = need.snapshots - min(room, need.snapshots)
+        return (
+            f"about {size(round(away))} of the {size(need.snapshots)} of snapshots are kept in main memory "
+            "between two uses"
+        )
 
     def too_much(self, need: Footprint, words: str) -> str:
         """The sentence about what gave way."""

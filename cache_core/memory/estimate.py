@@ -57,11 +57,13 @@ class Footprint:
     """Bytes of one branch at the worst moment of a run.
 
     snapshots: of full steps, which may lie elsewhere between two uses. rest: corrections, probes, keys and
-        values. largest: the snapshots of the largest site."""
+        values. largest: the snapshots of the largest site.
+        pinned: what the snapshots take in pinned main memory."""
 
     snapshots: int = 0
     rest: int = 0
     largest: int = 0
+    pinned: int = 0
 
     @property
     def total(self) -> int:
@@ -119,14 +121,15 @@ def _modules(block: Block, sizes: Sizes, live: bool) -> Iterator[_Module]:
         )
 
 
-def _refreshed(settings: Settings, ratio: float, sizes: Sizes, streams: tuple[str, ...]) -> bool:
-    """Whether a conservative step computes any row of these streams."""
+def _refreshed(settings: Settings, ratio: float, sizes: Sizes, streams: tuple[str, ...]) -> float:
+    """Share of the rows of these streams that a conservative step computes."""
+    known = [(s, max(sizes.get(s, (1, 0))[0], 1)) for s in streams]
 
-    def some(name: str) -> bool:
-        share = settings.text_ratio if name == "txt" and settings.text_ratio is not None else ratio
-        return bool(count_rows(share, max(sizes.get(name, (1, 0))[0], 1)))
+    def share(name: str) -> float:
+        return settings.text_ratio if name == "txt" and settings.text_ratio is not None else ratio
 
-    return any(map(some, streams))
+    total = sum(n for _, n in known)
+    return sum(count_rows(share(s), n) for s, n in known) / total if total else 0.0
 
 
 def footprint(
@@ -148,7 +151,7 @@ def footprint(
         return Footprint()
     live, level = settings.attention == "live", settings.level
     runs = mask is not None and mask.runs
-    sites = _run_sites(mask, blocks, shapes) if runs else _level_sites(level, blocks, shapes)
+    sites = _run_sites(mask, blocks, shapes) if mask and runs else _level_sites(level, blocks, shapes)
     rows = conservative and mask is None
     modules: list[_Module] = []
     fixed = 0  # bytes that do not grow with the run
@@ -166,35 +169,42 @@ def footprint(
             if settings.selector.score != "random":
                 fixed += 4 * sum(n for n, _ in sizes.values())
     probe = _probe(settings, blocks, shapes, first)
-    full, corrected, worst = 0, set(), Footprint()
+    full, corrected, worst = 0, {}, Footprint()
     for step, kind in enumerate(kinds):
         if not full or kind == "F" or (kind == "C" and not conservative):
-            full, corrected = full + 1, set()
+            full, corrected = full + 1, {}
         elif kind == "C" and not runs:  # whose deltas are those of full steps
-            corrected |= {("level", i) for i in range(len(sites))}
-            corrected |= {
-                m.key
-                for m in modules
-                if _computed(m, settings, ratios[step], shapes, blocks, mask and mask.at(step))
-            }
+            corrected.update((("level", i), v) for i, v in enumerate(sites))
+            for m in modules:  # each conservative step adds the rows that it computes
+                share = _computed(m, settings, ratios[step], shapes, mask and mask.at(step))
+                if share:
+                    before = 0 if mask else corrected.get(m.key, 0)
+                    corrected[m.key] = before + share * m.values
         kept, kept_modules = min(full, settings.predictor.needs), min(full, settings.modules.needs)
         snapshots = kept * sum(sites) + kept_modules * sum(m.values for m in modules)
-        fresh = sum(v for i, v in enumerate(sites) if ("level", i) in corrected) + sum(
-            m.values for m in modules if m.key in corrected
-        )
-        rest = (fresh + kept * probe) * item + fixed
+        each = [(kept, v) for v in sites] + [(kept_modules, m.values) for m in modules]
+        looks = kept + (step + 1 < len(kinds))  # that of the next step lies beside those of full ones
+        rest = round(sum(corrected.values()) + looks * probe) * item + fixed
         if snapshots * item + rest > worst.total:
             largest = max([kept * v for v in sites] + [kept_modules * m.values for m in modules], default=0)
-            worst = Footprint(snapshots * item, rest, largest * item)
-    return Footprint(*(shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest)))
+            pinned = sum(n * _pinned(shapes.samples * v * item) for n, v in each)
+            worst = Footprint(snapshots * item, rest, largest * item, pinned)
+    held = (shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest))
+    return Footprint(*held, worst.pinned)
 
 
-def _computed(module: _Module, settings, ratio: float, shapes: Shapes, blocks, names) -> bool:
-    """Whether a conservative step leaves a correction of this module."""
+def _pinned(size: int) -> int:
+    """Bytes of pinned memory that torch takes for a tensor: the next power of two."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def _computed(module: _Module, settings, ratio: float, shapes: Shapes, names) -> float:
+    """Share of this module's rows that a conservative step leaves a correction of."""
     block = ".".join(map(str, module.key[:2]))
     if names is not None:
-        return module.part != "none" and (
-            block in names or (module.part and f"{block}.{module.part}" in names)
+        return float(
+            module.part != "none"
+            and (block in names or bool(module.part and f"{block}.{module.part}" in names))
         )
     first = next(iter(shapes.blocks.values()), {})
     return _refreshed(settings, ratio, first, module.rows)
@@ -240,7 +250,7 @@ _WIDTHS = (
 _PATCHES = ("patch_size", "patch_spatial")
 
 
-def _attribute(model: nn.Module, names: Sequence[str], kind=int):
+def _attribute(model: nn.Module, names: Sequence[str], kind: type | tuple[type, ...] = int):
     """The first of these attributes that a model, its parameters or its configuration has."""
     for holder in (
         model,
@@ -304,7 +314,8 @@ def expected_shapes(
         second = (0, width) if first.packed else (text, width)
         streams = {s: (image, width) if s == first.reads[0] else second for s in first.streams}
     else:
-        streams = {first.streams[0]: (image + (0 if _reads_text_by_cross_attention(first) else text), width)}
+        tokens = image + (0 if _reads_text_by_cross_attention(first) else text)
+        streams = dict.fromkeys(first.streams, (tokens, width))
     return Shapes({blocks[0].name[0]: streams}, output, item, samples)
 
 

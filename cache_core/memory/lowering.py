@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,7 @@ def first_that_fits(
     memory: Memory,
     settings: Settings,
     kinds: str,
-    models: Mapping[Hashable, Model],
+    models: Mapping[int, Model],
     wanted: Callable[[Model, str], Wanted],
 ) -> tuple[Step, list[Model], Footprint]:
     """The mildest step down that fits the budget, the models lowered to it, and what they then need.

@@ -45,14 +45,16 @@ def fit(
     fitted, sentence = _levelled(settings, family, blocks, model)
     said = [s for s in (sentence, gave_way(settings, fitted)) if s]
     settings = fitted
-    if blocks and family.module == DETECTED:
+    if blocks and family is not None and family.module == DETECTED:
         said.insert(
             0,
             f"{family.name} is not a model this pack knows; the {len(blocks)} blocks found at "
             f"{family.lists[0][0]} are taken "
             "for its own, which is experimental.",
         )
-    if not conservative or settings.mask is not None or not blocks or not family.tokens or family.attention:
+    if family is None or not blocks or not conservative or settings.mask is not None:
+        return settings, said
+    if not family.tokens or family.attention:
         return settings, said
     if settings.selector.needs_values:
         settings = replace(settings, selector=replace(settings.selector, score="random"))
@@ -67,7 +69,7 @@ def _levelled(
     settings: Settings, family: Family | None, blocks: Sequence[Block], model: str
 ) -> tuple[Settings, str | None]:
     """The settings at a level that the model can have."""
-    if not blocks:
+    if family is None or not blocks:
         if family is None:
             why = f"{model} is not a model this pack knows"
         elif family.output_only and settings.level == "output":

@@ -93,7 +93,11 @@ def blocks_of(model: nn.Module, family: Family) -> list[Block]:
 def compilers_of(model: nn.Module, family: Family) -> dict[nn.Module, Callable[[Callable], Callable]]:
     """The torch.compile that other nodes have put around single blocks: for each of these what makes the
     compiled form of a function."""
-    return {uncompiled(m): m.dynamo_ctx for _, m, _ in _listed(model, family) if hasattr(m, "dynamo_ctx")}
+    return {
+        uncompiled(m): compiler
+        for _, m, _ in _listed(model, family)
+        if (compiler := getattr(m, "dynamo_ctx", None)) is not None
+    }
 
 
 def side_modules_of(model: nn.Module, family: Family) -> tuple[tuple[nn.Module, SideModule], ...]:

@@ -14,6 +14,7 @@ import torch
 from ..base.coordinates import Node
 from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor
+from ..cache.weighted_sums import cut, pieces
 from .extrapolation import Predictor
 
 ADAPTATIONS = ("least_squares", "back_off")
@@ -27,6 +28,29 @@ def _per_sample(gain: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Inner products [b] of samples, in float32."""
     return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+
+
+def _products(rows, truth: torch.Tensor, *snapshots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner products of the directions with each other [b,k,k] and with what the newest snapshot misses of
+    `truth` [b,k]; rows: weights of the directions.
+
+    In float32, because the differences are small beside the features."""
+    newest = snapshots[0].float()
+    sums = [sum(w * (s.float() - newest) for s, w in zip(snapshots, r) if w) for r in rows]
+    steps = cast("list[torch.Tensor]", sums)  # no row is empty
+    miss = truth.float() - newest
+    gram = torch.stack([torch.stack([_inner(a, b) for b in steps], -1) for a in steps], -2)
+    return gram, torch.stack([_inner(a, miss) for a in steps], -1)
+
+
+def _moves(now: torch.Tensor, newest: torch.Tensor, older: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean absolute differences [b] of a probe and of the newest one to the older one, in float32."""
+    parts = []
+    for where in pieces(now):
+        a, b, c = (cut(x, where).float().flatten(1) for x in (now, newest, older))
+        share = a.shape[1] / now[0].numel()
+        parts.append(((a - c).abs().mean(1) * share, (b - c).abs().mean(1) * share))
+    return tuple(sum(p[1:], p[0]) for p in zip(*parts))
 
 
 @dataclass(frozen=True)
@@ -78,15 +102,11 @@ class Adaptive(FeaturePredictor):
         rows = [r for r in self._directions(site, node) if any(r)]
         if not rows:
             return
-        # In float32: the differences are small beside the features.
-        newest = site.snapshots[0].float()
-        sums = [sum(w * (s.float() - newest) for s, w in zip(site.snapshots, r) if w) for r in rows]
-        steps = cast("list[torch.Tensor]", sums)  # no row is empty
-        miss = truth.float() - newest
-        count = len(steps)
-        gram = torch.stack([torch.stack([_inner(a, b) for b in steps], -1) for a in steps], -2)
-        against = torch.stack([_inner(a, miss) for a in steps], -1)
-        prior = self.rule.gain
+        products = [_products(rows, *(cut(x, p) for x in (truth, *site.snapshots))) for p in pieces(truth)]
+        gram, against = products[0]
+        for more, beside in products[1:]:
+            gram, against = gram + more, against + beside
+        count, prior = len(rows), self.rule.gain
         if self.how == "least_squares":
             pull = self.ridge * torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1)) + 1e-12 * torch.eye(
                 count, device=gram.device
@@ -167,10 +187,8 @@ class ProbeGain(FeaturePredictor):
             or seen.now.shape != past.snapshots[0].shape
         ):
             return site.combine([1.0], out)
-        newest, older = (p.float().flatten(1) for p in past.snapshots[:2])
-        gain = (
-            (seen.now.float().flatten(1) - older).abs().mean(1) / (newest - older).abs().mean(1)
-        ).nan_to_num(1.0, 1.0, 1.0)
+        moved, before = _moves(seen.now, *past.snapshots[:2])
+        gain = (moved / before).nan_to_num(1.0, 1.0, 1.0)
         if (self.low, self.high) != (None, None):
             gain = gain.clamp(self.low, self.high)
         site.learned["indicator"] = gain.mean()

@@ -9,6 +9,7 @@
 {"by": "channel", "pool": [...], "clusters": 2}          a rule per group (`groups`): by channel, by token, or
 {"by": "band", "low": {...}, "high": {...}}              by band
 {"by": "step", "steps": 50, "table": {...}}              weights per step, as a plan has solved them (`table`)
+{"by": "learned", "steps": 30, "rows": {...}, ...}       outputs and the latent, of a learned plan (`learned`)
 {"by": "cluster", "labels": "0110...", "tables": [...]}  the same for each cluster of channels
 """
 
@@ -23,6 +24,7 @@ from .adaptive import Adaptive, ProbeGain
 from .data_prediction import DataPrediction
 from .extrapolation import MEMBERS, Predictor, predictor
 from .grouped import ByBand, ByChannel, ByToken
+from .learned import Learned
 from .residual import Residual
 from .solved_weights import ChannelTable, Table
 
@@ -76,6 +78,9 @@ def _grouped(data: Mapping) -> FeaturePredictor:
     if data["by"] == "step":
         _known(data, ("by", "steps", "table", "sigmas"), "a forecast by step")
         return Table.read(data.get("steps"), data.get("table"), data.get("sigmas", ()))
+    if data["by"] == "learned":
+        _known(data, ("by", "steps", "sigmas", "guidance", "rows"), "a learned forecast")
+        return Learned.read(data.get("steps"), data.get("sigmas", ()), data.get("guidance"), data.get("rows"))
     if data["by"] == "cluster":
         _known(data, ("by", "steps", "labels", "tables", "sigmas"), "a forecast by cluster")
         return ChannelTable.read(
@@ -83,7 +88,7 @@ def _grouped(data: Mapping) -> FeaturePredictor:
         )
     if not isinstance(data["by"], str) or data["by"] not in GROUPS:
         raise ValueError(
-            f"by must be one of {', '.join(GROUPS)}, step, cluster, not {repr(data['by'])[:40]}."
+            f"by must be one of {', '.join(GROUPS)}, step, cluster, learned, not {repr(data['by'])[:40]}."
         )
     kind, known = GROUPS[data["by"]]
     rest = {k: v for k, v in data.items() if k != "by"}

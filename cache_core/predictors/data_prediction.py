@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ..base.coordinates import Node
-from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor
+from ..cache.weighted_sums import weighted_sum
 from .extrapolation import Predictor, predictor
 
 SMALLEST = 1e-3
@@ -42,13 +43,12 @@ class DataPrediction(FeaturePredictor):
 
     def forecast(self, site: Site, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
         seen = site.evidence
-        past = seen.past if seen else None
         nodes, newest, wanted = site.nodes, site.snapshots[0], node.data_factors
         if (
-            past is None
+            seen is None
             or seen.now is None
-            or past.nodes != nodes
-            or not seen.now.shape == newest.shape == past.snapshots[0].shape
+            or seen.past.nodes != nodes
+            or not seen.now.shape == newest.shape == seen.past.snapshots[0].shape
             or wanted is None
             or abs(wanted[1]) < SMALLEST
         ):
@@ -56,9 +56,11 @@ class DataPrediction(FeaturePredictor):
         at = self.rule.coordinate
         weights = self.rule.weights([n.at(at) for n in nodes], node.at(at))
         tensors, factors = [seen.now], [-wanted[0] / wanted[1]]
-        for weight, there, latent, value in zip(weights, nodes, past.snapshots, site.snapshots):
+        for weight, there, latent, value in zip(weights, nodes, seen.past.snapshots, site.snapshots):
             if weight:
-                a, b = there.data_factors
+                known = there.data_factors
+                assert known is not None  # all nodes of a run have the same prediction
+                a, b = known
                 tensors += [latent, value]
                 factors += [weight * a / wanted[1], weight * b / wanted[1]]
         return weighted_sum(tensors, factors, out)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from ..base.coordinates import Node
 from ..base.json_values import read_number, read_sigmas, read_step
 from ..base.limits import LARGEST, MAX_STEPS
-from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor, SolvedRun
+from ..cache.weighted_sums import weighted_sum
 
 
 @dataclass(frozen=True)

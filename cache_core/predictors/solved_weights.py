@@ -12,8 +12,10 @@ import torch
 from ..base.coordinates import Node
 from ..base.json_values import read_number, read_sigmas, read_step
 from ..base.limits import DIGITS, LARGEST, MAX_STEPS, MOST_CHANNELS
-from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor, SolvedRun
+from ..cache.transfers import upload
+from ..cache.weighted_sums import weighted_sum
 from .extrapolation import Predictor, predictor
 
 _LINE = predictor("linear")
@@ -192,4 +194,4 @@ def _clusters(labels: str) -> torch.Tensor:
 
 def _by_channel(labels: str, rows: list[tuple[float, ...]], device: torch.device) -> torch.Tensor:
     """Weights [snapshots, d]."""
-    return torch.tensor(rows)[_clusters(labels)].T.contiguous().to(device)
+    return upload(torch.tensor(rows)[_clusters(labels)].T.contiguous(), device)

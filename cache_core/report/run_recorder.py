@@ -12,6 +12,7 @@ import torch
 from ..base.coordinates import Node
 from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor
+from ..cache.transfers import downloaded
 from ..config import Settings
 from ..hooks.call_context import Call
 from ..models.families import Block
@@ -19,6 +20,9 @@ from ..schedule.cost import CostModel
 from ..schedule.masks import Mask
 from ..schedule.plan import CacheSchedule
 from .run_report import Report, StepRecord
+
+TOKENS = 1000
+"""Tokens, as many at least, that the error of a forecast is measured on."""
 
 
 class RunRecorder:
@@ -58,17 +62,19 @@ class RunRecorder:
             self.records[-1].milliseconds = (now - self._mark) * 1e3
         self._mark = now
 
-    def ran(self, call: Call, blocks: Sequence[Block], held: int | None) -> None:
-        """A call has run; held: bytes in caches behind it, None where it kept nothing."""
+    def ran(self, call: Call, blocks: Sequence[Block], held: int | None, during: int) -> None:
+        """A call has run; held: bytes in caches behind it, None where it kept nothing. during: bytes of the
+        caches before it and of its probes, which lay side by side."""
         if self._size is None and call.tokens:
             kinds = Counter(b.name[0] for b in blocks)
             self._size = CostModel(
                 call.width, call.tokens - call.n_txt, call.n_txt, kinds["double"], kinds["single"]
             )
         self._note_indicator(call)
+        self._peak = max(self._peak, during)
         if held is not None:
             self.held, self._peak = held, max(self._peak, held)
-        self.record.cached_bytes = self.held
+        self.records[-1].cached_bytes = self.held
 
     def note_error(self, site: Site | None, truth: torch.Tensor, rule: FeaturePredictor, now: Node) -> None:
         """How far off a forecast of the feature `truth` [B,N,d] at a site would have been, once per
@@ -76,10 +82,12 @@ class RunRecorder:
         index = len(self.records) - 1
         if index in self._errors or site is None or not site.snapshots:
             return
-        own = truth[: site.snapshots[0].shape[0]].float()
-        guess = site.value(rule, now)
-        if guess.shape == own.shape:
-            self._errors[index] = (guess.float() - own).norm() / own.norm().clamp_min(1e-12)
+        own, kept = truth[: site.snapshots[0].shape[0]], site.snapshots[0]
+        if own.shape != kept.shape:
+            return
+        stride = max(1, own.shape[1] // TOKENS) if own.ndim == 3 else 1
+        some, guess = own[:, ::stride].float(), site.sampled(rule, now, stride)
+        self._errors[index] = (guess.float() - some).norm() / some.norm().clamp_min(1e-12)
 
     def _note_indicator(self, call: Call) -> None:
         """Keeps what the forecast of this evaluation went by: of the first branch and the first site that
@@ -94,10 +102,12 @@ class RunRecorder:
     def report(self, settings: Settings, schedule: CacheSchedule, mask: Mask | None, estimate: int) -> Report:
         """What happened; estimate: bytes that were expected."""
         wall = self._seconds() - self._start
-        for name, notes in (("forecast_error", self._errors), ("indicator", self._indicators)):
-            for i, value in notes.items():
-                setattr(self.records[i], name, float(value))
-            notes.clear()
+        notes = [("forecast_error", i, v) for i, v in self._errors.items()]
+        notes += [("indicator", i, v) for i, v in self._indicators.items()]
+        for (name, i, _), number in zip(notes, downloaded([v for _, _, v in notes])):
+            setattr(self.records[i], name, number)
+        self._errors.clear()
+        self._indicators.clear()
         return Report(
             records=self.records,
             method=settings.method,

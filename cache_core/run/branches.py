@@ -15,8 +15,8 @@ class BranchStore:
 
     def __init__(self):
         self.shelf: Shelf | None = None
-        self._branches: dict[Hashable, Branch] = {}
-        self._used: dict[Hashable, int] = {}
+        self._branches: dict[tuple, Branch] = {}
+        self._used: dict[tuple, int] = {}
         self._occurrences: Counter = Counter()
         self._full_steps = (0, 0)
         self._last_full: dict[int, int] = {}
@@ -25,31 +25,37 @@ class BranchStore:
         """An evaluation begins."""
         self._occurrences.clear()
 
-    def keys(self, common: tuple, chunks: Sequence[Hashable]) -> list[Hashable]:
+    def keys(self, common: tuple, chunks: Sequence[Hashable]) -> list[tuple]:
         """A key for every chunk of a call. The same branch may be evaluated several times in an evaluation;
         each occurrence keeps its own cache."""
-        keys: list[Hashable] = []
+        keys: list[tuple] = []
         for chunk in chunks:
             key = (*common, chunk)
             keys.append((key, self._occurrences[key]))
             self._occurrences[key] += 1
         return keys
 
+    def _new(self, key: Hashable) -> Branch:
+        """An empty branch that knows which conditioning it is of."""
+        branch = Branch(self.shelf)
+        branch.evidence.branch = key[0][-1]
+        return branch
+
     def take(self, keys: Sequence[Hashable], step: int) -> list[Branch]:
         """The branches of a call at a step; new ones where a key has not been seen."""
         self._used.update(dict.fromkeys(keys, step))
-        return [self._branches.setdefault(key, Branch(self.shelf)) for key in keys]
+        return [self._branches.get(key) or self._branches.setdefault(key, self._new(key)) for key in keys]
 
-    def renew(self, keys: Sequence[Hashable]) -> list[Branch]:
+    def renew(self, keys: Sequence[tuple]) -> list[Branch]:
         """Empty branches in place of those of a call."""
-        branches = [Branch(self.shelf) for _ in keys]
+        branches = [self._new(key) for key in keys]
         self._branches.update(zip(keys, branches))
         return branches
 
     def renew_model(self, model: int) -> None:
         """Empty branches in place of all of a model's; model: its id, the first part of their keys."""
         of_model = [key for key in self._branches if key[0][0] == model]
-        self._branches.update((key, Branch(self.shelf)) for key in of_model)
+        self._branches.update((key, self._new(key)) for key in of_model)
 
     def ran(self, kind: str, phase: int, step: int, branches: Sequence[Branch]) -> int:
         """A call begins to run; gives the steps since the last full one of its phase."""
@@ -61,7 +67,7 @@ class BranchStore:
                 branch.forget_choices()
         return step - self._last_full.get(phase, step)
 
-    def forget_unused(self, step: int) -> list[Hashable]:
+    def forget_unused(self, step: int) -> list[tuple]:
         """Frees branches that no step has used since the full step before the last, such as those of context
         windows that have moved on; gives their keys."""
         older, self._full_steps = self._full_steps[0], (self._full_steps[1], step)
@@ -71,9 +77,11 @@ class BranchStore:
             self._branches.pop(key, None)
         return unused
 
-    def offload(self, fits: bool) -> bool:
-        """Begins to keep snapshots in main memory, where they fit and are not there yet."""
-        self.shelf = Shelf() if self.shelf is None and fits else None
+    def offload(self, fits: bool, room: float = 0) -> bool:
+        """Begins to keep snapshots in main memory, where they fit and are not there yet.
+
+        room: bytes of snapshots that may stay on the device."""
+        self.shelf = Shelf(room) if self.shelf is None and fits else None
         return self.shelf is not None
 
     def drop(self) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +31,7 @@ from .fitted_config import fitted_to_run
 class LastCall:
     """The last model call: the keys of its branches and the kind it ran as."""
 
-    keys: list[Hashable]
+    keys: list[tuple]
     kind: str
 
 
@@ -193,6 +193,7 @@ class RunState(Handle):
     def _sizes_known(self, known: Model, call: Call) -> Callable:
         """What weighs the caches before the first block of every kind on a full step; it raises
         CacheTooLarge when something has given way."""
+        assert self._last is not None  # the call that is being set up
         seen, keys = set(), list(self._last.keys)
 
         def sizes_known(name, sizes, item):
@@ -217,8 +218,9 @@ class RunState(Handle):
         if memory.fits(need, self._store.shelf is not None) or self._observer is not None:
             return
         self._drop()
-        if self._store.offload(memory.fits(need, True)):
-            raise CacheTooLarge(memory.too_much(need, "snapshots are kept in main memory between two uses"))
+        room = memory.room_beside(need)
+        if self._store.offload(memory.fits(need, True), room):
+            raise CacheTooLarge(memory.too_much(need, memory.moved(need, room)))
         step, lowered, less = first_that_fits(
             memory, self.settings, self._kinds_in_force, models, lambda m, kinds: self._wanted(m, kinds)
         )

@@ -16,7 +16,9 @@ def compilation_of(model, asked: dict | None = None) -> Compilation | None:
     asked: what ComfyUI's torch.compile nodes were asked for, where they compile the model's blocks."""
     if not compilation.AVAILABLE or (asked is None and not hasattr(model, "_orig_mod")):
         return None
-    return Compilation(model.dynamo_ctx if asked is None else compilation.compiler(asked, KEY))
+    if asked is None:
+        return Compilation(model.dynamo_ctx)
+    return Compilation(compilation.compiler(asked, KEY), graphs=compilation.uses_graphs(asked))
 
 
 def is_compiled(patcher) -> bool:

@@ -5,11 +5,34 @@ the node that they come from."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple, Protocol
 
 from comfy_execution.graph_utils import is_link
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
+
+
+class Graph(Protocol):
+    """What is used of ComfyUI's DynamicPrompt: a queued prompt and the nodes made while it runs."""
+
+    @property
+    def original_prompt(self) -> dict:
+        """The queued prompt."""
+        raise NotImplementedError
+
+    def has_node(self, node_id: str) -> bool:
+        """Whether there is a node with this id."""
+        raise NotImplementedError
+
+    def get_node(self, node_id: str) -> dict:
+        """A node's class and inputs."""
+        raise NotImplementedError
+
+    def get_real_node_id(self, node_id: str) -> str:
+        """The id of the node of the queued prompt that a node comes from."""
+        raise NotImplementedError
 
 
 class Place(NamedTuple):
@@ -22,7 +45,12 @@ class Place(NamedTuple):
 
     node: str
     index: int
-    graph: object
+    graph: Graph
+
+
+def host_nodes() -> ModuleType:
+    """ComfyUI's module `nodes`, which has the name of this package."""
+    return import_module("nodes")
 
 
 def place() -> Place | None:
@@ -38,7 +66,7 @@ def display_id(node_id: str | None) -> str | None:
     return node_id if node_id is None else str(get_progress_state().dynprompt.get_display_node_id(node_id))
 
 
-def upstream(graph, node: str) -> dict[str, bool]:
+def upstream(graph: Graph, node: str) -> dict[str, bool]:
     """Nodes that a node depends on, by id: True where item i of a list there leads to item i here, on every
     path between them."""
     found: dict[str, bool] = {}
@@ -64,9 +92,7 @@ def upstream(graph, node: str) -> dict[str, bool]:
 
 
 def _flag(made: dict, name: str):
-    import nodes  # ComfyUI's module, not this package's
-
-    return getattr(nodes.NODE_CLASS_MAPPINGS.get(made.get("class_type")), name, None)
+    return getattr(host_nodes().NODE_CLASS_MAPPINGS.get(made.get("class_type")), name, None)
 
 
 def _is_list(made: dict, output: int) -> bool:

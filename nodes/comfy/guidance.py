@@ -38,7 +38,9 @@ def acting_guidance(guider) -> tuple[float, str | None]:
 def _plain(guider) -> bool:
     """Whether a guider mixes two predictions by its cfg alone."""
     own = getattr(type(guider), "predict_noise", None)
-    return own is comfy.samplers.CFGGuider.predict_noise or type(guider).__name__ in TWO_MODELS
+    # The type checker takes nodes/comfy/samplers.py for ComfyUI's module.
+    plain = comfy.samplers.CFGGuider  # pyright: ignore[reportAttributeAccessIssue]
+    return own is plain.predict_noise or type(guider).__name__ in TWO_MODELS
 
 
 TWO_MODELS = ("Guider_DualModel",)

@@ -10,6 +10,8 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
+from .executing import host_nodes
+
 
 def load_flux(path):
     """A FLUX-layout MODEL from a safetensors file, through ComfyUI's own loader.
@@ -45,14 +47,10 @@ def load_vae(path):
 
 def encode(clip, text: str) -> list:
     """The CONDITIONING of a text by ComfyUI's own CLIP Text Encode."""
-    from nodes import CLIPTextEncode
-
-    return CLIPTextEncode().encode(clip, text)[0]
+    return host_nodes().CLIPTextEncode().encode(clip, text)[0]
 
 
 def decode(vae, latent) -> torch.Tensor:
     """The pictures [B,H,W,3] of a LATENT by ComfyUI's own VAE Decode; the frames of a video follow each
     other."""
-    from nodes import VAEDecode
-
-    return VAEDecode().decode(vae, latent)[0]
+    return host_nodes().VAEDecode().decode(vae, latent)[0]

@@ -85,6 +85,14 @@ def declared(base, noise_shape, cache: float, device):
             base.memory_required = before
 
 
+def free_memory(patcher, device) -> float:
+    """Bytes of a device that caches and working memory may take.
+
+    With DynamicVRAM the patcher knows: weights that can give way are not counted as taken there."""
+    ask = getattr(patcher, "get_free_memory", None)
+    return ask(device) if ask is not None else comfy.model_management.get_free_memory(device)
+
+
 def load(executor, controller: Controller, limit: float, model, noise_shape, args, kwargs):
     """Loads the model for a run with room for the caches, and sets what they may hold.
 
@@ -96,7 +104,7 @@ def load(executor, controller: Controller, limit: float, model, noise_shape, arg
     with declared(model.model, noise_shape, room, device) as own:
         out = executor(model, noise_shape, *args, **kwargs)
     if not limit:
-        free = comfy.model_management.get_free_memory(device)
+        free = free_memory(model, device)
         limit = max(AUTO_SHARE * (free - max(own, default=0)), LEAST_SHARE * free, 0)
     elsewhere = 0.0
     if getattr(device, "type", None) == "cuda":

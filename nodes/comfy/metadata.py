@@ -143,7 +143,9 @@ def carry(run: dict) -> None:
     raises."""
     try:
         here = executing.place()
-        info = None if here is None else _queued.get(id(here.graph.original_prompt))
+        if here is None:
+            return
+        info = _queued.get(id(here.graph.original_prompt))
         if info is None or info.prompt is not here.graph.original_prompt:
             return
         root = str(here.graph.get_real_node_id(here.node))

@@ -87,7 +87,7 @@ def predict_noise(executor, x, timestep, model_options=None, seed=None):
     """ComfyUI's PREDICT_NOISE wrapper: an evaluation of the sampler begins."""
     run = (model_options or {}).get("transformer_options", {}).get(RUN)
     if run is not None:
-        run.controller.begin_evaluation(float(timestep.flatten()[0]))
+        run.controller.begin_evaluation(run.levels.of(timestep))
         run.windows.begin_evaluation()
         events.send_steps(run, run.controller)
     return executor(x, timestep, {} if model_options is None else model_options, seed)

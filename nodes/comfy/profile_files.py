@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -232,7 +233,7 @@ def _unfit(profile: Profile, identity: dict) -> str | None:
     return None
 
 
-def _area(identity: dict) -> int:
+def _area(identity: Mapping) -> int:
     size = identity.get("resolution")
     return (
         math.prod(size) if isinstance(size, list) and all(isinstance(n, int) and n > 0 for n in size) else 0

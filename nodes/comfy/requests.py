@@ -10,6 +10,7 @@ from ...cache_core.controller import Controller
 from ...cache_core.models.families import find_family
 from ...cache_core.selectors.token_selection import Selector
 from .branch_keys import Windows
+from .noise_levels import NoiseLevels
 from .profile_files import Recording
 from .report_box import ReportBox
 
@@ -63,12 +64,19 @@ class Run(Handle):
     """A running controller in transformer_options.
 
     sent: how many records the browser has.
+    levels: the noise levels of its evaluations.
     windows: the context windows of its evaluations.
     boxes: where its report goes; that of a guider's second model may be among them.
     """
 
-    def __init__(self, controller: Controller, request: CacheRequest | ProfileRequest):
+    def __init__(
+        self,
+        controller: Controller,
+        request: CacheRequest | ProfileRequest,
+        levels: NoiseLevels | None = None,
+    ):
         self.controller, self.request, self.sent = controller, request, 0
+        self.levels = levels or NoiseLevels((), "")
         self.windows, self.boxes = Windows(), [request.box]
 
 

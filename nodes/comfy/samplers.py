@@ -6,17 +6,18 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
-SAMPLERS = comfy.samplers.KSampler.SAMPLERS
-SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
+from .executing import host_nodes
+
+# The type checker takes nodes/comfy/samplers.py for ComfyUI's module.
+_KSampler = comfy.samplers.KSampler  # pyright: ignore[reportAttributeAccessIssue]
+SAMPLERS, SCHEDULERS = _KSampler.SAMPLERS, _KSampler.SCHEDULERS
 
 
 def sample(
     model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise, last_step=None
 ):
     """The LATENT of ComfyUI's own KSampler on a patched model, up to `last_step` if that is given."""
-    from nodes import common_ksampler  # ComfyUI's module, not this package's
-
-    return common_ksampler(
+    return host_nodes().common_ksampler(
         model,
         seed,
         steps,

@@ -25,6 +25,7 @@ from .conflicts import why_run_not_cached
 from .failures import only_logged
 from .guidance import acting_guidance
 from .identity import identity_of
+from .noise_levels import NoiseLevels
 from .predictions import prediction_of
 from .report_box import nothing_sampled
 from .requests import KEY, RUN, TOKENS, CacheRequest, ProfileRequest, Run, settings_for
@@ -110,15 +111,14 @@ def outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs
             request.box.add(nothing_sampled(request.settings), samples)
         return samples
     prepared = _prepare(guider, options, latent_image, sampler, levels)
-    run = Run(_plan(prepared, guider), request)
+    run = Run(_plan(prepared, guider), request, NoiseLevels(levels, prepared.sampler))
     if prepared.recorder is None:
         _announce(run, guider, (kwargs.get("latent_shapes") or [latent_image.shape])[0])
     guider.model_options["transformer_options"] = {**options, RUN: run}
     samples, before = None, _active.set((request, run))
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-        if prepared.recorder is not None:
-            _keep(prepared, run)
+        _keep(prepared, run)
         return samples
     finally:
         _active.reset(before)
@@ -186,10 +186,13 @@ def _announce(run: Run, guider, latent_shape) -> None:
 
 
 def _keep(prepared: Preparation, run: Run) -> None:
-    """Adds a recorded run to its profile and says what became of it."""
-    kept = run.request.recording.keep(prepared.recorder, prepared.levels, prepared.identity)
+    """Adds the run to its profile, if it was recorded for one, and says what became of it."""
+    request = run.request
+    if prepared.recorder is None or not isinstance(request, ProfileRequest):
+        return
+    kept = request.recording.keep(prepared.recorder, prepared.levels, prepared.identity)
     run.controller.say(kept)
-    events.show(kept, run.request.node_id)
+    events.show(kept, request.node_id)
 
 
 def _finish(prepared: Preparation, run: Run, samples) -> None:

@@ -1,6 +1,8 @@
 """Snapshots in main memory between two uses: the same results, with few on the device at once, sent for
 before they are needed."""
 
+import re
+
 import pytest
 import torch
 
@@ -120,3 +122,41 @@ def test_a_run_leaves_nothing_on_the_shelf(model, level):
     follow(cache, model, schedule_sigmas(5)[:-1])
     cache.finish()
     assert shelf.near_bytes == 0 and not shelf._near and not shelf._after
+
+
+def test_as_many_sites_stay_on_the_device_as_there_is_room_for():
+    """Two of four sites, which are then neither copied nor sent for."""
+    size = 2 * 5 * 8 * 4
+    shelf, rule = Shelf(room=2 * 2 * size + 1), predictor("linear")
+    sites = [Site(name=i, shelf=shelf) for i in range(4)]
+    given = {}
+    for step in range(3):
+        for site in sites:
+            given[site.name, step] = torch.randn(2, 5, 8)
+            site.record(given[site.name, step], Node(step, 1 - step / 10), rule)
+    shelf.start()
+    for site in sites:
+        assert all(torch.equal(s, given[site.name, step]) for s, step in zip(site.snapshots, (2, 1)))
+    for site in sites[:2]:
+        assert all(s is given[site.name, step] for s, step in zip(site.snapshots, (2, 1)))
+    assert not any(s is given[3, step] for s in sites[3].kept for step in (2, 1))
+    assert set(shelf._near) <= set(sites[2:])
+
+
+def test_what_is_moved_is_said_with_the_numbers(model):
+    settings = cached("module", "linear", "FFFAAF")
+    peak = run(model, settings).report.peak_bytes
+    (said,) = run(model, settings, budget=away(peak, 0.8)).report.messages
+    moved, whole = re.search(r"about (\S+ \S+) of the (\S+ \S+) of snapshots", said).groups()
+    assert moved != whole
+
+
+def test_pinned_memory_is_counted_as_torch_takes_it(model):
+    """The next power of two for every snapshot."""
+    settings = cached("block", "linear", "FFFAAF")
+    free = run(model, settings)
+    peak = free.report.peak_bytes
+    fits = run(model, settings, budget=Budget(limit=0.6 * peak, elsewhere=2 * peak, branches=2))
+    assert "main memory" in fits.report.messages[0] and torch.equal(fits.latents, free.latents)
+    short = run(model, settings, budget=Budget(limit=0.6 * peak, elsewhere=0.3 * peak, branches=2))
+    assert "main memory" not in short.report.messages[0]

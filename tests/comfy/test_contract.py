@@ -86,6 +86,10 @@ ESSENTIAL = {
     "DualCacheDemoModel": [],
     "DualCacheDemoCaption": ["caption"],
     "DualCacheDemoClip": [],
+    "DualCacheRecord": ["model"],
+    "DualCacheFitPlan": ["model"],
+    "DualCacheUseLearnedPlan": ["model"],
+    "DualCacheLearnedSampler": [],
 }
 
 

@@ -47,7 +47,7 @@ PAIR = Scene(
     "plain",
     "black",
 )
-TINY = Options(scenes=(SCENES[0], PAIR), steps=6, size=SIZE, batch=1)
+TINY = Options(scenes=(SCENES[0], PAIR), steps=12, size=SIZE, batch=1)
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +386,7 @@ def test_runs_of_the_demo(model, clock):
     assert runs[4].name.startswith(f"{fulls[0]} plain steps (time of duca")
     assert all(r.latents.shape == (2, 16, 8, 8) and torch.isfinite(r.latents).all() for r in runs)
     plain = torch.cat(
-        [sample(model, [c], seeds=[i], steps=6, size=SIZE).latents for i, c in enumerate(TINY.captions)]
+        [sample(model, [c], seeds=[i], steps=12, size=SIZE).latents for i, c in enumerate(TINY.captions)]
     )
     assert torch.equal(runs[0].latents, plain)
     assert runs[0].seconds == 12 and len(runs[1].reports) == 2

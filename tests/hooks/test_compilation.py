@@ -142,12 +142,21 @@ def test_where_memory_runs_out_the_run_goes_on_with_its_compiled_blocks(graphs):
         ({"backend": "eager", "options": {}, "mode": None, "fullgraph": False, "dynamic": None}, False),
     ],
 )
-def test_cuda_graphs_are_left_out(asked, graphed):
+def test_cuda_graphs_are_left_out(monkeypatch, asked, graphed):
+    given, real = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: given.append(how) or real(function, **how))
     made = compiled.compiler(asked, "dual_cache")
-    assert (made is None) == graphed
-    assert Compilation(made).said == (compiled.NO_GRAPHS if graphed else compiled.SAID)
+    assert compiled.uses_graphs(asked) == graphed
+    said = Compilation(made, graphs=graphed).said
+    if asked.get("backend") == "cudagraphs":
+        assert made is None and said == compiled.NO_GRAPHS
+        return
+    assert said == (compiled.WITHOUT_GRAPHS if graphed else compiled.SAID)
+    function = made(lambda x: x + 1)
+    assert not any(map(compiled.uses_graphs, given)) and given
+    assert given[0].get("backend") == asked.get("backend")
     if asked.get("backend") == "eager":
-        assert made(lambda x: x + 1)(torch.ones(1)) == 2
+        assert function(torch.ones(1)) == 2
 
 
 def test_settings_of_a_run_are_not_guarded(monkeypatch):

@@ -4,6 +4,8 @@ shims.
 The oracle computes every token of a conservative step and keeps the chosen rows; the pack computes the chosen
 rows alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as nnf
@@ -148,6 +150,8 @@ class Tape:
     def __init__(self, model, data, settings, monkeypatch, per_sample=False):
         self.inputs, self.finals, self.masks, self.kinds, self.rows = [], [], [], [], []
         chosen = []
+        # Value norms choose block by block and sample by sample.
+        settings = replace(settings, selector=Selector("value_norm_high"))
 
         def choose(selector, k, *, n, device=None, **_):
             rows = torch.stack(
