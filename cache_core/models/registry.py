@@ -2,13 +2,12 @@
 code.
 
 Specs were read off the loops over the blocks in ComfyUI 0.3.64 to 0.33; tests/comfy/test_families.py
-samples a tiny model of every row. Rows of `READ` are of models that ComfyUI has had since
-then: they were read in its source up to 0.38, and run only on models of the same call shape
-(tests/models/test_read_rows.py)."""
+samples a tiny model of every row. Rows of models that ComfyUI has had since then are in `read_rows`."""
 
 from __future__ import annotations
 
 from .block_spec import BlockSpec, Family, SideModule, one, two
+from .read_rows import READ_ROWS
 
 _LDM = "comfy.ldm."
 _FLUX = (
@@ -178,24 +177,6 @@ FAMILIES = (
         "Cosmos", "cosmos.model", "GeneralDIT", ("blocks", "block", one(batch=3))
     ),  # tokens lie in T,H,W,B,D
     _row("Cosmos-Predict2", "cosmos.predict2", "MiniTrainDIT", ("blocks", "block", _COSMOS)),
-    _row(
-        "Kandinsky 6",
-        "kandinsky6.model",
-        "Kandinsky6",
-        (
-            "visual_blocks",
-            "block",
-            BlockSpec(
-                (("img", "visual", 0), ("audio", "audio", 1)), ("img", "audio"), ("img", "audio"), writes=True
-            ),
-        ),
-    ),
-    _row(
-        "Prism",
-        "prism.model",
-        "Prism",
-        output_only="it runs blocks of three transformers in turn, and other ones at low noise",
-    ),
     _row("Anima", "anima.model", "Anima", ("blocks", "block", _COSMOS)),
     _row(
         "Kandinsky 5",
@@ -214,12 +195,6 @@ FAMILIES = (
         "qwen_image.model",
         "QwenImageTransformer2DModel",
         ("transformer_blocks", "block", _IMAGE_TEXT),
-    ),
-    _row(
-        "Qwen-Image 2.1",
-        "qwen_image21.model",
-        "QwenImage21Transformer2DModel",
-        output_only="it keeps keys and values of text and references as long as nothing patches its blocks",
     ),
     _row(
         "Mage-Flow",
@@ -241,12 +216,6 @@ FAMILIES = (
                 rows=("img_mlp", "txt_mlp"),
             ),
         ),
-    ),
-    _row(
-        "SenseNova U1.5",
-        "sensenova.model",
-        "SenseNovaU15",
-        output_only="it runs its blocks by functions of theirs, on a prefix whose keys and values it keeps",
     ),
     _row("Z-Image (pixel)", "lumina.model", "NextDiTPixelSpace", *_LUMINA, side_modules=_REFINERS),
     _row("Lumina2, Z-Image", "lumina.model", "NextDiT", *_LUMINA, side_modules=_REFINERS),
@@ -413,7 +382,5 @@ FAMILIES = (
         "HunYuanDiTPlain",
         output_only="it exchanges the halves of a batch on its way",
     ),
+    *READ_ROWS,
 )
-
-READ = ("Kandinsky 6", "Prism", "Qwen-Image 2.1", "SenseNova U1.5")
-"""Rows of models that no ComfyUI of the tests has."""
