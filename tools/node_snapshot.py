@@ -97,6 +97,7 @@ def render_families(pages: Mapping[str, Mapping[str, list[str]]]) -> str:
 
 def main() -> None:
     """Writes both files from the ComfyUI that COMFYUI_UNDER_TEST names."""
+    import tests  # noqa: F401  (ours, before a ComfyUI's folder of that name can be found)
     from stress import comfy_start  # before all of ComfyUI
     from tests.comfy import tiny_families as tiny
     from tests.comfy.conftest import fill_

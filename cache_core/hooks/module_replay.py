@@ -14,6 +14,7 @@ from torch import nn
 
 from ..base.errors import CacheMismatch
 from ..cache.rows import take_rows
+from ..models.block_spec import BlockSpec
 from ..models.families import Block
 from .call_context import Call
 from .flux_adapter import adapter_of, bind
@@ -62,9 +63,8 @@ def record(original, block: Block, call: Call, args, kwargs):
         parts = (value,) if bare else value
         for i, part in enumerate(parts):
             if isinstance(part, torch.Tensor):
-                call.record(
-                    (*block.name, path, i, 0 if bare else len(parts)), part.clone() if spec.writes else part
-                )
+                kept = spec.batched(part.clone() if spec.writes else part)
+                call.record((*block.name, path, i, 0 if bare else len(parts)), kept)
     return out
 
 
@@ -89,11 +89,13 @@ def replay(original, block: Block, call: Call, args, kwargs):
                     )
                 sites = {site[3]: site for site in kept[path]}
                 if computed & {"", spec.part(path)}:
-                    return _computed(inner, sites, call, *a, **k)
+                    return _computed(inner, sites, call, spec, *a, **k)
                 if path in spec.rows and call.kind == "C":
                     return _refresh(inner, sites[0], call, block, spec.rows[path], *a, **k)
                 count = sites[min(sites)][4]
-                values = {i: call.module_value(site, owned=spec.writes) for i, site in sites.items()}
+                values = {
+                    i: spec.unbatched(call.module_value(site, owned=spec.writes)) for i, site in sites.items()
+                }
                 return tuple(values.get(i) for i in range(count)) if count else values[0]
 
             return forward
@@ -106,27 +108,29 @@ def replay(original, block: Block, call: Call, args, kwargs):
         return original(*args, **kwargs)
 
 
-def _computed(inner, sites, call: Call, *args, **kwargs):
+def _computed(inner, sites, call: Call, spec: BlockSpec, *args, **kwargs):
     """A sub-module's output on all tokens, which becomes the correction of its sites."""
     out = inner(*args, **kwargs)
     for i, part in enumerate((out,) if isinstance(out, torch.Tensor) else out):
         if i in sites:
-            call.batch.correct(sites[i], part, call.settings.modules)
+            call.batch.correct(sites[i], spec.batched(part), call.settings.modules)
     return out
 
 
 def _refresh(
     inner, site, call: Call, block: Block, stream: str, x: torch.Tensor, *args, **kwargs
 ) -> torch.Tensor:
-    """An MLP's output with the chosen rows computed from x [B,...,d]; they become the site's correction."""
-    flat = x.flatten(1, -2)
+    """An MLP's output with the chosen rows computed from x [B,...,d] or [n,d]; they become the
+    site's correction."""
+    spec = block.spec
+    flat = spec.batched(x).flatten(1, -2)
     rows = call.choose(block.name, stream, flat.shape[1], x.device)
     if rows is None:
-        return call.module_value(site, owned=True)
-    fresh = inner(take_rows(flat, rows), *args, **kwargs)
+        return spec.unbatched(call.module_value(site, owned=True))
+    fresh = spec.batched(inner(spec.unbatched(take_rows(flat, rows)), *args, **kwargs))
     if call.batch.dimensions(site) > 3:
         raise CacheMismatch("A module's output does not have the registered shape; this call runs in full.")
-    return call.batch.refresh(site, fresh, call.settings.modules, rows)
+    return spec.unbatched(call.batch.refresh(site, fresh, call.settings.modules, rows))
 
 
 def opened(value):

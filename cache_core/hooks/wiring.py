@@ -226,7 +226,7 @@ class Wiring(ModelOutput):
         if self._entered is None:
             self._entered_at = i
             self._entered = self._mark(spec, main)
-            self._samples = call.batch_size = first.shape[spec.batch]
+            self._samples = call.batch_size = spec.samples(first)
             if call.kind != "F" and self.level != "output" and not self._signed(self._entered, self._samples):
                 raise CacheMismatch(OTHER_TOKENS)
             for branch in call.batch.branches:

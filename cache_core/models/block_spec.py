@@ -26,7 +26,7 @@ class BlockSpec:
     reads: the streams that code behind the last block reads.
     joined: the streams of an earlier kind of block that are concatenated, in this order, in this kind's only
         stream.
-    batch: the dimension of the batch.
+    batch: the dimension of the batch; None where the tokens of the only sample are [n,d], without one.
     packed: the main tensors are one tuple, the first argument.
     writes: whether the block may write into its input.
     modules: paths of the sub-modules whose outputs can be replayed, the first one self-attention; each stands
@@ -43,7 +43,7 @@ class BlockSpec:
     gives: tuple[str, ...]
     reads: tuple[str, ...]
     joined: tuple[str, ...] = ()
-    batch: int = 0
+    batch: int | None = 0
     packed: bool = False
     writes: bool = False
     modules: tuple[str, ...] = ()
@@ -96,13 +96,29 @@ class BlockSpec:
             return streams[self.gives[0]]
         return tuple(streams.get(name) for name in self.gives)
 
+    def samples(self, x: torch.Tensor) -> int:
+        """How many samples a stream has."""
+        return 1 if self.batch is None else x.shape[self.batch]
+
+    def batched(self, x: torch.Tensor) -> torch.Tensor:
+        """A tensor of a block with a dimension of the batch, where `batch` is None; else as it is."""
+        return x[None] if self.batch is None else x
+
+    def unbatched(self, x: torch.Tensor) -> torch.Tensor:
+        """`batched` taken back."""
+        return x[0] if self.batch is None else x
+
     def flat(self, x: torch.Tensor) -> torch.Tensor:
         """A stream as [B,n,d], of which the cache keeps its snapshots."""
+        if self.batch is None:
+            return x[None]
         x = x.movedim(self.batch, 0)
         return x.flatten(1, -2) if x.ndim > 3 else x
 
     def unflat(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """`flat` taken back, in the shape of `like`."""
+        if self.batch is None:
+            return x[0]
         if like.ndim == 3 and self.batch == 0:
             return x
         return x.view(like.movedim(self.batch, 0).shape).movedim(0, self.batch)

@@ -1,12 +1,13 @@
 """The registry of model families: one row per model class of ComfyUI. A new model needs a row here and no
 code.
 
-Specs were read off the loops over the blocks in ComfyUI 0.3.64 to 0.26; tests/comfy/test_families.py
-samples a tiny model of every row."""
+Specs were read off the loops over the blocks in ComfyUI 0.3.64 to 0.33; tests/comfy/test_families.py
+samples a tiny model of every row. Rows of models that ComfyUI has had since then are in `read_rows`."""
 
 from __future__ import annotations
 
 from .block_spec import BlockSpec, Family, SideModule, one, two
+from .read_rows import READ_ROWS
 
 _LDM = "comfy.ldm."
 _FLUX = (
@@ -100,7 +101,25 @@ FAMILIES = (
         *_WAN,
         side_modules=(SideModule("music_injector"),),
     ),
+    _row(
+        "Wan Animate 2",
+        "wan.model_animate2",
+        "WanAnimate2Model",
+        output_only="it runs its blocks by two functions of theirs, once for the pose and once for the video",
+    ),
     _row("Wan", "wan.model", "WanModel", *_WAN),
+    _row(
+        "MiniMax H3",
+        "minimax.model",
+        "MiniMaxH3Model",
+        ("blocks", "block", one("x", "attn", rows="mlp", batch=None, writes=True)),
+    ),  # text, sound and picture in one sequence [n,d] of one sample
+    _row(
+        "SeedVR2",
+        "seedvr.model",
+        "NaDiT",
+        refusal="it restores a video in one step, so there is no step to skip",
+    ),
     _row(
         "LTX-2",
         "lightricks.av_model",
@@ -176,6 +195,27 @@ FAMILIES = (
         "qwen_image.model",
         "QwenImageTransformer2DModel",
         ("transformer_blocks", "block", _IMAGE_TEXT),
+    ),
+    _row(
+        "Mage-Flow",
+        "mage_flow.model",
+        "MageFlowTransformer2DModel",
+        ("transformer_blocks", "block", _IMAGE_TEXT),
+    ),
+    _row(
+        "JoyImage",
+        "joyimage.model",
+        "JoyImageTransformer3DModel",
+        (
+            "double_blocks",
+            "block",
+            two(
+                ("hidden_states", 0),
+                ("encoder_hidden_states", 1),
+                "attn",
+                rows=("img_mlp", "txt_mlp"),
+            ),
+        ),
     ),
     _row("Z-Image (pixel)", "lumina.model", "NextDiTPixelSpace", *_LUMINA, side_modules=_REFINERS),
     _row("Lumina2, Z-Image", "lumina.model", "NextDiT", *_LUMINA, side_modules=_REFINERS),
@@ -325,9 +365,22 @@ FAMILIES = (
         side_modules=_REFINERS,
     ),
     _row(
+        "MiniMax Music 3",
+        "minimax_music.dit",
+        "MiniMaxMusic3DiT",
+        output_only="it runs its blocks once for every eight seconds of sound",
+    ),
+    _row(
+        "Trellis 2",
+        "trellis2.model",
+        "Trellis2",
+        output_only="it has one transformer for each of its stages, most of them on sparse points",
+    ),
+    _row(
         "Hunyuan3D 2.1",
         "hunyuan3dv2_1.hunyuandit",
         "HunYuanDiTPlain",
         output_only="it exchanges the halves of a batch on its way",
     ),
+    *READ_ROWS,
 )

@@ -46,7 +46,7 @@ def part(pack):
     return comfy_start.part
 
 
-CHECKPOINT_BUFFERS = ("pos_embed", "inv_freq")
+CHECKPOINT_BUFFERS = ("pos_embed", "inv_freq", ".beta")
 
 
 def fill_(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -190,6 +190,7 @@ CASES = {
 IGNORED = {
     "0.3.64": ("attn1 flux", "attn1 output flux", "attn1 wan", "attn2 wan", "attn1 qwen image"),
     "0.26.0": (),
+    "0.33.0": (),
 }
 """Patches that a ComfyUI version does not read in these models."""
 

@@ -14,8 +14,11 @@ from tests.comfy import tiny_families as tiny
 from tests.comfy.tiny_families import PAGES, call, close, joined, left_behind
 
 VERSION = comfyui_version()
+NEW = ["minimax h3", "minimax music 3", "wan animate 2", "mage flow", "joyimage", "trellis 2"]
+"""Models of `tiny_families` that ComfyUI 0.33 has and 0.26 not."""
 LACKING = {
     "0.3.64": [
+        *NEW,
         "ltx 2",
         "ltx 2 without sound",
         "pid",
@@ -39,7 +42,8 @@ LACKING = {
         "wan scail",
         "z-image",
     ],
-    "0.26.0": [],
+    "0.26.0": NEW,
+    "0.33.0": [],
 }
 """Models of `tiny_families` that a ComfyUI version does not have."""
 NAMES = tiny.present()
