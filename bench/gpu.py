@@ -113,15 +113,15 @@ def measure(options: argparse.Namespace) -> dict:
     ):
         section(name, lambda _, function=function: function(model), least)
     model.drop()
+    section("compiled", lambda _: gpu_memory.compiled(host, bench.left), 35)
+    section("dynamic", lambda _: gpu_memory.dynamic(host, options, bench.left()), 40)
+    section("streamed", lambda _: gpu_memory.streamed(host), 12)
     for name, least in (("wan", 55), ("qwen", 25)):
         section(
             name,
             lambda save, name=name: gpu_sections.video_or_large(host, name, bench.left(), save),
             least,
         )
-    section("dynamic", lambda _: gpu_memory.dynamic(host, options, bench.left()), 40)
-    section("streamed", lambda _: gpu_memory.streamed(host), 12)
-    section("compiled", lambda _: gpu_memory.compiled(host, bench.left), 35)
     return bench.record
 
 

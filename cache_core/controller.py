@@ -27,23 +27,12 @@ from .config import CacheConfig
 from .hooks.call_context import Call
 from .hooks.compilation import Compilation
 from .hooks.model_binding import Model
-from .indicators.guard import Guard, likeness, probe
+from .indicators.guard import CONTROL, STALE, Guard, likeness, probe
 from .memory.budget import Budget
 from .report.run_report import Report, StepRecord
 from .run.model_call import installed, left_alone
 from .run.state import LastCall, RunState
 from .schedule.evaluation_counter import Evaluation, EvaluationCounter
-
-STALE = (
-    "A conditioning that the sampler leaves out on some steps was older than the plan allows, so those calls "
-    "ran in full. Choose a plan whose full steps fall on the steps on which it is evaluated."
-)
-
-
-CONTROL = (
-    "What a control network adds has changed in strength since the last full step, so those calls ran in "
-    "full."
-)
 
 
 @dataclass
@@ -150,7 +139,7 @@ class Controller(RunState):
             if refusal and self._active:
                 self.say(f"{known.name} is sampled plainly: {refusal}.")
             if now is not None:
-                self._count(now.record, "F", "plain")
+                self._count(now.record, "F", "guard" if self._guard_tripped else "plain")
             with left_alone(known, self.compilation):
                 yield "F"
             return
@@ -233,13 +222,17 @@ class Controller(RunState):
         if planned != "F" and at.rising:
             return "F", "rising"
         in_force = self._kinds_in_force[at.step]
-        return (in_force, "planned") if in_force == planned else (in_force, "memory")
+        if in_force == planned:
+            return in_force, "planned"
+        return in_force, "guard" if self._guard_tripped else "memory"
 
     def _guarded(self) -> bool:
         """Whether what the model is given has changed altogether between two steps."""
         found = None if self._guard_tripped else self._guard.tripped()
         if found is not None:
             self._guard_tripped = True
+            if self._observer is None:
+                self._stop()  # nothing that is kept would be used again
             self.say(
                 f"At step {found + 1} the model was given something else than at the step before, as it is "
                 "with tiles or windows that move: cached features do not fit, so the rest of the run is "

@@ -16,6 +16,18 @@ PROBED = 4096
 """Values of an input that are compared."""
 
 
+STALE = (
+    "A conditioning that the sampler leaves out on some steps was older than the plan allows, so those calls "
+    "ran in full. Choose a plan whose full steps fall on the steps on which it is evaluated."
+)
+
+
+CONTROL = (
+    "What a control network adds has changed in strength since the last full step, so those calls ran in "
+    "full."
+)
+
+
 def probe(x: torch.Tensor) -> torch.Tensor:
     """At most `PROBED` values of a sample batch x [b,...], evenly spread, as [b,k] in float32."""
     flat = x.detach().flatten(1)
