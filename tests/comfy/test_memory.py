@@ -17,7 +17,8 @@ ROUGH = {
     "auraflow": 1.15,
     "boogu": 1.15,
 }
-"""Models with modules, or a stream of the last block, that do not run in these calls: or of which few rows are refreshed at
+"""Models with modules, or a stream of the last block, that do not run in these calls: or of which few rows
+are refreshed at
 this size: the estimate is larger, by at most so much."""
 
 
