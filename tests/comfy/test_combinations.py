@@ -360,7 +360,7 @@ def test_caches_of_other_packs_are_known_by_what_they_leave(flux, cached, sample
         theirs.__qualname__ = methods[name]
         model.set_model_unet_function_wrapper(theirs)
     both = cached(model, preset="fora")
-    assert torch.equal(sample(both, steps=12), sample(model, steps=12)) and set(ran(both)) == {"F"}
+    assert torch.equal(sample(both, steps=6), sample(model, steps=6)) and set(ran(both)) == {"F"}
     (sentence,) = report_of(both).messages
     assert name in sentence
 
