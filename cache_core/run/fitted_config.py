@@ -24,12 +24,17 @@ FRESH_NOISE = (
 
 
 def fitted_to_run(
-    settings: CacheConfig, sigmas: Sequence[float], flow: bool, fresh_noise: bool = False
+    settings: CacheConfig,
+    sigmas: Sequence[float],
+    flow: bool,
+    fresh_noise: bool = False,
+    refused: bool = False,
 ) -> tuple[CacheConfig, CacheSchedule, Mask | None, list[str]]:
     """The settings, the plan and the mask of a run with these noise levels, and a sentence for everything
     that differs from what was asked for.
 
     flow, fresh_noise: as in `Controller`.
+    refused: nothing is cached in this run, so what the plan would have cost is not said.
     """
     steps, said = len(sigmas) - 1, []
     ends = Node(0.0, float(sigmas[0]), flow), Node(float(steps), float(sigmas[-1]), flow)
@@ -57,7 +62,7 @@ def fitted_to_run(
     schedule = settings.schedule_for(steps)
     if settings.skips_nothing_in(steps):
         said.append(short_run(settings, steps))
-    elif _is_published(settings) and steps < LEAST_STEPS and schedule.kinds.strip("F"):
+    elif not refused and _is_published(settings) and steps < LEAST_STEPS and schedule.kinds.strip("F"):
         said.append(published_plan(schedule))
     if fresh_noise and schedule.kinds.strip("F"):
         settings, schedule, mask = _for_fresh_noise(settings, schedule, ends)

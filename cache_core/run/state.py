@@ -57,7 +57,7 @@ class RunState(Handle):
         self._prediction, self._fresh_noise = prediction, fresh_noise
         self.book = RunRecorder(seconds)
         self.settings, self.schedule, self._mask, said = fitted_to_run(
-            settings, sigmas, flow, fresh_noise and refusal is None
+            settings, sigmas, flow, fresh_noise and refusal is None, refusal is not None
         )
         for sentence in said:
             self.say(sentence)

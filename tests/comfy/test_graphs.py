@@ -10,7 +10,7 @@ import comfy.samplers
 import pytest
 import torch
 
-STEPS = 8
+STEPS = 12
 
 
 @pytest.fixture

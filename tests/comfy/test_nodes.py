@@ -19,6 +19,10 @@ NODES = [
     "FeatureForecast",
     "VCacheAttentionPatch",
     "DualCacheSampler",
+    "DualCacheRecord",
+    "DualCacheFitPlan",
+    "DualCacheUseLearnedPlan",
+    "DualCacheLearnedSampler",
     "CacheReport",
     "CacheCompare",
     "DualCacheProfileModel",
@@ -30,6 +34,7 @@ NODES = [
     "DualCacheDemoCaption",
     "DualCacheDemoClip",
 ]
+STEPS = 12  # in shorter runs balanced skips nothing
 CUSTOM = dict(
     preset="custom",
     steps=10,
@@ -90,7 +95,7 @@ def ksampler(condition, latent):
     def run(model, **changes):
         options = dict(
             seed=5,
-            steps=8,
+            steps=STEPS,
             cfg=1.0,
             sampler_name="euler",
             scheduler="simple",
@@ -113,7 +118,7 @@ def dual_sampler(call, condition, latent):
         options = dict(
             model=model,
             seed=5,
-            steps=8,
+            steps=STEPS,
             cfg=1.0,
             sampler_name="euler",
             scheduler="simple",
@@ -260,7 +265,7 @@ def test_dual_cache_patches_a_clone(call, flux, ksampler, part):
 def test_a_schedule_replaces_the_presets_plan(call, flux, ksampler, ran, report_of):
     schedule, _ = call("CacheScheduleBuilder", **{**CUSTOM, "steps": 8, "explicit": "FFACACAF"}).result
     (patched,) = call("DualCache", model=flux, preset="balanced", schedule=schedule).result
-    ksampler(patched)
+    ksampler(patched, steps=8)
     assert (
         ran(patched) == "FFACACAF"
         and report_of(patched).predictor == "3 rules by token"
@@ -328,12 +333,12 @@ def test_events_reach_the_browser_per_step_and_at_the_end(call, flux, ksampler, 
     (patched,) = call("DualCache", model=flux, preset="balanced").result
     ksampler(patched)
     events = [e for e, _, _ in sent]
-    assert events == ["dual_cache.expect"] + ["dual_cache.step"] * 8 + ["dual_cache.report"]
+    assert events == ["dual_cache.expect"] + ["dual_cache.step"] * STEPS + ["dual_cache.report"]
     assert (
         re.match(r"Caches of about \d.* are expected, of 1 branch\.", sent[0][1]["text"])
-        and sent[0][1]["steps"] == 8
+        and sent[0][1]["steps"] == STEPS
     )
-    assert [d["record"]["step"] for _, d, _ in sent[1:9]] == list(range(8)) and {
+    assert [d["record"]["step"] for _, d, _ in sent[1:-1]] == list(range(STEPS)) and {
         d["node"] for _, d, _ in sent
     } == {"7"}
     assert {(d["prompt_id"], to) for _, d, to in sent} == {("run", "me")}
@@ -432,7 +437,7 @@ def test_the_sampler_is_ksampler_with_the_cache_built_in(
     (patched,) = call("DualCache", model=flux, preset="balanced").result
     assert torch.equal(result["samples"], ksampler(patched, **options)["samples"])
     assert [r.actual for r in report.records] == [r.actual for r in report_of(patched).records]
-    assert len(report.records) == 8 and report.totals()["skipped"] > 0 and report.method == "balanced"
+    assert len(report.records) == STEPS and report.totals()["skipped"] > 0 and report.method == "balanced"
     off, report = dual_sampler(flux, preset="off", **options)
     assert torch.equal(off["samples"], ksampler(flux, **options)["samples"]) and report.why_nothing()
 
@@ -487,7 +492,7 @@ def test_the_report_node_finds_the_report_of_a_patched_model(call, flux, ksample
     # Through what comes after the patch, too: other nodes clone the model.
     for model in (patched, patched.clone(), call("VCacheAttentionPatch", model=patched, **TOKENS).result[0]):
         text, data, _ = call("CacheReport", model=model, latent=latent).result
-        assert text == report_of(patched).text() and json.loads(data)["totals"]["evaluations"] == 8
+        assert text == report_of(patched).text() and json.loads(data)["totals"]["evaluations"] == STEPS
 
 
 def test_a_model_that_sampled_twice_has_the_report_of_each_latent(call, flux, ksampler):

@@ -276,7 +276,7 @@ def pictures(shown: dict) -> list[np.ndarray]:
 def test_runs(name, definitions):
     """The embedded and the planned workflow as they stand, the others in fewer steps to save time."""
     prompt = to_api(read(name), definitions)
-    steps = 30 if name in ("embedded", "planned") else 9
+    steps = 30 if name in ("embedded", "planned") else 12
     for node in prompt.values():
         if "steps" in node["inputs"]:
             node["inputs"]["steps"] = steps
