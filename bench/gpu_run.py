@@ -63,7 +63,7 @@ def cached(model: Loaded, preset: str | None = None, kinds=None, ratio=0.1, memo
     if preset:
         settings = host.part("cache_core.recipes").from_preset(preset, plan, **changes)
     else:
-        settings = host.part("cache_core.config").Settings(schedule=plan, **changes)
+        settings = host.part("cache_core.config").CacheConfig(schedule=plan, **changes)
     patching = host.patching
     return patching.patch(model.patcher, patching.KEY, patching.CacheRequest(settings, None, memory=memory))
 

@@ -18,7 +18,7 @@ import torch
 
 from cache_core.calibration.planner import plan
 from cache_core.calibration.profile import fingerprint
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.learned.fit import follow
 from cache_core.learned.grid import segment_errors
 from cache_core.learned.learning import learn
@@ -153,7 +153,7 @@ class Bench:
                 p = self.plan(calls, aim)
                 return follow(self.noise, self.velocity, p.sigmas, p.full, p.weights, p.under or None), calls
             if row == PLANNED:
-                settings = Settings(
+                settings = CacheConfig(
                     method=row, **parts_of_plan(plan(self.profile(), calls, "power").schedule)
                 )
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from .base.names import LEVELS
+from .base.names import LEVELS, STREAMS
 from .cache.feature_predictor import FeaturePredictor
 from .cache.observer import Observer
 from .predictors.extrapolation import predictor
@@ -17,7 +17,7 @@ _REUSE = predictor("reuse")
 
 
 @dataclass(frozen=True)
-class Settings:
+class CacheConfig:
     """The parts of a caching method.
 
     schedule: an explicit plan, or None to make one from `generator` for the run's number of steps.
@@ -36,6 +36,8 @@ class Settings:
     speedup: for hosts that keep profiles: steps over full steps that a plan from a matching profile is made
         for, None for no such plan.
     detect: whether the blocks of a model that the registry does not have are looked for (experimental).
+    streams: "reuse" by the name of a stream ("img", "audio") that is put back as it last was, not forecast,
+        at the levels final, stack and output.
     least_steps: in shorter runs nothing is skipped, unless an explicit plan says so.
     observer: sees the features of full steps, also where nothing is skipped; no part of a recipe.
     families: other settings for models of a family, by its name in the registry.
@@ -56,9 +58,10 @@ class Settings:
     seed: int = 0
     speedup: float | None = None
     detect: bool = False
+    streams: Mapping[str, str] = field(default_factory=dict)
     least_steps: int = 0
     observer: Observer | None = None
-    families: Mapping[str, Settings] = field(default_factory=dict)
+    families: Mapping[str, CacheConfig] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.attention not in ("frozen", "live"):
@@ -90,6 +93,10 @@ class Settings:
             raise ValueError(f"speedup must lie between 1 and 100, not {self.speedup}.")
         if not isinstance(self.detect, bool):
             raise ValueError(f"detect must be true or false, not {repr(self.detect)[:40]}.")
+        if not isinstance(self.streams, Mapping) or any(
+            name not in STREAMS or rule != "reuse" for name, rule in self.streams.items()
+        ):
+            raise ValueError('streams must be an object such as {"audio": "reuse"}, of img and audio.')
         if (
             isinstance(self.least_steps, bool)
             or not isinstance(self.least_steps, int)
@@ -126,7 +133,7 @@ class Settings:
         """Whether the settings leave a run of so many steps alone because it is short."""
         return self.mask is None and self.schedule is None and steps < self.least_steps
 
-    def for_family(self, name: str) -> Settings:
+    def for_family(self, name: str) -> CacheConfig:
         """The settings for models of a family."""
         return self.families.get(name, self)
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cache_core.calibration.planner import plan_for_speedup
 from cache_core.calibration.profile import Profile
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.recipes import from_preset
 from cache_core.report.comparison import far_apart
 from cache_core.report.metrics import psnr
@@ -207,7 +207,7 @@ def timed_sample(model, captions, seeds, **options) -> tuple[Sampled, float]:
 
 
 def sample_side_by_side(
-    model, ways: dict[str, tuple[int, Settings | None]], options: Options, bar
+    model, ways: dict[str, tuple[int, CacheConfig | None]], options: Options, bar
 ) -> dict[str, Run]:
     """Samples all captions in each of the named ways (steps, settings).
 
@@ -242,7 +242,7 @@ def sample_side_by_side(
     }
 
 
-def settings_of(preset: str, steps: int) -> Settings:
+def settings_of(preset: str, steps: int) -> CacheConfig:
     """The settings of a preset; one that plans from profiles takes the embedded model's own."""
     settings = from_preset(preset)
     if settings.speedup is None:

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.memory.budget import Budget
 from cache_core.report.run_report import Report
@@ -50,7 +50,7 @@ def sample(
     seeds=None,
     guidance: float = 2.0,
     sampler: str = "euler",
-    settings: Settings | None = None,
+    settings: CacheConfig | None = None,
     split: bool = False,
     size: int = SIZE,
     sigmas=None,

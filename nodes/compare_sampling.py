@@ -22,7 +22,7 @@ TIMED = (
     "and decoding are not either."
 )
 NAMED = ("seed", "cfg", "sampler_name", "scheduler", "denoise")
-"""Settings of the sampler that the comparison repeats."""
+"""The config of the sampler that the comparison repeats."""
 
 
 def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> tuple[Comparison, dict]:

@@ -14,7 +14,7 @@ DEFAULT_PRESET = "balanced"
 
 
 def settings_from(preset, schedule=None, forecast=FROM_PRESET, gain=0.9):
-    """Settings that the widgets of Dual Cache describe."""
+    """The config that the widgets of Dual Cache describe."""
     changes = {}
     if forecast != FROM_PRESET:
         changes["predictor"] = predictor(forecast, **({} if forecast == "reuse" else {"gain": gain}))

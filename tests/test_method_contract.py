@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cache_core.base.names import LEVELS as LEVEL_NAMES
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.predictors.extrapolation import predictor
 from cache_core.recipes import from_preset, preset_names
 from cache_core.schedule.plan import explicit
@@ -31,7 +31,7 @@ TOKENS = {
 METHODS = {
     **{name: from_preset(name) for name in preset_names()},
     **{f"{level}, {name}": cached(level, name, KINDS) for level, name in PAIRS},
-    **{name: Settings(schedule=explicit(KINDS, 0.3), **parts) for name, parts in TOKENS.items()},
+    **{name: CacheConfig(schedule=explicit(KINDS, 0.3), **parts) for name, parts in TOKENS.items()},
 }
 each = pytest.mark.parametrize("name", METHODS)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.predictors.extrapolation import predictor
 from cache_core.recipes import from_preset, preset_names
@@ -21,12 +21,12 @@ from tests.tiny_flux import assert_untouched, evaluate, inputs, plain, ran, rand
 METHODS = {
     "duca": from_preset("duca", explicit("FCACAF", 0.3)),
     "forecast": from_preset("balanced", explicit("FFAAFA")),
-    "high": Settings(
+    "high": CacheConfig(
         schedule=explicit("FCCAFC", 0.3), selector=Selector("value_norm_high", spatial_bonus=0.4)
     ),
-    "low": Settings(schedule=explicit("FCCAFC", 0.3), selector=Selector("value_norm_low", staleness=1.0)),
-    "live": Settings(schedule=explicit("FCACFC", 0.3), attention="live"),
-    "modules": Settings(
+    "low": CacheConfig(schedule=explicit("FCCAFC", 0.3), selector=Selector("value_norm_low", staleness=1.0)),
+    "live": CacheConfig(schedule=explicit("FCACFC", 0.3), attention="live"),
+    "modules": CacheConfig(
         schedule=explicit("FFCCAC", 0.3),
         module_predictor=predictor("linear"),
         predictor=predictor("linear", gain=0.7),
@@ -50,7 +50,7 @@ def distance(a, b):
 
 @pytest.mark.parametrize(
     "settings",
-    [from_preset("off"), Settings(schedule=explicit("FFFFFF")), from_preset("duca", explicit("F"))],
+    [from_preset("off"), CacheConfig(schedule=explicit("FFFFFF")), from_preset("duca", explicit("F"))],
     ids=["off", "all full", "one letter"],
 )
 @pytest.mark.parametrize("how", HOW, ids=str)
@@ -67,7 +67,7 @@ def test_aggressive_after_full_at_the_same_sigma_is_exact(model, forecast, split
     sigmas = [1.0, 1.0, 0.7, 0.7, 0.7, 0.3, 0.0]  # equal neighbours leave x as it was
     result = run(
         model,
-        Settings(schedule=explicit("FAFAAF"), predictor=predictor(forecast)),
+        CacheConfig(schedule=explicit("FAFAAF"), predictor=predictor(forecast)),
         sigmas=sigmas,
         split=split,
     )
@@ -79,20 +79,20 @@ def test_aggressive_after_full_at_the_same_sigma_is_exact(model, forecast, split
 @pytest.mark.parametrize("attention", ["frozen", "live"])
 def test_conservative_after_full_at_the_same_sigma_changes_nothing(model, ratio, attention):
     sigmas = [1.0, 1.0, 0.6, 0.6, 0.6, 0.0]
-    result = run(model, Settings(schedule=explicit("FCFCC", ratio), attention=attention), sigmas=sigmas)
+    result = run(model, CacheConfig(schedule=explicit("FCFCC", ratio), attention=attention), sigmas=sigmas)
     assert ran(result) == "FCFCC"
     assert torch.allclose(result.latents, run(model, sigmas=sigmas).latents, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
 def test_conservative_with_every_token_and_live_attention_is_exact(model, how):
-    result = run(model, Settings(schedule=explicit("FCCCCC", 1.0), attention="live"), **how)
+    result = run(model, CacheConfig(schedule=explicit("FCCCCC", 1.0), attention="live"), **how)
     assert set(ran(result)) == {"F", "C"}
     assert (result.latents - run(model, **how).latents).abs().max() <= 1e-6
 
 
 def test_conservative_with_every_token_and_frozen_attention_differs(model):
-    result = run(model, Settings(schedule=explicit("FCCCCC", 1.0)))
+    result = run(model, CacheConfig(schedule=explicit("FCCCCC", 1.0)))
     assert ran(result) == "FCCCCC"
     assert distance(result.latents, run(model).latents) > 1e-3
 
@@ -103,7 +103,7 @@ def test_aggressive_steps_keep_the_last_hidden_state_and_take_the_new_modulation
         lambda m, args: seen.append([a.clone() for a in args])
     )
     try:
-        run(model, Settings(schedule=explicit("FAAA")), steps=4, guidance=1)
+        run(model, CacheConfig(schedule=explicit("FAAA")), steps=4, guidance=1)
     finally:
         handle.remove()
     hidden, modulation = zip(*seen)
@@ -116,7 +116,7 @@ def test_low_precision_stays_finite_and_exact_where_it_must_be(dtype):
     model = random_flux().to(dtype)
     data = tuple(t.to(dtype) for t in inputs(model))
     sigmas = [1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
-    cache = Controller(Settings(schedule=explicit("FAFCAF", 0.5), predictor=predictor("linear")), sigmas)
+    cache = Controller(CacheConfig(schedule=explicit("FAFCAF", 0.5), predictor=predictor("linear")), sigmas)
     outs = [evaluate(cache, model, s, data=data) for s in sigmas[:-1]]
     assert [kind for kind, _ in outs] == list("FAFCAF")
     assert torch.equal(outs[0][1], outs[1][1])
@@ -136,14 +136,14 @@ def test_guidance_in_one_call_equals_two_calls_with_two_evaluations_per_step(mod
 
 
 def test_the_seed_of_the_token_choice_matters_and_repeats(model):
-    a, b, c = (run(model, Settings(schedule=explicit("FCCCCC", 0.3), seed=s)).latents for s in (0, 1, 0))
+    a, b, c = (run(model, CacheConfig(schedule=explicit("FCCCCC", 0.3), seed=s)).latents for s in (0, 1, 0))
     assert torch.equal(a, c) and not torch.equal(a, b)
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_every_selector_reaches_the_blocks(model, score):
-    base = run(model, Settings(schedule=explicit("FCCCCC", 0.0))).latents
-    some = run(model, Settings(schedule=explicit("FCCCCC", 0.4), selector=Selector(score)))
+    base = run(model, CacheConfig(schedule=explicit("FCCCCC", 0.0))).latents
+    some = run(model, CacheConfig(schedule=explicit("FCCCCC", 0.4), selector=Selector(score)))
     assert ran(some) == "FCCCCC" and not torch.equal(some.latents, base)
 
 
@@ -151,13 +151,13 @@ def test_text_ratio_rules_the_text_stream_alone(model):
     """Fresh text rows reach fresh image rows through live attention; replayed attention does not see them."""
     for attention in ("frozen", "live"):
         none = run(
-            model, Settings(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=0.0)
+            model, CacheConfig(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=0.0)
         ).latents
         text = run(
-            model, Settings(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=1.0)
+            model, CacheConfig(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=1.0)
         ).latents
         assert torch.equal(none, text)
-        half = Settings(schedule=explicit("FCCCCC", 0.5), attention=attention)
+        half = CacheConfig(schedule=explicit("FCCCCC", 0.5), attention=attention)
         image, both = (run(model, replace(half, text_ratio=r)).latents for r in (0.0, 1.0))
         assert not torch.equal(none, image)
         assert torch.equal(image, both) == (attention == "frozen")
@@ -166,7 +166,9 @@ def test_text_ratio_rules_the_text_stream_alone(model):
 def test_inputs_are_not_written_to(model):
     data = inputs(model, batch=2)
     before = [t.clone() for t in data]
-    cache = Controller(Settings(schedule=explicit("FCAC", 0.5), attention="live"), [1.0, 0.8, 0.5, 0.2, 0.0])
+    cache = Controller(
+        CacheConfig(schedule=explicit("FCAC", 0.5), attention="live"), [1.0, 0.8, 0.5, 0.2, 0.0]
+    )
     kinds = [evaluate(cache, model, sigma, ["a", "b"], data)[0] for sigma in (1.0, 0.8, 0.5, 0.2)]
     assert kinds == list("FCAC")
     assert all(torch.equal(now, then) for now, then in zip(data, before))
@@ -225,7 +227,7 @@ def test_what_choosing_has_made_goes_with_the_run(model):
 
 @pytest.mark.parametrize("kind", "FCA")
 def test_a_model_that_raises_in_the_middle_leaves_nothing(model, kind):
-    cache = Controller(Settings(schedule=explicit("F" + kind, 0.5)), [1.0, 0.5, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("F" + kind, 0.5)), [1.0, 0.5, 0.0])
     evaluate(cache, model, 1.0)
     handle = stop_at(model.final_layer if kind == "A" else model.single_blocks[1].linear2, 1)
     try:
@@ -340,7 +342,7 @@ def test_the_report_says_how_far_a_forecast_was_off(model, unchecked):
     """Measured where a full step follows: the relative distance of what would have been put back from what
     came out."""
     sigmas, data, hidden = schedule_sigmas(4), inputs(model), []
-    cache = Controller(Settings(schedule=explicit("FAAF")), sigmas)
+    cache = Controller(CacheConfig(schedule=explicit("FAAF")), sigmas)
     handle = model.single_blocks[-1].register_forward_hook(lambda m, a, out: hidden.append(out.clone()))
     try:
         for sigma in sigmas[:-1]:

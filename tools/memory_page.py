@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from cache_core.base.wording import size
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.memory.estimate import Shapes, footprint
 from cache_core.models.block_spec import Family
 from cache_core.models.capabilities import fit, levels_of
@@ -168,7 +168,7 @@ def _blocks(real: Real, row: Family) -> list[Block]:
     ]
 
 
-def needed(real: Real, settings: Settings) -> int:
+def needed(real: Real, settings: CacheConfig) -> int:
     """Bytes of one branch of one picture or video in bfloat16."""
     row = _row(real)
     blocks, plan = (
@@ -185,7 +185,7 @@ def _cells(real: Real) -> list[str]:
     row = _row(real)
     assert set(row.lists[0][2].streams) == {s for s, _, _ in real.streams}
     at = {
-        level: size(needed(real, Settings(schedule=explicit("FA"), level=level)))
+        level: size(needed(real, CacheConfig(schedule=explicit("FA"), level=level)))
         if level in levels_of(row)
         else "none"
         for level in ("output", "final", "block", "module")

@@ -14,7 +14,7 @@ from ..base.coordinates import Node
 from ..base.errors import CacheMismatch
 from .corrections import Correction
 from .feature_predictor import FeaturePredictor
-from .offload import Shelf
+from .offload import OffloadStore
 from .rows import put_rows_, take_rows
 from .weighted_sums import cut, weighted_sum, within_range_
 
@@ -28,13 +28,13 @@ class Site:
         evidence: Evidence | None = None,
         stream: str = "",
         name: tuple = (),
-        shelf: Shelf | None = None,
+        offloaded: OffloadStore | None = None,
     ):
         self.name = name
         self.nodes: list[Node] = []
         self.kept: list[torch.Tensor] = []
-        """The snapshots where they are kept, which is in main memory when there is a shelf."""
-        self._shelf = shelf
+        """The snapshots where they are kept, which is in main memory when features are offloaded."""
+        self._offloaded = offloaded
         self.correction: Correction | None = None
         self.evidence = evidence
         """What the branch has seen of the current step."""
@@ -46,7 +46,7 @@ class Site:
     @property
     def snapshots(self) -> list[torch.Tensor]:
         """On the model's device."""
-        return self.kept if self._shelf is None else self._shelf.near(self, self.kept)
+        return self.kept if self._offloaded is None else self._offloaded.near(self, self.kept)
 
     def record(self, tensor: torch.Tensor, node: Node, predictor: FeaturePredictor) -> None:
         """Stores a full step's tensor (which must never be written to again), keeping as many as the
@@ -59,9 +59,10 @@ class Site:
 
     def push(self, tensor: torch.Tensor, node: Node, keep: int) -> None:
         self.nodes = [node, *self.nodes][:keep]
-        self.kept = [tensor if self._shelf is None else self._shelf.put(self, tensor, keep), *self.kept][
-            :keep
-        ]
+        self.kept = [
+            tensor if self._offloaded is None else self._offloaded.put(self, tensor, keep),
+            *self.kept,
+        ][:keep]
         self.correction = None
 
     def combine(
@@ -168,7 +169,7 @@ class Evidence:
         self.now: torch.Tensor | None = None
         self.text_tokens = 0
         self.grid: tuple[int, int] | None = None
-        self.branch: Hashable = None
+        self.branch: object = None
         """The host's key of the branch, which tells the conditional one from the unconditional one."""
 
     def part(self, where: slice) -> Evidence:
@@ -191,8 +192,8 @@ _STREAMS = {f"{stream}{part}": stream for stream in ("img", "txt") for part in (
 class Branch:
     """Everything remembered of one branch (one conditioning entry, one phase, one shape) of a run."""
 
-    def __init__(self, shelf: Shelf | None = None):
-        self._shelf = shelf
+    def __init__(self, offloaded: OffloadStore | None = None):
+        self._offloaded = offloaded
         self.evidence = Evidence()
         self.signature: tuple | None = None
         """Shape and dtype of the tokens of the last full step; None before one."""
@@ -208,7 +209,7 @@ class Branch:
         self.sites: dict[tuple, Site] = {}
         self.kept: dict[tuple, torch.Tensor] = {}
         """Working tensors refreshed in place: keys and values for live attention, and value norms."""
-        self.refreshed: dict[Hashable, torch.Tensor] = {}
+        self.refreshed: dict[tuple, torch.Tensor] = {}
         """At which step each token was last computed since the last full step: [b,blocks,n] by stream, or
         [b,n] by block and stream."""
         self.refusal: str | None = None
@@ -217,12 +218,12 @@ class Branch:
     def site(self, name: tuple) -> Site:
         if name not in self.sites:
             stream = _STREAMS.get(name[-1], "") if isinstance(name, tuple) else ""
-            self.sites[name] = Site(self.evidence, stream, name, self._shelf)
+            self.sites[name] = Site(self.evidence, stream, name, self._offloaded)
         return self.sites[name]
 
     def clear(self) -> None:
         """Frees every tensor."""
-        self.__init__(self._shelf)
+        self.__init__(self._offloaded)
 
     def control_changed(self, control: float | None) -> bool:
         """Whether control networks add much more or much less than at the last full step."""
@@ -292,7 +293,7 @@ class Batch:
             site.correct(part, predictor, self.node, r)
 
     def refresh(
-        self, name: Hashable, fresh: torch.Tensor, predictor: FeaturePredictor, rows: torch.Tensor
+        self, name: tuple, fresh: torch.Tensor, predictor: FeaturePredictor, rows: torch.Tensor
     ) -> torch.Tensor:
         """The site's value with fresh rows in it, which become its correction; the caller may write to it."""
         sites, n = self._sites(name), len(self.branches)
@@ -302,7 +303,7 @@ class Batch:
             site.refresh(part, predictor, self.node, r, place)
         return out
 
-    def dimensions(self, name: Hashable) -> int:
+    def dimensions(self, name: tuple) -> int:
         """Of a site's tensors."""
         return self._sites(name)[0].kept[0].ndim
 
@@ -323,7 +324,7 @@ class Batch:
         for branch in self.branches:
             branch.evidence.now = None
 
-    def _sites(self, name: Hashable) -> list[Site]:
+    def _sites(self, name: tuple) -> list[Site]:
         """The site in every branch; CacheMismatch where a block did not run on the last full step, as other
         nodes may have it."""
         if any(name not in b.sites for b in self.branches):

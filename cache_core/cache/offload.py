@@ -26,7 +26,7 @@ class _Near:
     arrived: torch.cuda.Event | torch.Event | None
 
 
-class Shelf:
+class OffloadStore:
     """Where the sites of one run keep their snapshots.
 
     room: bytes on the device for sites that stay there, beside the two that are in use."""

@@ -18,7 +18,7 @@ import torch
 from ..base.coordinates import Node
 from ..base.limits import DIGITS
 from ..predictors.extrapolation import Predictor
-from ..predictors.solved_weights import ChannelTable, Table
+from ..predictors.solved_weights import ClusterWeights, SolvedWeights
 from ..schedule.plan import CacheSchedule, explicit
 from .profile import Profile
 
@@ -171,11 +171,11 @@ def _planned(profile: Profile, full: Sequence[int], window: int, clusters: bool,
         summed = summed + _squares(grams, (lengths[:, None] * misses).sum(0))
     final = summed.sqrt().mean() / lengths.abs().sum().clamp_min(1e-30)
     kinds = "".join("F" if t in full else "A" for t in range(steps))
-    solved_for = tuple(Table.of(steps, rows, profile.sigmas) for rows in tables)
+    solved_for = tuple(SolvedWeights.of(steps, rows, profile.sigmas) for rows in tables)
     rule = solved_for[0]
     if clusters:
         assert profile.clusters is not None  # `_parts` has read them
-        rule = ChannelTable("".join(DIGITS[i] for i in profile.clusters.labels.tolist()), solved_for)
+        rule = ClusterWeights("".join(DIGITS[i] for i in profile.clusters.labels.tolist()), solved_for)
     schedule = replace(
         explicit(kinds), name="planned", forecast=json.dumps(rule.to_dict()) if "A" in kinds else None
     )

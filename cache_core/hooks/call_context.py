@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..cache.feature_cache import Batch
-from ..config import Settings
+from ..config import CacheConfig
 from ..schedule.masks import parts_of
 from ..selectors.token_selection import count_rows, draw
 
@@ -21,7 +21,7 @@ class Call:
     kind: str
     """"F", "C" or "A"."""
     batch: Batch
-    settings: Settings
+    settings: CacheConfig
     step: int
     interval: int
     """Steps since the last full one plus one: the scale of staleness."""
@@ -114,7 +114,7 @@ class Call:
     def _choose_all(self, stream: str, n: int, k: int, device) -> torch.Tensor:
         """Rows [blocks,k] of a stream at every block, where they depend on chance and age alone."""
         selector, names = self.settings.selector, self.block_names
-        last = self.batch.refreshed(stream) if selector.staleness else None  # [B,blocks,n]
+        last = self.batch.refreshed((stream,)) if selector.staleness else None  # [B,blocks,n]
         if last is not None and last.shape[2] != n:
             last = None
         rows = selector.choose(
@@ -127,7 +127,7 @@ class Call:
             device=device,
         )
         if selector.staleness:
-            self._note_refreshed(stream, last, rows.expand(self.batch_size, len(names), k), n)
+            self._note_refreshed((stream,), last, rows.expand(self.batch_size, len(names), k), n)
         return rows
 
     def _choose_one(self, name, stream: str, n: int, k: int, device, offset: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ def uses_graphs(asked: Mapping) -> bool:
     return asked.get("backend") == "cudagraphs" or bool(graphs)
 
 
-def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None:
+def compiler(asked: Mapping[str, Any], ours: str) -> Callable[[Callable], Callable] | None:
     """torch.compile as it was asked for, by its own arguments, but without CUDA graphs; None where nothing is
     left without them.
 
@@ -52,7 +53,7 @@ def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None
     if backend == "cudagraphs":
         return None
     if uses_graphs(asked):
-        mode = _WITHOUT_GRAPHS.get(mode, mode)
+        mode = _WITHOUT_GRAPHS.get(mode, mode) if mode else mode
         options = {k: v for k, v in options.items() if k != "triton.cudagraphs"}
         asked = {**asked, "mode": mode, "options": options or None}
     if mode is not None or not isinstance(backend, str):  # torch takes no options beside a mode
@@ -63,7 +64,8 @@ def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None
 
     def made(function: Callable) -> Callable:
         try:
-            return torch.compile(function, **{**asked, "options": {**options, "guard_filter_fn": others}})
+            filtered: dict[str, Any] = {**asked, "options": {**options, "guard_filter_fn": others}}
+            return torch.compile(function, **filtered)
         except RuntimeError:  # a torch that knows no such filter
             return torch.compile(function, **asked)
 

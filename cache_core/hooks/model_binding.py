@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import nn
 
-from ..config import Settings
+from ..config import CacheConfig
 from ..models.block_spec import Family
 from ..models.capabilities import coarser, fit, gave_way
 from ..models.detection import DETECTED, detect
@@ -36,7 +36,7 @@ class Model:
     module: nn.Module
     family: Family | None
     blocks: list[Block]
-    settings: Settings
+    settings: CacheConfig
     unchecked: frozenset[str] = frozenset()
     rows: bool = True
     runs: tuple[tuple[int, int], ...] | None = None
@@ -65,7 +65,7 @@ class Model:
         """Share of the blocks that aggressive steps run."""
         return sum(self._run) / max(len(self.blocks), 1)
 
-    def lowered(self, settings: Settings, kinds: str, rows: bool) -> Model:
+    def lowered(self, settings: CacheConfig, kinds: str, rows: bool) -> Model:
         """The model with other settings, for steps of these kinds; rows: as in `meet`."""
         if not self.refusal:
             settings, _ = fit(settings, self.family, self.blocks, type(self.module).__name__, rows)
@@ -91,7 +91,7 @@ class Model:
 
 
 def meet(
-    module: nn.Module, settings: Settings, kinds: str, mask: Mask | None, rows: bool, skips: bool
+    module: nn.Module, settings: CacheConfig, kinds: str, mask: Mask | None, rows: bool, skips: bool
 ) -> tuple[Model, list[str]]:
     """A model at its first call, and a sentence for each of the settings that it cannot have.
 
@@ -127,7 +127,7 @@ def meet(
     ]
 
 
-def _to_check(settings: Settings, blocks: list[Block], kinds: str) -> frozenset[str]:
+def _to_check(settings: CacheConfig, blocks: list[Block], kinds: str) -> frozenset[str]:
     """Kinds of steps to come that the self-check compares."""
     planned = set(kinds) - {"F"} if blocks else set()
     return frozenset(planned - {"A"} if settings.level == "output" else planned)

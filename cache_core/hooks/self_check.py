@@ -20,7 +20,7 @@ from torch import nn
 from ..base.errors import CacheMismatch, CacheTooLarge, is_out_of_memory
 from ..base.names import NAMES
 from ..cache.feature_cache import Batch, Branch
-from ..config import Settings
+from ..config import CacheConfig
 from ..models.capabilities import coarser, gave_way
 from ..models.families import Block
 from ..predictors.extrapolation import predictor
@@ -238,10 +238,10 @@ class SelfCheck:
 
 
 def verdict(
-    settings: Settings, passed: dict[str, bool], family: str, host: str = "", guess: bool = False
-) -> tuple[Settings, str | None]:
-    """Settings at a coarser level where aggressive steps did not pass, and a sentence about all that did not;
-    None where all did.
+    settings: CacheConfig, passed: dict[str, bool], family: str, host: str = "", guess: bool = False
+) -> tuple[CacheConfig, str | None]:
+    """The config at a coarser level where aggressive steps did not pass, and a sentence about all that did
+    not; None where all did.
 
     guess: whether the blocks are guessed."""
     instead, before = [], settings

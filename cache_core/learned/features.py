@@ -129,6 +129,7 @@ class Equations:
                 others, loss = every[None], 0.0
             if best is None or loss < best[0]:
                 best = loss, every, others, ridge
+        assert best is not None, "every ridge gives a loss"
         _, every, others, ridge = best
         whole, each = torch.zeros(len(FEATURES)).double(), torch.zeros(count, len(FEATURES)).double()
         whole[own], each[:, own] = start + every, start + others

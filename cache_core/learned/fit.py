@@ -157,6 +157,7 @@ def _fit(aims, evaluate, levels, full, under, shrink, power, cross, ridges, plac
             progress()
         if segment.reach:
             prior = known_weights(nodes, k, segment.reach) if shrink else torch.zeros(len(FEATURES)).double()
+            assert equations is not None, "one caption at least was added"
             every, each, ridge = equations.weights(prior, power, ridges)
         else:
             every, ridge = torch.zeros(len(FEATURES)).double(), 0.0

@@ -296,10 +296,12 @@ def _plan(data) -> LearnedPlan:
     """From JSON; ValueError naming the field."""
     if not isinstance(data, dict):
         raise ValueError("a plan must be an object.")
-    lists = {name: data.get(name) for name in ("sigmas", "full", "weights", "expected")}
-    for name, value in lists.items():
+    lists: dict[str, list] = {}
+    for name in ("sigmas", "full", "weights", "expected"):
+        value = data.get(name)
         if not isinstance(value, list) or len(value) > MAX_STEPS + 1:
             raise ValueError(f"{name} of a plan must be a list.")
+        lists[name] = value
     if not all(map(_real, [*lists["sigmas"], *lists["expected"], data.get("guidance")])):
         raise ValueError("sigmas, expected and guidance of a plan must be numbers.")
     if not all(map(_whole, lists["full"])):

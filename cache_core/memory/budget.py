@@ -12,7 +12,7 @@ from math import inf
 
 from ..base.names import OUTPUT
 from ..base.wording import size
-from ..config import Settings
+from ..config import CacheConfig
 from ..models.families import Block
 from ..schedule.masks import Mask
 from .estimate import Footprint, Shapes, Sizes, footprint
@@ -41,7 +41,7 @@ class Wanted:
     """What a model's branches are cached by: its fitted settings, blocks, and the rest as `footprint` takes
     it."""
 
-    settings: Settings
+    settings: CacheConfig
     kinds: str
     ratios: Sequence[float]
     mask: Mask | None

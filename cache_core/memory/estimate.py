@@ -14,7 +14,7 @@ from math import ceil, prod
 import torch
 from torch import nn
 
-from ..config import Settings
+from ..config import CacheConfig
 from ..hooks.module_replay import present
 from ..models.block_spec import BlockSpec, Family
 from ..models.families import Block
@@ -121,7 +121,7 @@ def _modules(block: Block, sizes: Sizes, live: bool) -> Iterator[_Module]:
         )
 
 
-def _refreshed(settings: Settings, ratio: float, sizes: Sizes, streams: tuple[str, ...]) -> float:
+def _refreshed(settings: CacheConfig, ratio: float, sizes: Sizes, streams: tuple[str, ...]) -> float:
     """Share of the rows of these streams that a conservative step computes."""
     known = [(s, max(sizes.get(s, (1, 0))[0], 1)) for s in streams]
 
@@ -133,7 +133,7 @@ def _refreshed(settings: Settings, ratio: float, sizes: Sizes, streams: tuple[st
 
 
 def footprint(
-    settings: Settings,
+    settings: CacheConfig,
     kinds: str,
     ratios: Sequence[float],
     mask: Mask | None,
@@ -145,7 +145,7 @@ def footprint(
     """What one branch holds at the worst moment of a run; nothing when no step is skipped.
 
     settings: as fitted to the model. kinds, ratios: of its steps, as in `CacheSchedule`. first: see
-        `Settings.blocks_run`. conserves: whether the model can run conservative steps."""
+        `CacheConfig.blocks_run`. conserves: whether the model can run conservative steps."""
     conservative = conserves and "C" in kinds
     if "A" not in kinds and not conservative:
         return Footprint()
@@ -189,8 +189,8 @@ def footprint(
             largest = max([kept * v for v in sites] + [kept_modules * m.values for m in modules], default=0)
             pinned = sum(n * _pinned(shapes.samples * v * item) for n, v in each)
             worst = Footprint(snapshots * item, rest, largest * item, pinned)
-    held = (shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest))
-    return Footprint(*held, worst.pinned)
+    snapshots, rest, largest = (shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest))
+    return Footprint(snapshots, rest, largest, worst.pinned)
 
 
 def _pinned(size: int) -> int:
@@ -210,7 +210,7 @@ def _computed(module: _Module, settings, ratio: float, shapes: Shapes, names) ->
     return _refreshed(settings, ratio, first, module.rows)
 
 
-def _probe(settings: Settings, blocks: Sequence[Block], shapes: Shapes, first: int) -> int:
+def _probe(settings: CacheConfig, blocks: Sequence[Block], shapes: Shapes, first: int) -> int:
     """Values of the probe that a forecast needs of a step, which is kept for each of its full steps."""
     if settings.level == "output" and settings.predictor.probe == "latent":
         return shapes.output

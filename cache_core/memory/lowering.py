@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..base.names import NAMES
-from ..config import Settings
+from ..config import CacheConfig
 from ..predictors.extrapolation import predictor
 from .budget import Memory, Wanted
 from .estimate import Footprint
@@ -21,12 +21,12 @@ class Step:
     """One way to need less: the settings and kinds of steps, and what it means as text. settings None:
     nothing is cached."""
 
-    settings: Settings | None
+    settings: CacheConfig | None
     kinds: str
     words: str
 
 
-def steps_down(settings: Settings, kinds: str, blocks: bool) -> Iterator[Step]:
+def steps_down(settings: CacheConfig, kinds: str, blocks: bool) -> Iterator[Step]:
     """Ways to need less, from the mildest; each holds what those before it changed.
 
     Conservative steps go first: they need the most and gave the least wherever they were measured. blocks:
@@ -59,7 +59,7 @@ def steps_down(settings: Settings, kinds: str, blocks: bool) -> Iterator[Step]:
 
 def first_that_fits(
     memory: Memory,
-    settings: Settings,
+    settings: CacheConfig,
     kinds: str,
     models: Mapping[int, Model],
     wanted: Callable[[Model, str], Wanted],

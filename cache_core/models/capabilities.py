@@ -1,5 +1,5 @@
-"""Which of the levels a model can have. Settings are fitted to it, at a coarser level where the registry does
-not describe its blocks far enough."""
+"""Which of the levels a model can have. The config is fitted to it, at a coarser level where the registry
+does not describe its blocks far enough."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..base.names import LEVELS, NAMES
-from ..config import Settings
+from ..config import CacheConfig
 from ..predictors.data_prediction import DataPrediction
 from ..predictors.extrapolation import predictor
 from .block_spec import BlockSpec, Family
@@ -33,9 +33,10 @@ def abilities(family: Family | None) -> list[str]:
 
 
 def fit(
-    settings: Settings, family: Family | None, blocks: Sequence[Block], model: str, conservative: bool
-) -> tuple[Settings, list[str]]:
-    """Settings that a model with these blocks can have, and a sentence for everything in which they differ.
+    settings: CacheConfig, family: Family | None, blocks: Sequence[Block], model: str, conservative: bool
+) -> tuple[CacheConfig, list[str]]:
+    """The config that a model with these blocks can have, and a sentence for everything in which they
+    differ.
 
     settings: as the user asked.
     family: the model's row; its refusal is not looked at.
@@ -66,8 +67,8 @@ def fit(
 
 
 def _levelled(
-    settings: Settings, family: Family | None, blocks: Sequence[Block], model: str
-) -> tuple[Settings, str | None]:
+    settings: CacheConfig, family: Family | None, blocks: Sequence[Block], model: str
+) -> tuple[CacheConfig, str | None]:
     """The settings at a level that the model can have."""
     if family is None or not blocks:
         if family is None:
@@ -79,6 +80,12 @@ def _levelled(
         else:
             why = f"The blocks of {family.name} are not where this pack knows them to be"
         return coarser(settings, "output"), f"{why}; aggressive steps put back {NAMES['output']}."
+    held = sorted(set(family.mixed) & set(settings.streams)) if settings.level != "output" else []
+    if held:
+        return coarser(settings, "output"), (
+            f"The blocks of {family.name} hold all streams in one sequence, of which {held[0]} is not to be "
+            f"forecast; aggressive steps put back {NAMES['output']}."
+        )
     if family.module == DETECTED and settings.level not in levels_of(family):
         return coarser(
             settings, "final"
@@ -97,7 +104,7 @@ def _levelled(
     return settings, None
 
 
-def coarser(settings: Settings, level: str) -> Settings:
+def coarser(settings: CacheConfig, level: str) -> CacheConfig:
     """The settings at another level; a predictor that needs a probe is replaced by its first rule where
     there is none."""
     rule = settings.predictor
@@ -109,7 +116,7 @@ def coarser(settings: Settings, level: str) -> Settings:
     return replace(settings, level=level, predictor=rule)
 
 
-def gave_way(before: Settings, after: Settings) -> str | None:
+def gave_way(before: CacheConfig, after: CacheConfig) -> str | None:
     """A sentence where a level has no probe for the forecast of the settings, None elsewhere."""
     if after.predictor == before.predictor:
         return None

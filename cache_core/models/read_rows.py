@@ -1,5 +1,5 @@
-"""Rows of models that no ComfyUI of the tests has. They were read in ComfyUI's source up to 0.38, and run only
-on models of the same call shape (tests/models/test_read_rows.py)."""
+"""Rows of models that no ComfyUI of the tests has. They were read in ComfyUI's source up to 0.38, and run
+only on models of the same call shape (tests/models/test_read_rows.py)."""
 
 from __future__ import annotations
 

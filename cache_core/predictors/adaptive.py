@@ -50,7 +50,8 @@ def _moves(now: torch.Tensor, newest: torch.Tensor, older: torch.Tensor) -> tupl
         a, b, c = (cut(x, where).float().flatten(1) for x in (now, newest, older))
         share = a.shape[1] / now[0].numel()
         parts.append(((a - c).abs().mean(1) * share, (b - c).abs().mean(1) * share))
-    return tuple(sum(p[1:], p[0]) for p in zip(*parts))
+    moved, known = zip(*parts)
+    return torch.stack(moved).sum(0), torch.stack(known).sum(0)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from .extrapolation import MEMBERS, Predictor, predictor
 from .grouped import ByBand, ByChannel, ByToken
 from .learned import Learned
 from .residual import Residual
-from .solved_weights import ChannelTable, Table
+from .solved_weights import ClusterWeights, SolvedWeights
 
 GROUPS = {
     "channel": (ByChannel, ("pool", "clusters", "steps")),
@@ -77,13 +77,13 @@ def forecast(data: Mapping) -> FeaturePredictor:
 def _grouped(data: Mapping) -> FeaturePredictor:
     if data["by"] == "step":
         _known(data, ("by", "steps", "table", "sigmas"), "a forecast by step")
-        return Table.read(data.get("steps"), data.get("table"), data.get("sigmas", ()))
+        return SolvedWeights.read(data.get("steps"), data.get("table"), data.get("sigmas", ()))
     if data["by"] == "learned":
         _known(data, ("by", "steps", "sigmas", "guidance", "rows"), "a learned forecast")
         return Learned.read(data.get("steps"), data.get("sigmas", ()), data.get("guidance"), data.get("rows"))
     if data["by"] == "cluster":
         _known(data, ("by", "steps", "labels", "tables", "sigmas"), "a forecast by cluster")
-        return ChannelTable.read(
+        return ClusterWeights.read(
             data.get("steps"), data.get("labels"), data.get("tables"), data.get("sigmas", ())
         )
     if not isinstance(data["by"], str) or data["by"] not in GROUPS:

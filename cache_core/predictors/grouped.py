@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import cast
 
 import torch
 
@@ -251,8 +252,8 @@ def low_band(x: torch.Tensor, cut: float, grid: tuple[int, int] | None = None) -
     for axis, size in enumerate(sizes, 1):
         keep = round(cut * size) if size > 1 else 1
         rows = cosines(size, keep, y)
-        # torch leaves its overload for pairs of dimensions untyped.
-        y = torch.tensordot(rows.T @ rows, y, ([1], [axis]))  # pyright: ignore[reportArgumentType]
+        dims = cast(int, ([1], [axis]))  # torch leaves its overload for pairs of dimensions untyped
+        y = torch.tensordot(rows.T @ rows, y, dims)
         y = torch.movedim(y, 0, axis)
     return y.reshape(x.shape).to(x.dtype)
 

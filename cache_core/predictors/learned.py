@@ -79,7 +79,7 @@ class Learned(FeaturePredictor):
             return self.fallback.forecast(site, node, out)
         latent, weights = made
         tensors, factors = site.snapshots[: len(weights)], weights
-        if latent:
+        if latent and site.evidence is not None:
             tensors, factors = [*tensors, site.evidence.past.snapshots[0]], [*weights, latent]
         return weighted_sum(tensors, factors, out)
 
@@ -97,7 +97,7 @@ class Learned(FeaturePredictor):
         past = site.evidence.past if site.evidence else None
         if latent and (past is None or not past.nodes or past.nodes[0] != site.nodes[0]):
             return None
-        if latent and past.snapshots[0].shape != site.snapshots[0].shape:
+        if latent and past is not None and past.snapshots[0].shape != site.snapshots[0].shape:
             return None
         share = 0.0
         if any(deltas):

@@ -22,7 +22,7 @@ _LINE = predictor("linear")
 
 
 @dataclass(frozen=True)
-class Table(FeaturePredictor):
+class SolvedWeights(FeaturePredictor):
     """A forecast whose weights stand in a table: for each skipped step the full steps it leans on and their
     weights, newest first.
 
@@ -82,13 +82,15 @@ class Table(FeaturePredictor):
         return {"by": "step", "steps": self.steps, **levels, "table": table}
 
     @classmethod
-    def of(cls, steps: int, table: Mapping[int, Mapping[int, float]], sigmas: Sequence[float] = ()) -> Table:
+    def of(
+        cls, steps: int, table: Mapping[int, Mapping[int, float]], sigmas: Sequence[float] = ()
+    ) -> SolvedWeights:
         return cls(
             steps, tuple((step, tuple(weights.items())) for step, weights in table.items()), tuple(sigmas)
         )
 
     @classmethod
-    def read(cls, steps, table, sigmas=()) -> Table:
+    def read(cls, steps, table, sigmas=()) -> SolvedWeights:
         """From JSON; ValueError in one sentence."""
         sigmas = read_sigmas("a table", sigmas)
         if not isinstance(table, Mapping) or len(table) > MAX_STEPS:
@@ -108,7 +110,7 @@ class Table(FeaturePredictor):
 
 
 @dataclass(frozen=True)
-class ChannelTable(FeaturePredictor):
+class ClusterWeights(FeaturePredictor):
     """A forecast with a table for each cluster of channels. labels: the cluster of every channel, a
     hexadecimal digit each.
 
@@ -116,7 +118,7 @@ class ChannelTable(FeaturePredictor):
     naming the field."""
 
     labels: str
-    tables: tuple[Table, ...]
+    tables: tuple[SolvedWeights, ...]
 
     def __post_init__(self):
         if (
@@ -179,11 +181,11 @@ class ChannelTable(FeaturePredictor):
         }
 
     @classmethod
-    def read(cls, steps, labels, tables, sigmas=()) -> ChannelTable:
+    def read(cls, steps, labels, tables, sigmas=()) -> ClusterWeights:
         """From JSON; ValueError in one sentence."""
         if not isinstance(tables, (list, tuple)) or len(tables) > len(DIGITS):
             raise ValueError(f"tables must be a list of at most {len(DIGITS)} objects of steps.")
-        return cls(labels, tuple(Table.read(steps, t, sigmas) for t in tables))
+        return cls(labels, tuple(SolvedWeights.read(steps, t, sigmas) for t in tables))
 
 
 @lru_cache(maxsize=4)

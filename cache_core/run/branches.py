@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 from ..cache.feature_cache import Branch
-from ..cache.offload import Shelf
+from ..cache.offload import OffloadStore
 from ..selectors import token_selection
 
 
 class BranchStore:
-    """Branches by key. shelf: where snapshots lie in main memory, or None while they stay on the device."""
+    """Branches by key. offloaded: where snapshots lie in main memory, or None while they stay on the
+    device."""
 
     def __init__(self):
-        self.shelf: Shelf | None = None
+        self.offloaded: OffloadStore | None = None
         self._branches: dict[tuple, Branch] = {}
         self._used: dict[tuple, int] = {}
         self._occurrences: Counter = Counter()
@@ -35,13 +36,13 @@ class BranchStore:
             self._occurrences[key] += 1
         return keys
 
-    def _new(self, key: Hashable) -> Branch:
+    def _new(self, key: tuple) -> Branch:
         """An empty branch that knows which conditioning it is of."""
-        branch = Branch(self.shelf)
+        branch = Branch(self.offloaded)
         branch.evidence.branch = key[0][-1]
         return branch
 
-    def take(self, keys: Sequence[Hashable], step: int) -> list[Branch]:
+    def take(self, keys: Sequence[tuple], step: int) -> list[Branch]:
         """The branches of a call at a step; new ones where a key has not been seen."""
         self._used.update(dict.fromkeys(keys, step))
         return [self._branches.get(key) or self._branches.setdefault(key, self._new(key)) for key in keys]
@@ -81,15 +82,15 @@ class BranchStore:
         """Begins to keep snapshots in main memory, where they fit and are not there yet.
 
         room: bytes of snapshots that may stay on the device."""
-        self.shelf = Shelf(room) if self.shelf is None and fits else None
-        return self.shelf is not None
+        self.offloaded = OffloadStore(room) if self.offloaded is None and fits else None
+        return self.offloaded is not None
 
     def drop(self) -> None:
         """Frees every tensor; the running call may hold its branches, so they are cleared first."""
         for branch in self._branches.values():
             branch.clear()
-        if self.shelf is not None:
-            self.shelf.clear()
+        if self.offloaded is not None:
+            self.offloaded.clear()
         self._branches.clear()
         token_selection.forget()
 

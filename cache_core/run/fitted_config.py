@@ -1,4 +1,5 @@
-"""Settings as one run can have them: predictors that know where it begins and ends, plans of its length."""
+"""The config as one run can have them: predictors that know where it begins and ends, plans of its
+length."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import replace
 from ..base.coordinates import Node, same_levels
 from ..base.wording import counted
 from ..cache.feature_predictor import FeaturePredictor
-from ..config import Settings
+from ..config import CacheConfig
 from ..predictors.data_prediction import DataPrediction
 from ..schedule.masks import Mask
 from ..schedule.plan import CacheSchedule, explicit, from_generator
@@ -23,8 +24,8 @@ FRESH_NOISE = (
 
 
 def fitted_to_run(
-    settings: Settings, sigmas: Sequence[float], flow: bool, fresh_noise: bool = False
-) -> tuple[Settings, CacheSchedule, Mask | None, list[str]]:
+    settings: CacheConfig, sigmas: Sequence[float], flow: bool, fresh_noise: bool = False
+) -> tuple[CacheConfig, CacheSchedule, Mask | None, list[str]]:
     """The settings, the plan and the mask of a run with these noise levels, and a sentence for everything
     that differs from what was asked for.
 
@@ -64,12 +65,12 @@ def fitted_to_run(
     return settings, schedule, mask, said
 
 
-def _is_published(settings: Settings) -> bool:
+def _is_published(settings: CacheConfig) -> bool:
     """Whether the plan is a named method's own, for any number of steps."""
     return settings.mask is None and settings.schedule is None and settings.method != "custom"
 
 
-def short_run(settings: Settings, steps: int) -> str:
+def short_run(settings: CacheConfig, steps: int) -> str:
     """Why nothing is skipped in a short run, and what costs as much as skipping would."""
     plan = from_generator(settings.generator, steps)
     fewer = plan.kinds.count("F")
@@ -95,8 +96,9 @@ def published_plan(schedule: CacheSchedule) -> str:
     )
 
 
-def _for_fresh_noise(settings: Settings, schedule: CacheSchedule, ends: tuple[Node, Node]):
-    """Settings for a sampler that adds fresh noise: forecasts of the data prediction at the model's output.
+def _for_fresh_noise(settings: CacheConfig, schedule: CacheSchedule, ends: tuple[Node, Node]):
+    """The config for a sampler that adds fresh noise: forecasts of the data prediction at the model's
+    output.
 
     Measured on the embedded model (12 and 24 steps, half of them skipped): 28 to 55 dB to plain sampling,
     where forecasts of features ended at 9 to 39 dB. Conservative steps, which replay attention, run as

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..base.errors import CacheTooLarge, raised_here
 from ..base.handles import Handle
-from ..config import Settings
+from ..config import CacheConfig
 from ..hooks.call_context import Call
 from ..hooks.compilation import Compilation
 from ..hooks.model_binding import Model, meet
@@ -40,7 +40,7 @@ class RunState(Handle):
 
     def __init__(
         self,
-        settings: Settings,
+        settings: CacheConfig,
         sigmas: Sequence[float],
         stages: int | Sequence[int],
         refusal: str | None,
@@ -216,7 +216,7 @@ class RunState(Handle):
         they do not fit."""
         memory, models, need = self.memory, self._models, self._need()
         memory.estimate = need.total
-        if memory.fits(need, self._store.shelf is not None) or self._observer is not None:
+        if memory.fits(need, self._store.offloaded is not None) or self._observer is not None:
             return
         self._drop()
         room = memory.room_beside(need)

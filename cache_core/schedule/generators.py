@@ -22,7 +22,7 @@ _REQUIRED = object()
 _WINDOW = {"warmup": 1, "tail": 0, "start": 0.0, "end": 1.0}
 
 
-# Settings of each generator with their defaults, in the order in which they are written.
+# CacheConfig of each generator with their defaults, in the order in which they are written.
 GENERATORS: dict[str, dict[str, Any]] = {
     "full": {},
     "uniform": {"interval": _REQUIRED, **_WINDOW},

@@ -5,8 +5,6 @@ the node that they come from."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import ModuleType
 from typing import NamedTuple, Protocol
 
 from comfy_execution.graph_utils import is_link
@@ -48,11 +46,6 @@ class Place(NamedTuple):
     graph: Graph
 
 
-def host_nodes() -> ModuleType:
-    """ComfyUI's module `nodes`, which has the name of this package."""
-    return import_module("nodes")
-
-
 def place() -> Place | None:
     """What is executed now; None outside of a running prompt."""
     context, graph = get_executing_context(), get_progress_state().dynprompt
@@ -92,7 +85,10 @@ def upstream(graph: Graph, node: str) -> dict[str, bool]:
 
 
 def _flag(made: dict, name: str):
-    return getattr(host_nodes().NODE_CLASS_MAPPINGS.get(made.get("class_type")), name, None)
+    # ComfyUI's module, which the type checker takes for this package.
+    from nodes import NODE_CLASS_MAPPINGS  # pyright: ignore[reportAttributeAccessIssue]
+
+    return getattr(NODE_CLASS_MAPPINGS.get(made.get("class_type")), name, None)
 
 
 def _is_list(made: dict, output: int) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.model_patcher
-import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
@@ -21,6 +20,7 @@ from ...cache_core.schedule.sampler_traits import adds_noise, is_cfg_pp
 from . import events, learned_files
 from .identity import name_of
 from .requests import KEY
+from .samplers import CFGGuider, Sampler
 
 log = logging.getLogger("dual_cache")
 RECORD, PLAN, RUN = "dual_cache_record", "dual_cache_plan", "dual_cache_recording"
@@ -241,7 +241,7 @@ def say(sentence: str, node_id: str | None) -> None:
 # --- evaluating for a fit ---------------------------------------------------------------------------
 
 
-class _Once(comfy.samplers.Sampler):
+class _Once(Sampler):
     """A sampler that evaluates the model once, at a state and a noise level, and keeps the velocity."""
 
     def __init__(self, x: torch.Tensor, sigma: float):
@@ -283,7 +283,7 @@ def evaluator(model, runs: list[learned_files.Recorded]):
 
     def evaluate(batch: int, x: torch.Tensor, sigma: float):
         run = runs[batch]
-        guider = comfy.samplers.CFGGuider(plain)
+        guider = CFGGuider(plain)
         guider.original_conds = {
             side: [{**entry, "model_conds": {}, "uuid": f"{side} {i}"} for i, entry in enumerate(entries)]
             for side, entries in run.conds.items()
@@ -293,6 +293,8 @@ def evaluator(model, runs: list[learned_files.Recorded]):
         latent = torch.zeros_like(x) if run.latent is None else run.latent
         levels = torch.tensor([sigma, 0.0])
         guider.sample(torch.zeros_like(x), latent, once, levels, disable_pbar=True, seed=run.seed)
-        return tuple(None if t is None else t.float().cpu() for t in once.found)
+        assert once.found is not None, "the sampler has evaluated the model"
+        guided, difference = once.found
+        return guided.float().cpu(), None if difference is None else difference.float().cpu()
 
     return evaluate

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import comfy.model_sampling
-import comfy.samplers
 import comfy.utils
 from comfy.patcher_extension import WrappersMP
 
 from ...cache_core.base.coordinates import same_levels
-from ...cache_core.config import Settings
+from ...cache_core.config import CacheConfig
 from ...cache_core.learned.fit import follow
 from ...cache_core.learned.plans import GUIDANCE_RANGE, LearnedPlan, Plans
 from ...cache_core.learned.samplers import SAMPLERS
@@ -18,6 +17,7 @@ from ...cache_core.recipes import parts_of_plan
 from .learned_runs import PLAN, falling, identity_of, sampler_name, say, velocity
 from .patching import patch
 from .requests import KEY, CacheRequest
+from .samplers import KSAMPLER
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def use_plan(model, request: PlanRequest, memory: float = 0.0) -> object:
     for key in (PLAN, KEY):  # ours must be the outer one
         model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, PLAN, _choose)
-    return patch(model, KEY, CacheRequest(Settings(method="learned"), request.node_id, memory=memory))
+    return patch(model, KEY, CacheRequest(CacheConfig(method="learned"), request.node_id, memory=memory))
 
 
 def plan_for(guider, request: PlanRequest, latent, sampler, sigmas) -> LearnedPlan:
@@ -68,10 +68,10 @@ def _choose(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     try:
         plan = plan_for(guider, request, latent_image, sampler, sigmas)
-        settings = Settings(method="learned", **parts_of_plan(plan.schedule()))
+        settings = CacheConfig(method="learned", **parts_of_plan(plan.schedule()))
         said = f"Learned plan: {plan.calls} of {plan.steps} steps in full. {expected(plan)}"
     except ValueError as error:
-        settings = Settings(method="learned")
+        settings = CacheConfig(method="learned")
         said = f"{request.name} does not serve this run, which is sampled in full: {str(error).rstrip('.')}."
     say(said.strip(), request.node_id)
     guider.model_options["transformer_options"] = {
@@ -114,11 +114,12 @@ def learned_sampler(plans: Plans, plan: LearnedPlan, name: str):
                 bar.update(1)
                 return
             sigma = plan.times[k]
+            assert callback is not None
             callback({"x": y, "i": k, "sigma": sigma, "sigma_hat": sigma, "denoised": y - sigma * velocity})
 
         return follow(x, evaluate, plan.sigmas, plan.full, plan.weights, None, told)
 
-    return comfy.samplers.KSAMPLER(sample_learned)
+    return KSAMPLER(sample_learned)
 
 
 def _check(plans: Plans, plan: LearnedPlan, name: str, guider, x, sigmas) -> None:

@@ -10,8 +10,6 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
-from .executing import host_nodes
-
 
 def load_flux(path):
     """A FLUX-layout MODEL from a safetensors file, through ComfyUI's own loader.
@@ -45,12 +43,20 @@ def load_vae(path):
     return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(path)))
 
 
+def _coders() -> tuple:
+    """ComfyUI's node classes CLIPTextEncode and VAEDecode."""
+    # ComfyUI's module, which the type checker takes for this package.
+    from nodes import CLIPTextEncode, VAEDecode  # pyright: ignore[reportAttributeAccessIssue]
+
+    return CLIPTextEncode, VAEDecode
+
+
 def encode(clip, text: str) -> list:
     """The CONDITIONING of a text by ComfyUI's own CLIP Text Encode."""
-    return host_nodes().CLIPTextEncode().encode(clip, text)[0]
+    return _coders()[0]().encode(clip, text)[0]
 
 
 def decode(vae, latent) -> torch.Tensor:
     """The pictures [B,H,W,3] of a LATENT by ComfyUI's own VAE Decode; the frames of a video follow each
     other."""
-    return host_nodes().VAEDecode().decode(vae, latent)[0]
+    return _coders()[1]().decode(vae, latent)[0]

@@ -139,7 +139,7 @@ def _on_prompt(data: dict) -> dict:
 
 
 def carry(run: dict) -> None:
-    """Adds a run, as `keepsake` gives it, to what pictures of the executing prompt can carry. It never
+    """Adds a run, as `metadata_of_run` gives it, to what pictures of the executing prompt can carry. It never
     raises."""
     try:
         here = executing.place()

@@ -15,7 +15,7 @@ from pathlib import Path
 from ...cache_core.calibration.planner import Plan, plan_for_speedup
 from ...cache_core.calibration.profile import Profile
 from ...cache_core.calibration.recorder import Recorder
-from ...cache_core.config import Settings
+from ...cache_core.config import CacheConfig
 from ...cache_core.recipes import parts_of_plan
 from .file_lock import locked
 
@@ -172,8 +172,8 @@ def _parsed(path: Path) -> Profile | str:
 
 
 def planned(
-    settings: Settings, identity: dict, levels: list[float], unfit: str | None = None
-) -> tuple[Settings, str]:
+    settings: CacheConfig, identity: dict, levels: list[float], unfit: str | None = None
+) -> tuple[CacheConfig, str]:
     """The settings with a plan from the profile that fits a run best, and a sentence on it; as they are where
     none fits.
 

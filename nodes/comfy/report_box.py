@@ -7,7 +7,7 @@ from collections import deque
 import torch
 
 from ...cache_core.base.handles import Handle
-from ...cache_core.config import Settings
+from ...cache_core.config import CacheConfig
 from ...cache_core.report.run_report import Report
 
 MOST_BYTES = 16 * 2**20
@@ -68,7 +68,7 @@ def _fingerprint(samples) -> tuple | None:
     return flat.numel(), tuple(map(str, flat[:: max(1, flat.numel() // 16)].half().tolist()))
 
 
-def nothing_sampled(settings: Settings) -> Report:
+def nothing_sampled(settings: CacheConfig) -> Report:
     """The report of a sampler that had no step to run."""
     return Report(method=settings.method, predictor=settings.predictor.name, selector=settings.selector.score)
 

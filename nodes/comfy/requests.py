@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...cache_core.base.handles import Handle
-from ...cache_core.config import Settings
+from ...cache_core.config import CacheConfig
 from ...cache_core.controller import Controller
 from ...cache_core.models.families import find_family
 from ...cache_core.selectors.token_selection import Selector
@@ -31,7 +31,7 @@ class CacheRequest(Handle):
     notes: sentences for the report.
     """
 
-    settings: Settings
+    settings: CacheConfig
     node_id: str | None = None
     box: ReportBox = field(default_factory=ReportBox)
     memory: float = 0.0
@@ -85,7 +85,7 @@ def request_of(model) -> CacheRequest | ProfileRequest | None:
     return model.model_options.get("transformer_options", {}).get(KEY)
 
 
-def settings_for(options: dict, model) -> Settings:
+def settings_for(options: dict, model) -> CacheConfig:
     """The settings of a request for a diffusion model: those of its family, with the token choice of V-Cache
     Attention Patch.
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.model_management
 import comfy.samplers
 import torch
 
-from .executing import host_nodes
-
-# The type checker takes nodes/comfy/samplers.py for ComfyUI's module.
-_KSampler = comfy.samplers.KSampler  # pyright: ignore[reportAttributeAccessIssue]
-SAMPLERS, SCHEDULERS = _KSampler.SAMPLERS, _KSampler.SCHEDULERS
+_samplers: Any = comfy.samplers  # the type checker takes this file for ComfyUI's module
+SAMPLERS, SCHEDULERS = _samplers.KSampler.SAMPLERS, _samplers.KSampler.SCHEDULERS
+Sampler, CFGGuider, KSAMPLER = _samplers.Sampler, _samplers.CFGGuider, _samplers.KSAMPLER
 
 
 def sample(
     model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise, last_step=None
 ):
     """The LATENT of ComfyUI's own KSampler on a patched model, up to `last_step` if that is given."""
-    return host_nodes().common_ksampler(
+    # ComfyUI's module, which the type checker takes for this package.
+    from nodes import common_ksampler  # pyright: ignore[reportAttributeAccessIssue]
+
+    return common_ksampler(
         model,
         seed,
         steps,

@@ -13,11 +13,11 @@ import comfy.model_sampling
 import comfyui_version
 
 from ...cache_core.calibration.recorder import Recorder
-from ...cache_core.config import Settings
+from ...cache_core.config import CacheConfig
 from ...cache_core.controller import Controller
 from ...cache_core.models.families import unknown_families
 from ...cache_core.report.diagnosis import PROFILE
-from ...cache_core.report.run_metadata import keepsake
+from ...cache_core.report.run_metadata import metadata_of_run
 from ...cache_core.schedule.sampler_traits import adds_noise, breaks, is_cfg_pp, stages_of
 from . import events, memory, metadata, profile_files
 from .compiled import COMPILED, compilation_of, uncompiled
@@ -53,7 +53,7 @@ class Preparation:
     request: CacheRequest | ProfileRequest
     levels: list[float]
     sampler: str
-    settings: Settings
+    settings: CacheConfig
     identity: dict = field(default_factory=dict)
     recorder: Recorder | None = None
     refusal: str | None = None
@@ -135,7 +135,7 @@ def _prepare(guider, options: dict, latent, sampler, levels: list[float]) -> Pre
     if isinstance(request, ProfileRequest):
         identity, (_, unknown) = identity_of(guider, latent, name), acting_guidance(guider)
         recorder = request.recording.recorder(levels, identity, unknown)
-        settings = Settings(method=PROFILE, observer=recorder)
+        settings = CacheConfig(method=PROFILE, observer=recorder)
         return Preparation(request, levels, name, settings, identity, recorder, refusal or unknown)
     settings = settings_for(options, uncompiled(guider.model_patcher.model.diffusion_model))
     prepared = Preparation(request, levels, name, settings, refusal=refusal or breaks(name))
@@ -203,7 +203,7 @@ def _finish(prepared: Preparation, run: Run, samples) -> None:
             box.add(report, samples)
     if samples is not None and request.node_id is not None and prepared.recorder is None:
         with only_logged("adding the run to the metadata of pictures"):
-            metadata.carry({"node": request.node_id, **keepsake(report, prepared.settings)})
+            metadata.carry({"node": request.node_id, **metadata_of_run(report, prepared.settings)})
     with only_logged("telling what the run did"):
         events.send_steps(run, report)
         events.tell(report, request.node_id)

@@ -11,7 +11,7 @@ from bench import masks as bench
 from bench import routers
 from bench.profile import calibration
 from cache_core.calibration.bac import reuse_error
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.schedule.cost import CostModel
 from cache_core.schedule.mask_files import router_mask
 from cache_core.schedule.masks import Mask
@@ -41,7 +41,7 @@ def masked(model, mask, guidance=1.0):
         seeds=range(routers.SEED, routers.SEED + 2),
         guidance=guidance,
         size=SIZE,
-        settings=Settings(mask=mask, level="module"),
+        settings=CacheConfig(mask=mask, level="module"),
     ).latents
 
 

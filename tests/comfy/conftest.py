@@ -192,7 +192,7 @@ def cached(part):
         chosen = (
             recipes.from_preset(preset, plan, **changes)
             if preset
-            else settings.Settings(schedule=plan, **changes)
+            else settings.CacheConfig(schedule=plan, **changes)
         )
         return host.patch(model, host.KEY, host.CacheRequest(chosen, node_id))
 
@@ -248,7 +248,7 @@ def runs(part):
     wrappers = {comfy.patcher_extension.WrappersMP.APPLY_MODEL: {host.KEY: [host.apply_model]}}
 
     def make(base, kinds, sigmas=None, **changes):
-        plan = settings.Settings(schedule=schedule.explicit(kinds, 0.3), **changes)
+        plan = settings.CacheConfig(schedule=schedule.explicit(kinds, 0.3), **changes)
         cache = controller.Controller(plan, sigmas or tiny_families.SIGMAS[: len(kinds)] + [0.0])
         run = host.Run(cache, host.CacheRequest(plan))
 

@@ -68,7 +68,7 @@ def test_a_recording_is_shared_by_copies_too(part, uncopyable, sample, tmp_path)
 
 def test_what_holds_tensors_or_models_copies_to_itself(part, flux):
     recorder, controller = part("cache_core.calibration.recorder"), part("cache_core.controller")
-    settings, requests = part("cache_core.config").Settings(), part("nodes.comfy.requests")
+    settings, requests = part("cache_core.config").CacheConfig(), part("nodes.comfy.requests")
     run = controller.Controller(settings, [1.0, 0.5, 0.0])
     for held in (
         run,

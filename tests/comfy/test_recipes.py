@@ -155,7 +155,7 @@ def test_a_chosen_forecast_wins_over_that_of_a_plan(flux, feature_forecast, samp
     """The plan's steps count in any case."""
     table = (
         part("cache_core.predictors.solved_weights")
-        .Table.of(STEPS, {t: {0: 1.0} for t in range(1, STEPS)})
+        .SolvedWeights.of(STEPS, {t: {0: 1.0} for t in range(1, STEPS)})
         .to_dict()
     )
     plan = part("cache_core.schedule.plan").CacheSchedule(

@@ -5,7 +5,7 @@ import torch
 
 from cache_core.base.coordinates import Node
 from cache_core.cache.feature_cache import Batch, Branch
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.hooks.call_context import Call
 from cache_core.selectors import token_selection
 from cache_core.selectors.token_selection import Selector
@@ -15,7 +15,7 @@ TEXT, IMAGE = 6, 20
 
 
 def call_at(step, branches, selector, names, ratio=0.3):
-    settings = Settings(selector=selector, seed=5)
+    settings = CacheConfig(selector=selector, seed=5)
     batch = Batch(branches, Node(float(step), 1.0))
     call = Call("C", batch, settings, step, step + 1, ratio, (4, 5), block_names=names)
     call.batch_size = len(branches)

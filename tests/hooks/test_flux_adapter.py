@@ -12,7 +12,7 @@ import torch.nn.functional as nnf
 
 from cache_core.base.coordinates import Node
 from cache_core.cache.feature_cache import Batch, Branch
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.hooks.call_context import Call
 from cache_core.hooks.flux_adapter import FluxDouble, FluxSingle, adapter_of
@@ -224,13 +224,13 @@ class Tape:
 def test_reuse_and_conservative_steps_are_an_in_place_scatter(
     model, data, monkeypatch, attention, ratio, per_sample
 ):
-    settings = Settings(schedule=explicit(PLAN, ratio), attention=attention)
+    settings = CacheConfig(schedule=explicit(PLAN, ratio), attention=attention)
     Tape(model, data, settings, monkeypatch, per_sample).check(model, attention == "live")
 
 
 @pytest.mark.parametrize("attention", ["frozen", "live"])
 def test_text_and_image_have_ratios_of_their_own(model, data, monkeypatch, attention):
-    settings = Settings(schedule=explicit(PLAN, 0.5), text_ratio=0.2, attention=attention)
+    settings = CacheConfig(schedule=explicit(PLAN, 0.5), text_ratio=0.2, attention=attention)
     tape = Tape(model, data, settings, monkeypatch)
     counts = {k: int(m.sum()) for k, m in tape.masks[1].items()}
     assert counts == {("double", "txt"): 1, ("double", "img"): 8, ("single", "txt"): 1, ("single", "img"): 8}
@@ -242,7 +242,7 @@ def test_text_and_image_have_ratios_of_their_own(model, data, monkeypatch, atten
     "settings", [{"text_ratio": 0.0}, {"ratio": 0.0, "text_ratio": 0.6}], ids=["image only", "text only"]
 )
 def test_a_stream_may_stay_as_it_is(model, data, monkeypatch, attention, settings):
-    settings = Settings(schedule=explicit(PLAN, 0.5), attention=attention, **settings)
+    settings = CacheConfig(schedule=explicit(PLAN, 0.5), attention=attention, **settings)
     tape = Tape(model, data, settings, monkeypatch)
     if settings.ratio == 0.0 and attention == "frozen":
         # Text reaches the image through attention alone, so the oracle's own check that rows matter looks at
@@ -263,7 +263,7 @@ def test_a_conservative_step_without_rows_replays_every_module(model, data, monk
     )
     handles = [model.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: ran.append(n)) for n in names]
     try:
-        tape = Tape(model, data, Settings(schedule=explicit("FCCCCCC", 0.0)), monkeypatch)
+        tape = Tape(model, data, CacheConfig(schedule=explicit("FCCCCCC", 0.0)), monkeypatch)
     finally:
         for handle in handles:
             handle.remove()
@@ -293,7 +293,7 @@ def test_only_the_chosen_rows_are_computed(model, data, monkeypatch):
 
     handles = [model.get_submodule(n).register_forward_pre_hook(note(n)) for n in places]
     try:
-        Tape(model, data, Settings(schedule=explicit("FCAFCCA", 0.3)), monkeypatch)
+        Tape(model, data, CacheConfig(schedule=explicit("FCAFCCA", 0.3)), monkeypatch)
     finally:
         for handle in handles:
             handle.remove()
@@ -314,7 +314,7 @@ def test_value_norms_are_those_of_the_full_step(model, data, monkeypatch):
 
     monkeypatch.setattr(Selector, "choose", spy)
     cache = Controller(
-        Settings(schedule=explicit("FC", 0.3), selector=Selector("value_norm_high")), [1.0, 0.5, 0.0]
+        CacheConfig(schedule=explicit("FC", 0.3), selector=Selector("value_norm_high")), [1.0, 0.5, 0.0]
     )
     qkv = {}
 
@@ -366,7 +366,7 @@ def test_what_couples_tokens_in_another_way_is_refused_in_words(model, why):
     alone."""
     extra, word = REFUSALS[why]
     branch = Branch()
-    call = Call("F", Batch([branch], Node(0.0, 1.0)), Settings(), 0, 1, 0.1, (GRID, GRID), modules=True)
+    call = Call("F", Batch([branch], Node(0.0, 1.0)), CacheConfig(), 0, 1, 0.1, (GRID, GRID), modules=True)
     g = torch.Generator().manual_seed(3)
     x = torch.randn(1, IMAGE + TEXT, 256, generator=g)
     seen = {}

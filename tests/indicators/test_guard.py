@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cache_core.config import Settings
+from cache_core.cache.feature_cache import Branch
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.indicators.guard import Guard, likeness, probe
 from cache_core.schedule.plan import explicit
@@ -34,9 +35,19 @@ def test_a_probe_is_small_and_tells_moved_noise_from_a_step():
     assert likeness(now, probe(one_moved)) < 0.1
 
 
+def test_inputs_of_another_size_are_not_compared():
+    """A probe of either has as many values."""
+    guard, branch = Guard(), Branch()
+    guard.compare(0, [branch], torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(0)))
+    guard.compare(1, [branch], torch.randn(1, 16, 64, 128, generator=torch.Generator().manual_seed(1)))
+    assert guard.tripped() is None
+    guard.compare(2, [branch], torch.randn(1, 16, 64, 128, generator=torch.Generator().manual_seed(2)))
+    assert guard.tripped() == 2
+
+
 def sampled(model, moved, **more):
     """A run of ten steps whose latent is moved by `moved` places more at each of them."""
-    cache = Controller(Settings(schedule=explicit("FFFAFAFAFF")), schedule_sigmas(10), **more)
+    cache = Controller(CacheConfig(schedule=explicit("FFFAFAFAFF")), schedule_sigmas(10), **more)
     data = inputs(model)
     for step, sigma in enumerate(schedule_sigmas(10)[:-1]):
         x = data[0].roll(moved * step, -1)
@@ -63,7 +74,7 @@ def test_other_runs_are_left_alone(model):
     [([1.0] * 6, "FAAFAA"), ([1, 0.9, 0.1, 0.1, 0.1, 0.1], "FAFFAA"), ([1, None, None, 1, 1, 0], "FFAFAF")],
 )
 def test_a_control_whose_strength_changes_refreshes_its_branch(model, sizes, kinds):
-    cache = Controller(Settings(schedule=explicit("FAAFAA")), schedule_sigmas(6))
+    cache = Controller(CacheConfig(schedule=explicit("FAAFAA")), schedule_sigmas(6))
     data = inputs(model)
     for size, sigma in zip(sizes, schedule_sigmas(6)):
         cache.begin_evaluation(sigma)
@@ -75,7 +86,7 @@ def test_a_control_whose_strength_changes_refreshes_its_branch(model, sizes, kin
 
 def test_a_branch_that_is_left_out_on_full_steps_is_refreshed_before_it_is_used(model):
     """Evaluated on odd steps only, where the plan skips: its features would grow old."""
-    cache = Controller(Settings(schedule=explicit("FA" * 6)), schedule_sigmas(12))
+    cache = Controller(CacheConfig(schedule=explicit("FA" * 6)), schedule_sigmas(12))
     data, ran = inputs(model), []
     for step, sigma in enumerate(schedule_sigmas(12)[:-1]):
         cache.begin_evaluation(sigma)
@@ -87,7 +98,7 @@ def test_a_branch_that_is_left_out_on_full_steps_is_refreshed_before_it_is_used(
 
 
 def test_a_model_whose_blocks_run_twice_in_a_call_is_sampled_plainly(model):
-    data, cache = inputs(model), Controller(Settings(schedule=explicit("FFAAFA")), schedule_sigmas(6))
+    data, cache = inputs(model), Controller(CacheConfig(schedule=explicit("FFAAFA")), schedule_sigmas(6))
     for sigma in schedule_sigmas(6)[:-1]:
         cache.begin_evaluation(sigma)
 
@@ -100,7 +111,7 @@ def test_a_model_whose_blocks_run_twice_in_a_call_is_sampled_plainly(model):
 
 
 def test_calls_that_another_node_answers_are_not_counted(model):
-    data, cache = inputs(model), Controller(Settings(schedule=explicit("FFAAFA")), schedule_sigmas(6))
+    data, cache = inputs(model), Controller(CacheConfig(schedule=explicit("FFAAFA")), schedule_sigmas(6))
     for step, sigma in enumerate(schedule_sigmas(6)[:-1]):
         cache.begin_evaluation(sigma)
         run = (lambda: None) if step % 2 else (lambda sigma=sigma: plain(model, sigma, data))

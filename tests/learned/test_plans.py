@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.learned.features import FEATURES
 from cache_core.learned.plans import EXACT, RUN, LearnedPlan, Plans
 from cache_core.predictors.build import forecast
@@ -133,7 +133,7 @@ def test_a_plan_is_a_schedule_that_brings_its_forecast():
     schedule = PLAN.schedule()
     assert schedule.kinds == "FAFA"
     parts = parts_of_plan(schedule)
-    settings = Settings(**parts)
+    settings = CacheConfig(**parts)
     assert (
         settings.level == "output" and settings.predictor.solved_for and settings.predictor.sigmas == SIGMAS
     )

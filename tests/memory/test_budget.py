@@ -9,7 +9,7 @@ import torch
 from cache_core.base.errors import is_out_of_memory
 from cache_core.cache.feature_cache import Site
 from cache_core.calibration.recorder import Recorder
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.memory.budget import Budget
 from cache_core.memory.estimate import expected_shapes
@@ -62,7 +62,7 @@ def test_the_estimate_counts_branches_evaluations_and_samples(model, level, samp
 @pytest.mark.parametrize("text_ratio", [None, 0])
 @pytest.mark.parametrize("attention", ["frozen", "live"])
 def test_the_estimate_of_conservative_steps(model, attention, score, text_ratio):
-    settings = Settings(
+    settings = CacheConfig(
         schedule=explicit("FFCAFC", 0.3), attention=attention, selector=Selector(score), text_ratio=text_ratio
     )
     estimate, peak = both(run(model, settings))
@@ -71,7 +71,7 @@ def test_the_estimate_of_conservative_steps(model, attention, score, text_ratio)
 
 def test_the_estimate_of_masks(model):
     mask = Mask.of(6, {"*": [0, 1], "double.0": [2], "double.1.mlp": [3], "single.2": [2, 4]})
-    estimate, peak = both(run(model, Settings(mask=mask)))
+    estimate, peak = both(run(model, CacheConfig(mask=mask)))
     assert estimate == pytest.approx(peak, rel=0.1)
 
 
@@ -216,7 +216,7 @@ def test_a_lowered_run_is_the_run_that_one_would_have_asked_for(model):
 
 def test_masked_steps_that_do_not_fit_run_in_full(model):
     mask = Mask.of(6, {"*": [0, 1], "double.0": [2, 4], "single.1": [3, 5]})
-    result = limited(model, Settings(mask=mask), 3 * 28 * 128 * 4, guidance=1)
+    result = limited(model, CacheConfig(mask=mask), 3 * 28 * 128 * 4, guidance=1)
     assert torch.equal(result.latents, run(model, None, guidance=1).latents) and set(ran(result)) == {"F"}
 
 
@@ -274,7 +274,7 @@ def test_a_failure_with_nothing_cached_is_the_models_own(model):
 def test_a_recording_ends_where_memory_runs_out_and_the_picture_does_not(model, tokens):
     plain, recorder = run(model, None, guidance=1), Recorder(tokens)
     with Failing(model.single_blocks[1], at=4):
-        result = run(model, Settings(observer=recorder), guidance=1)
+        result = run(model, CacheConfig(observer=recorder), guidance=1)
     assert torch.equal(result.latents, plain.latents) and ran(result) == "FFFFFF" and result.calls == 6
     assert "recording has ended" in result.report.messages[0]
     with pytest.raises(ValueError, match="memory ran out during the run"):

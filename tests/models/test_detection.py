@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.models.capabilities import levels_of
 from cache_core.models.detection import detect
@@ -65,7 +65,7 @@ def sampled(model, level="final", kinds="FAFAFA", detects=True):
     """A run at one input: kinds, messages, how many blocks the aggressive steps ran; every result is as
     without the cache."""
     cache, exact, ran = (
-        Controller(Settings(schedule=explicit(kinds), level=level, detect=detects), STILL),
+        Controller(CacheConfig(schedule=explicit(kinds), level=level, detect=detects), STILL),
         model(data(), 0.9),
         0,
     )

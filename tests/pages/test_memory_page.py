@@ -2,7 +2,7 @@
 
 import pytest
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.schedule.plan import explicit
 from tools import memory_page as make_memory
 
@@ -19,4 +19,4 @@ from tools import memory_page as make_memory
 )
 def test_sizes_worked_out_by_hand(name, level, values):
     (real,) = [r for r in make_memory.REAL if r.name == name]
-    assert make_memory.needed(real, Settings(schedule=explicit("FA"), level=level)) == 2 * values
+    assert make_memory.needed(real, CacheConfig(schedule=explicit("FA"), level=level)) == 2 * values

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.solver import velocity_of
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.learned.fit import follow
 from cache_core.learned.learning import learn
 from cache_core.learned.reference import record
@@ -43,7 +43,7 @@ def plans(model):
 @pytest.mark.parametrize("split", [False, True])
 def test_the_controller_runs_a_learned_plan(model, plans, guidance, split):
     plan = plans[guidance]
-    settings = Settings(method="learned", **parts_of_plan(plan.schedule()))
+    settings = CacheConfig(method="learned", **parts_of_plan(plan.schedule()))
     done = sample(model, CAPTIONS, steps=STEPS, guidance=guidance, size=SIZE, settings=settings, split=split)
     alone = follow(
         noise_for(range(2), SIZE),
@@ -61,13 +61,13 @@ def test_the_controller_runs_a_learned_plan(model, plans, guidance, split):
 def test_a_plan_reaches_its_aim_on_the_captions_it_was_learned_from(model, plans, guidance):
     how = {"guidance": guidance, "size": SIZE, "seeds": (5, 6)}
     plain, fewer = (sample(model, CAPTIONS, steps=n, **how).latents for n in (STEPS, 4))
-    settings = Settings(method="learned", **parts_of_plan(plans[guidance].schedule()))
+    settings = CacheConfig(method="learned", **parts_of_plan(plans[guidance].schedule()))
     ours = sample(model, CAPTIONS, steps=STEPS, settings=settings, **how).latents
     assert (ours - plain).norm() < 0.8 * (fewer - plain).norm()
 
 
 def test_other_noise_levels_get_the_fallback_and_a_sentence(model, plans):
-    settings = Settings(method="learned", **parts_of_plan(plans[1.0].schedule()))
+    settings = CacheConfig(method="learned", **parts_of_plan(plans[1.0].schedule()))
     levels = [1 - (i / STEPS) ** 2 for i in range(STEPS + 1)]
     report = sample(model, CAPTIONS, guidance=1.0, size=SIZE, sigmas=levels, settings=settings).report
     assert any("other noise levels" in m for m in report.messages)
@@ -100,7 +100,7 @@ def test_wrong_fields_are_named(plans, change, why):
 
 def test_a_run_whose_full_steps_are_others_gets_the_fallback(model, plans):
     plan = plans[1.0]
-    settings = Settings(method="learned", **parts_of_plan(plan.schedule()))
+    settings = CacheConfig(method="learned", **parts_of_plan(plan.schedule()))
     rule = settings.predictor
     moved = replace(
         settings, predictor=replace(rule, rows=tuple((s + (s > 0), r) for s, r in rule.rows if s + 1 < STEPS))

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.hooks import model_binding
 from cache_core.models.families import find_family
@@ -92,7 +92,7 @@ def moving(model, count, batch=2):
 
 
 def of_steps(mask, predictor="reuse", level="module"):
-    return Settings(mask=mask, level=level, predictor=forecast({"name": predictor}))
+    return CacheConfig(mask=mask, level=level, predictor=forecast({"name": predictor}))
 
 
 EACH = {
