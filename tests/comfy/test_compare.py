@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-STEPS = 8
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
