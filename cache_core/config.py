@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from .base.names import LEVELS
+from .base.names import LEVELS, STREAMS
 from .cache.feature_predictor import FeaturePredictor
 from .cache.observer import Observer
 from .predictors.extrapolation import predictor
@@ -36,6 +36,8 @@ class CacheConfig:
     speedup: for hosts that keep profiles: steps over full steps that a plan from a matching profile is made
         for, None for no such plan.
     detect: whether the blocks of a model that the registry does not have are looked for (experimental).
+    streams: "reuse" by the name of a stream ("img", "audio") that is put back as it last was, not forecast,
+        at the levels final, stack and output.
     least_steps: in shorter runs nothing is skipped, unless an explicit plan says so.
     observer: sees the features of full steps, also where nothing is skipped; no part of a recipe.
     families: other settings for models of a family, by its name in the registry.
@@ -56,6 +58,7 @@ class CacheConfig:
     seed: int = 0
     speedup: float | None = None
     detect: bool = False
+    streams: Mapping[str, str] = field(default_factory=dict)
     least_steps: int = 0
     observer: Observer | None = None
     families: Mapping[str, CacheConfig] = field(default_factory=dict)
@@ -90,6 +93,10 @@ class CacheConfig:
             raise ValueError(f"speedup must lie between 1 and 100, not {self.speedup}.")
         if not isinstance(self.detect, bool):
             raise ValueError(f"detect must be true or false, not {repr(self.detect)[:40]}.")
+        if not isinstance(self.streams, Mapping) or any(
+            name not in STREAMS or rule != "reuse" for name, rule in self.streams.items()
+        ):
+            raise ValueError('streams must be an object such as {"audio": "reuse"}, of img and audio.')
         if (
             isinstance(self.least_steps, bool)
             or not isinstance(self.least_steps, int)

@@ -27,7 +27,8 @@ from .config import CacheConfig
 from .hooks.call_context import Call
 from .hooks.compilation import Compilation
 from .hooks.model_binding import Model
-from .indicators.guard import CONTROL, STALE, Guard, likeness, probe
+from .hooks.model_output import rule_of
+from .indicators.guard import CONTROL, STALE, Guard
 from .memory.budget import Budget
 from .report.run_report import Report, StepRecord
 from .run.model_call import installed, left_alone
@@ -145,7 +146,8 @@ class Controller(RunState):
             return
         keys = self._store.keys((id(model), now.at.phase), chunks)
         branches = self._store.take(keys, now.at.step)
-        self._compare_inputs(now, branches, latent)
+        if latent is not None and not self._fresh_noise:
+            self._guard.compare(now.at.step, branches, latent)
         kind, reason = self._kind_of_call(now.record, branches, known, control)
         if kind == "F":
             for branch in branches:
@@ -239,17 +241,6 @@ class Controller(RunState):
                 "sampled in full. Take Dual Cache out here, or keep the tiles in place."
             )
         return self._guard_tripped
-
-    def _compare_inputs(self, now: _Now, branches: list[Branch], latent: torch.Tensor | None) -> None:
-        """Tells the guard how the input of every branch has changed since its last evaluation."""
-        if latent is None or self._fresh_noise:
-            return
-        for branch, part in zip(branches, probe(latent).chunk(len(branches))):
-            before, branch.input = branch.input, (now.at.step, latent.shape[1:], part)
-            if before is None or before[:2] != (now.at.step - 1, latent.shape[1:]):
-                continue
-            if before[2].shape == part.shape:
-                self._guard.watch(now.at.step, likeness(before[2], part))
 
     def _kind_of_call(
         self, record: StepRecord, branches: list[Branch], known: Model, control: float | None
@@ -381,7 +372,7 @@ class Controller(RunState):
     def _observed(self, now: _Now, branches: list[Branch], known: Model) -> Callable:
         """What every site of a full step tells its value to before it is kept.
 
-        The error of the forecast is measured on the first branch, at the level's last site.
+        The error of the forecast is measured on the first branch, at the level's last site of every stream.
         """
         witness = known.blocks[-1].name if known.blocks else ()
 
@@ -389,7 +380,9 @@ class Controller(RunState):
             if self._observer is not None:
                 for branch, part in zip(branches, truth.chunk(len(branches))):
                     self._observer.observe(branch, name, part, now.node)
-            if name in (FINAL, OUTPUT, STACK) or name[:2] == witness:
-                self.book.note_error(branches[0].sites.get(name), truth, known.settings.predictor, now.node)
+            if name[:2] in (FINAL, OUTPUT, STACK, witness):
+                self.book.note_error(
+                    branches[0].sites.get(name), truth, rule_of(known.settings, name), now.node
+                )
 
         return observed

@@ -17,6 +17,8 @@ selector, attention, ratio, text_ratio, seed    of conservative steps
 speedup          where a profile of the model is found: what a plan from it is made for, in place of the
                  recipe's own
 detect           whether the blocks of a model that the registry does not know are looked for (experimental)
+streams          "reuse" by the name of a stream, img or audio, that is put back as it last was, not forecast;
+                 for models of video and sound, at the levels final, stack and output
 least_steps      in shorter runs nothing is skipped, unless a schedule is given
 families         by name of a model family: fields that differ for its models
 """
@@ -36,7 +38,18 @@ from .schedule.plan import CacheSchedule, explicit, from_generator
 from .selectors.token_selection import Selector
 
 FORMAT, KIND = 1, "cache_recipe"
-_PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "seed", "speedup", "detect", "least_steps")
+_PLAIN = (
+    "level",
+    "first",
+    "attention",
+    "ratio",
+    "text_ratio",
+    "seed",
+    "speedup",
+    "detect",
+    "streams",
+    "least_steps",
+)
 _PLANS = ("generator", "kinds", "mask")
 _PARTS = (*_PLANS, "ratios", "predictor", "module_predictor", "selector", *_PLAIN)
 _TEXTS = ("about", "source", "measured")

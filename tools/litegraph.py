@@ -12,7 +12,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+"""A choice of newer ComfyUI versions that brings inputs of its own."""
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 NOTE = "MarkdownNote"
 SEEDS, SEED_CONTROL, UPLOAD = ("seed", "noise_seed"), "control_after_generate", "upload"
 SPACE = uuid.UUID("6f1f9c1e-8d1c-5b5e-9d2b-1c2f7d5a4e31")
@@ -68,6 +70,8 @@ def is_widget(kind: str, options: dict) -> bool:
 
 def default_of(kind: str, options: dict):
     """The value of a widget that nobody has set."""
+    if kind == DYNAMIC:
+        return next((o["key"] for o in options.get("options") or []), "")
     if kind == "COMBO":
         return options.get("default", (options.get("options") or [""])[0])
     return options.get("default", {"STRING": "", "BOOLEAN": False}.get(kind, 0))

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from ..base.errors import CacheMismatch
-from ..base.names import FINAL, OUTPUT, STACK
+from ..base.names import FINAL, OUTPUT, STACK, STREAMS
+from ..cache.feature_predictor import FeaturePredictor
+from ..config import CacheConfig
+from ..predictors.extrapolation import predictor
 from .call_context import Call
+
+_REUSE = predictor("reuse")
 
 
 def _sizes(*values) -> tuple:
@@ -33,6 +38,15 @@ def input_of_output(x, out) -> torch.Tensor | None:
     ):
         return None
     return x[:, : out.shape[1]] if x.shape[2:] == out.shape[2:] and x.shape[1] >= out.shape[1] else None
+
+
+def rule_of(config: CacheConfig, name: tuple) -> FeaturePredictor:
+    """What puts back a site of a whole model: the predictor of the level, or the last value where the config
+    holds the site's stream back. name: of the site; behind its first two parts stands the stream or its place
+    in the output, nothing for the first."""
+    stream = name[2] if len(name) > 2 else 0
+    stream = STREAMS[stream] if isinstance(stream, int) and stream < len(STREAMS) else stream
+    return _REUSE if name[:2] in (FINAL, OUTPUT, STACK) and stream in config.streams else config.predictor
 
 
 @dataclass
@@ -63,7 +77,7 @@ class ModelOutput:
                 OUTPUT,
                 *(n for n in self.call.batch.branches[0].sites if n[:2] == OUTPUT and n != OUTPUT),
             ]
-            out = [self.call.batch.value(n, self.predictor, owned=True) for n in names]
+            out = [self.call.batch.value(n, rule_of(self.call.settings, n), owned=True) for n in names]
             return out if len(out) > 1 else out[0]
 
         return forward

@@ -3,9 +3,10 @@
 One block of every kind is run once more as conservative steps, or aggressive ones at the levels `block` and
 `module`, would run it, on what was just kept of it, and compared with its real result. At `final` and `stack`
 the model is run once more with all blocks skipped and the end of the last one put back, and compared with its
-own output: this shows that the last block really is the last, and that nothing else reads the blocks. Where a
-mask skips spans of blocks, those are skipped and the end of each is put back. The check costs as much as one
-skipped step; nothing of it is kept, and the call returns its own result."""
+own output: this shows that the last block really is the last, and that nothing else reads the blocks. Of
+blocks that are guessed, no weight may be used in that call, and a guess that could not be compared is wrong.
+Where a mask skips spans of blocks, those are skipped and the end of each is put back. The check costs as much
+as one skipped step; nothing of it is kept, and the call returns its own result."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from ..predictors.extrapolation import predictor
 from .block_spans import SpanWiring
 from .call_context import Call
 from .module_replay import copied, replay
-from .shims import shim
+from .shims import WeightsUsed, shim
 from .wiring import Wiring
 
 COARSER = {"module": "block", "block": "final", "stack": "final", "final": "output"}
@@ -92,6 +93,8 @@ class SelfCheck:
                     shim(block.module, lambda kept, i=i, b=block, real=original: self._one(kept, i, b, real))
                 )
             yield
+        if self._guess and self._tail and self._tail not in self._unseen:
+            self.passed.setdefault(self._tail, False)  # as where the model is being compiled
         self.passed = {
             kind: right for kind, right in self.passed.items() if not (right and kind in self._unseen)
         }
@@ -136,9 +139,8 @@ class SelfCheck:
                     False  # the skipped run's first block did not run, so nothing was kept
                 )
             elif self._tail and not ended and self._guess:
-                self.passed[self._tail] = (
-                    False  # the last of its blocks did not run, or gave something else than a tensor
-                )
+                # The last of its blocks did not run, or gave something else than a tensor.
+                self.passed[self._tail] = False
             elif self._tail and ended:
                 with random:
                     self._judge(
@@ -161,7 +163,13 @@ class SelfCheck:
                     run = maker(run)
                 else:
                     stack.enter_context(shim(part, maker))
-            return [run(*again[0], **again[1])]
+            if not self._guess:
+                return [run(*again[0], **again[1])]
+            with WeightsUsed(block.module for block in wiring.blocks) as weights:
+                out = run(*again[0], **again[1])
+            if weights.used:
+                raise CacheMismatch("A guessed block ran where all were to be skipped.")
+            return [out]
 
     # --- one block ------------------------------------------------------------------------------
 
@@ -230,10 +238,12 @@ class SelfCheck:
 
 
 def verdict(
-    settings: CacheConfig, passed: dict[str, bool], family: str, host: str = ""
+    settings: CacheConfig, passed: dict[str, bool], family: str, host: str = "", guess: bool = False
 ) -> tuple[CacheConfig, str | None]:
     """The config at a coarser level where aggressive steps did not pass, and a sentence about all that did
-    not; None where all did."""
+    not; None where all did.
+
+    guess: whether the blocks are guessed."""
     instead, before = [], settings
     if not passed.get("A", True):
         settings = coarser(settings, COARSER[settings.level])
@@ -242,6 +252,11 @@ def verdict(
         instead.append("conservative steps run in full")
     if not instead:
         return settings, None
+    if guess:
+        found = f"The blocks found in {family} do not work as one stack that can be skipped"
+        return settings, " ".join(
+            [f"{found}; {' and '.join(instead)}.", *filter(None, [gave_way(before, settings)])]
+        )
     where, forecast = f" in {host}" if host else "", gave_way(before, settings)
     return settings, (
         f"The blocks of {family} do not behave{where} as registered in this pack, or another node has "

@@ -7,11 +7,12 @@ restored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..base.errors import CacheMismatch
 
@@ -108,3 +109,21 @@ def without_prefetch(original):
         return original(*args, **kwargs)
 
     return forward
+
+
+class WeightsUsed(TorchFunctionMode):
+    """Inside it, `used` tells whether any computation read a weight of these modules, by whichever function
+    of a module. Questions about a weight, such as its device, do not count."""
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        super().__init__()
+        self.used = False
+        self._weights = {
+            id(weight) for module in modules for weight in (*module.parameters(), *module.buffers())
+        }
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        given = (*args, *(kwargs or {}).values())
+        if getattr(func, "__name__", "") != "__get__":
+            self.used = self.used or any(id(value) in self._weights for value in given)
+        return func(*args, **(kwargs or {}))

@@ -21,9 +21,10 @@ from torch import nn
 
 from ..base.errors import CacheMismatch
 from ..base.names import FINAL, PATH, STACK
+from ..cache.feature_predictor import FeaturePredictor
 from ..models.block_spec import BlockSpec, SideModule
 from ..models.families import Block
-from .model_output import ModelOutput, input_of_output
+from .model_output import ModelOutput, input_of_output, rule_of
 from .module_replay import modulated_input, modulated_inputs_read, record, replay
 from .shims import without_prefetch
 
@@ -282,7 +283,8 @@ class Wiring(ModelOutput):
         base = self._base(spec) if self.level == "stack" else None
         out = {}
         for stream in spec.reads:
-            value = self._value(_site(name, spec, stream), spec, main[stream], owned=True)
+            site = _site(name, spec, stream)
+            value = self._value(site, spec, main[stream], owned=True, rule=rule_of(self.call.settings, site))
             if base is not None:
                 value.add_(base[stream])
             out[stream] = spec.unflat(value, main[stream])
@@ -306,9 +308,16 @@ class Wiring(ModelOutput):
             if s in block.spec.reads or any((*block.name, s) in b.sites for b in branches)
         ]
 
-    def _value(self, site: tuple, spec: BlockSpec, like: torch.Tensor, owned: bool = False) -> torch.Tensor:
+    def _value(
+        self,
+        site: tuple,
+        spec: BlockSpec,
+        like: torch.Tensor,
+        owned: bool = False,
+        rule: FeaturePredictor | None = None,
+    ) -> torch.Tensor:
         """A site's forecast [B,n,d]; CacheMismatch where it does not have the shape of the stream `like`."""
-        value = self.call.batch.value(site, self.predictor, owned)
+        value = self.call.batch.value(site, rule or self.predictor, owned)
         if value.shape != spec.flat(like).shape:
             raise CacheMismatch(OTHER_TOKENS)
         return value

@@ -6,7 +6,11 @@ fits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+from ..cache.feature_cache import Branch
 
 LIMIT = 0.3
 """Least cosine of two successive inputs of a branch.
@@ -49,6 +53,15 @@ class Guard:
     def __init__(self, limit: float = LIMIT):
         self.limit = limit
         self._pending: list[tuple[int, torch.Tensor, torch.cuda.Event | None]] = []
+
+    def compare(self, step: int, branches: Sequence[Branch], latent: torch.Tensor) -> None:
+        """Watches how the input [B,...] of every branch has changed since its evaluation at the step before,
+        where it had the same size."""
+        for branch, part in zip(branches, probe(latent).chunk(len(branches))):
+            before, branch.input = branch.input, (step, latent.shape[1:], part)
+            if before is None or before[:2] != (step - 1, latent.shape[1:]) or before[2].shape != part.shape:
+                continue
+            self.watch(step, likeness(before[2], part))
 
     def watch(self, step: int, value: torch.Tensor) -> None:
         """value: the cosine of the inputs at this step and the one before."""

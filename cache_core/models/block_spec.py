@@ -198,6 +198,7 @@ class Family:
     where: (path, value) of an attribute that tells rows of one class apart.
     side_modules: see `SideModule`.
     refusal: why models of this family are sampled plainly.
+    mixed: streams that have no tensor of their own in the blocks, so that only the output holds them apart.
     output_only: why nothing but their output can be cached."""
 
     name: str
@@ -206,6 +207,7 @@ class Family:
     lists: tuple[tuple[str, str, BlockSpec], ...] = ()
     where: tuple[str, object] | None = None
     side_modules: tuple[SideModule, ...] = ()
+    mixed: tuple[str, ...] = ()
     refusal: str | None = None
     output_only: str | None = None
 

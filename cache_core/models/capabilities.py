@@ -80,6 +80,12 @@ def _levelled(
         else:
             why = f"The blocks of {family.name} are not where this pack knows them to be"
         return coarser(settings, "output"), f"{why}; aggressive steps put back {NAMES['output']}."
+    held = sorted(set(family.mixed) & set(settings.streams)) if settings.level != "output" else []
+    if held:
+        return coarser(settings, "output"), (
+            f"The blocks of {family.name} hold all streams in one sequence, of which {held[0]} is not to be "
+            f"forecast; aggressive steps put back {NAMES['output']}."
+        )
     if family.module == DETECTED and settings.level not in levels_of(family):
         return coarser(
             settings, "final"

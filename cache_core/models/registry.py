@@ -113,6 +113,7 @@ FAMILIES = (
         "minimax.model",
         "MiniMaxH3Model",
         ("blocks", "block", one("x", "attn", rows="mlp", batch=None, writes=True)),
+        mixed=("audio",),
     ),  # text, sound and picture in one sequence [n,d] of one sample
     _row(
         "SeedVR2",

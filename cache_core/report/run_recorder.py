@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..base.coordinates import Node
+from ..base.names import FINAL, OUTPUT, STACK
 from ..cache.feature_cache import Site
 from ..cache.feature_predictor import FeaturePredictor
 from ..cache.transfers import downloaded
@@ -21,6 +22,8 @@ from ..schedule.masks import Mask
 from ..schedule.plan import CacheSchedule
 from .run_report import Report, StepRecord
 
+WHOLE = (FINAL, OUTPUT, STACK)
+"""Sites of a whole model, of which each stream has one."""
 TOKENS = 1000
 """Tokens, as many at least, that the error of a forecast is measured on."""
 
@@ -41,6 +44,7 @@ class RunRecorder:
         self._peak = 0
         self._size: CostModel | None = None
         self._errors: dict[int, torch.Tensor] = {}
+        self._measured: dict[int, set] = {}
         self._indicators: dict[int, torch.Tensor] = {}
         self._seconds = seconds
         self._start = self._mark = seconds()
@@ -78,16 +82,20 @@ class RunRecorder:
 
     def note_error(self, site: Site | None, truth: torch.Tensor, rule: FeaturePredictor, now: Node) -> None:
         """How far off a forecast of the feature `truth` [B,N,d] at a site would have been, once per
-        evaluation."""
+        evaluation; of several streams of the whole model the worst."""
         index = len(self.records) - 1
-        if index in self._errors or site is None or not site.snapshots:
+        seen = self._measured.setdefault(index, set())
+        if site is None or not site.snapshots or site.name in seen or (seen and site.name[:2] not in WHOLE):
             return
         own, kept = truth[: site.snapshots[0].shape[0]], site.snapshots[0]
         if own.shape != kept.shape:
             return
+        seen.add(site.name)
         stride = max(1, own.shape[1] // TOKENS) if own.ndim == 3 else 1
         some, guess = own[:, ::stride].float(), site.sampled(rule, now, stride)
-        self._errors[index] = (guess.float() - some).norm() / some.norm().clamp_min(1e-12)
+        error = (guess.float() - some).norm() / some.norm().clamp_min(1e-12)
+        worst = self._errors.get(index)
+        self._errors[index] = error if worst is None else torch.maximum(worst, error)
 
     def _note_indicator(self, call: Call) -> None:
         """Keeps what the forecast of this evaluation went by: of the first branch and the first site that
@@ -109,6 +117,7 @@ class RunRecorder:
         for (name, i, _), number in zip(notes, downloaded([v for _, _, v in notes])):
             setattr(self.records[i], name, number)
         self._errors.clear()
+        self._measured.clear()
         self._indicators.clear()
         return Report(
             records=self.records,

@@ -139,7 +139,8 @@ class RunState(Handle):
 
     def _judged(self, known: Model, passed: dict[str, bool]) -> None:
         """Goes on without what a self-check found wrong."""
-        settings, sentence = verdict(known.settings, passed, known.name, self._host)
+        guess = known.family is not None and known.family.module == DETECTED
+        settings, sentence = verdict(known.settings, passed, known.name, self._host, guess)
         unchecked = {
             k for k in known.unchecked if not passed.get(k) and (k == "C" or settings.level != "output")
         } - {k for k in passed if k == "C"}

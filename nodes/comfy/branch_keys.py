@@ -52,6 +52,7 @@ def chunks(x, c_concat, c_crossattn, control, options: dict, conds: dict) -> lis
     branches = list(zip(options.get("cond_or_uncond") or [0], options.get("uuids") or [None]))
     # Other nodes switch parts of a model on and off by such flags, those of LTX-2 for one.
     flags = tuple(sorted((k, v) for k, v in options.items() if isinstance(v, bool)))
+    flags += tuple(options.get("stg_self_attn_blocks") or ())  # LTX 2.5 leaves their attention out
     shared = (
         flags,
         x.shape[0] // len(branches),

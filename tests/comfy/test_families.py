@@ -325,3 +325,14 @@ def test_modules_are_not_kept_where_no_conservative_step_can_use_them(models, ru
             evaluate(sigma, data)
         peaks.append(cache.finish().peak_bytes)
     assert peaks[0] == peaks[1]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name == "ltx 2"])
+def test_blocks_whose_attention_is_left_out_tell_branches_apart(models, runs, name):
+    """As the guidance of LTX 2.5 calls its model, whether or not this ComfyUI reads the option."""
+    base, data = models(name), tiny.arguments(name)
+    cache, evaluate = runs(base, "FAF", level="final")
+    perturbed = {"stg_self_attn_blocks": (1,)}
+    evaluate(0.8, data)
+    assert close(evaluate(0.8, data, more=perturbed), call(base, 0.8, data, perturbed), 1e-6)
+    assert cache.finish().records[1].reason == "no_snapshot"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cache_core.cache.feature_cache import Branch
 from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.indicators.guard import Guard, likeness, probe
@@ -32,6 +33,16 @@ def test_a_probe_is_small_and_tells_moved_noise_from_a_step():
     assert likeness(now, probe(noise.roll(3, -1))) < 0.1
     one_moved = torch.cat([noise[:1], noise[1:].roll(3, -1)])
     assert likeness(now, probe(one_moved)) < 0.1
+
+
+def test_inputs_of_another_size_are_not_compared():
+    """A probe of either has as many values."""
+    guard, branch = Guard(), Branch()
+    guard.compare(0, [branch], torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(0)))
+    guard.compare(1, [branch], torch.randn(1, 16, 64, 128, generator=torch.Generator().manual_seed(1)))
+    assert guard.tripped() is None
+    guard.compare(2, [branch], torch.randn(1, 16, 64, 128, generator=torch.Generator().manual_seed(2)))
+    assert guard.tripped() == 2
 
 
 def sampled(model, moved, **more):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.models.capabilities import levels_of
 from cache_core.models.families import blocks_of, find_family
@@ -127,7 +127,7 @@ def test_steps_are_skipped_and_put_back_what_they_skip(kind, level):
     torch.manual_seed(0)
     model = kind().eval().requires_grad_(False)
     exact = parts(model(data(kind), 0.9))
-    cache = Controller(Settings(schedule=explicit("FAFAFA"), level=level), STILL)
+    cache = Controller(CacheConfig(schedule=explicit("FAFAFA"), level=level), STILL)
     for step in range(6):
         cache.begin_evaluation(0.9)
         Block.runs = 0
