@@ -13,9 +13,9 @@ ROUGH = {
     "wan humo": 1.35,
     "ltx 2 without sound": 1.35,
     "sd 3.5": 1.15,
-    "hidream i1": 1.15,
-    "auraflow": 1.15,
-    "boogu": 1.15,
+    "hidream i1": 1.3,
+    "auraflow": 1.3,
+    "boogu": 1.3,
 }
 """Models with modules, or a stream of the last block, that do not run in these calls: or of which few rows
 are refreshed at
