@@ -29,7 +29,11 @@ class ClipJudge(nn.Module):
         super().__init__()
         layers, a = [], 3 * FRAMES
         for b, stride in ((48, 2), (64, 1), (96, 2), (96, 1), (128, 2), (128, 1)):
-            layers += [nn.Conv2d(a, b, 3, padding=1, stride=stride, bias=False), nn.GroupNorm(8, b), nn.ReLU()]
+            layers += [
+                nn.Conv2d(a, b, 3, padding=1, stride=stride, bias=False),
+                nn.GroupNorm(8, b),
+                nn.ReLU(),
+            ]
             a = b
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
         self.middle = nn.Sequential(nn.Linear(128 * 16, 192), nn.ReLU())

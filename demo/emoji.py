@@ -185,7 +185,11 @@ def draw_pictures(pictures: Pictures, emoji: EmojiSet) -> torch.Tensor:
     out = grounds_of(pictures.ground)
     shift = pictures.shift * (2 / SIZE)
     one, two = (~pictures.two).nonzero()[:, 0], pictures.two.nonzero()[:, 0]
-    parts = [(one, emoji.full, 0, 0.88, 0.0), (two, emoji.half, 0, 0.46, -0.48), (two, emoji.half, 1, 0.46, 0.48)]
+    parts = [
+        (one, emoji.full, 0, 0.88, 0.0),
+        (two, emoji.half, 0, 0.46, -0.48),
+        (two, emoji.half, 1, 0.46, 0.48),
+    ]
     for rows, table, k, scale, x in parts:
         if not len(rows):
             continue

@@ -26,7 +26,11 @@ class EmojiJudge(nn.Module):
         super().__init__()
         self.emoji, a, layers = emoji, 3, []
         for b, stride in ((32, 2), (64, 2), (96, 1), (128, 2), (128, 1), (160, 2)):
-            layers += [nn.Conv2d(a, b, 3, padding=1, stride=stride, bias=False), nn.GroupNorm(8, b), nn.ReLU()]
+            layers += [
+                nn.Conv2d(a, b, 3, padding=1, stride=stride, bias=False),
+                nn.GroupNorm(8, b),
+                nn.ReLU(),
+            ]
             a = b
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
         self.middle = nn.Sequential(nn.Linear(a * 16, 192), nn.ReLU())

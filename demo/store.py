@@ -45,7 +45,9 @@ def save_model(
     """Writes a model's state in `dtype`, and in float8 what `float8` names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
-        k: v.detach().cpu().to(FLOAT8 if float8(k) else dtype).contiguous() if v.is_floating_point() else v.cpu()
+        k: v.detach().cpu().to(FLOAT8 if float8(k) else dtype).contiguous()
+        if v.is_floating_point()
+        else v.cpu()
         for k, v in model.state_dict().items()
     }
     part = path.with_suffix(".part")

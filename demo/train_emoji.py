@@ -32,8 +32,7 @@ from .emoji import (
 from .emoji_judge import train_emoji_judge
 from .flux import Flux, FluxConfig
 from .store import EMOJI, EMOJI_JUDGE, EMOJI_TEXT, EMOJI_VAE, is_block_matrix, save_model
-from .training import Checkpoint, Plan, fit, flow_loss, generator, noised, start
-from .weights import WEIGHTS
+from .training import Checkpoint, Plan, fit, flow_loss, generator, noised, start, time_arguments
 
 CONFIG = FluxConfig(token_dim=WIDTH, pooled_dim=PHRASES * WIDTH)
 
@@ -77,7 +76,9 @@ class Captions:
         second = torch.where(pictures.two[:, None], second, -1)
         ground = self.grounds[pictures.ground][:, None]
         words = torch.cat([first, second, ground, torch.full_like(ground, -1)], 1)
-        phrases = torch.tensor([0] * WORDS_EACH + [1] * WORDS_EACH + [2, 2], device=words.device).expand(len(words), -1)
+        phrases = torch.tensor([0] * WORDS_EACH + [1] * WORDS_EACH + [2, 2], device=words.device).expand(
+            len(words), -1
+        )
         assert words.shape[1] == TOKENS
         return words, phrases
 
@@ -109,11 +110,14 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/emoji"), help="folder for data and checkpoints")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the safetensors files")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/emoji"), help="folder for data and checkpoints"
+    )
     parser.add_argument("--seed", type=int, default=23)
-    parser.add_argument("--seconds", type=float, default=10800, help="for the transformer")
-    parser.add_argument("--side-seconds", type=float, default=1800, help="for the decoder and the judge, each")
+    time_arguments(parser, 10800)
+    parser.add_argument(
+        "--side-seconds", type=float, default=1800, help="for the decoder and the judge, each"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", choices=("model", "decoder", "judge"), help="train one part")
     args = parser.parse_args(argv)
@@ -122,7 +126,7 @@ def main(argv=None) -> None:
     emoji = load_emoji(args.work, device)
     vae = picture_code(args.work, emoji, args.seed)
     if args.only in (None, "decoder"):
-        plan = Plan(args.side_seconds, rate=1e-3)
+        plan = Plan(args.side_seconds, rate=1e-3, deadline=args.deadline)
 
         def draw(gen):
             return draw_pictures(random_pictures(max(1, args.batch // 2), len(emoji.names), gen), emoji)
@@ -130,12 +134,12 @@ def main(argv=None) -> None:
         train_decoder(vae, draw, plan, args.work / "decoder", args.seed, device)
         save_model(vae, args.out / EMOJI_VAE, dtype=torch.float16)
     if args.only in (None, "judge"):
-        plan = Plan(args.side_seconds, rate=2e-3)
+        plan = Plan(args.side_seconds, rate=2e-3, deadline=args.deadline)
         judge = train_emoji_judge(emoji, plan, args.work / "judge", args.seed, device)
         names = {"names": json.dumps(emoji.names)}
         save_model(judge, args.out / EMOJI_JUDGE, dtype=torch.float16, metadata=names)
     if args.only in (None, "model"):
-        plan = Plan(args.seconds, float8=is_block_matrix)
+        plan = Plan(args.seconds, float8=is_block_matrix, deadline=args.deadline)
         both = train_picture_model(emoji, vae, plan, args.work / "model", args.seed, device, args.batch)
         save_model(both.flux, args.out / EMOJI, is_block_matrix)
         words = {"vocabulary": json.dumps(both.text.vocabulary)}

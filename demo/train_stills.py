@@ -17,8 +17,8 @@ from .render import draw_stills, encode_stills, random_stills
 from .scenes import SIZE
 from .skip import SkipConfig, SkipFlux
 from .store import EDIT, NO_SKIP, SKIP, is_block_matrix, load_model, save_model
-from .training import Plan, fit, flow_loss, generator, noised, start
-from .weights import MODEL, WEIGHTS, load_autoencoder
+from .training import Plan, fit, flow_loss, generator, noised, start, time_arguments
+from .weights import MODEL, load_autoencoder
 
 COARSE = 0.45
 """Share of a training from nothing that runs on pictures of half the size (64 tokens), as the embedded model
@@ -79,9 +79,8 @@ def main(argv=None) -> None:
     )
     parser.add_argument("variant", choices=tuple(FILES))
     parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for checkpoints")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the safetensors file")
     parser.add_argument("--seed", type=int, default=21)
-    parser.add_argument("--seconds", type=float, default=7200)
+    time_arguments(parser, 7200)
     parser.add_argument("--steps", type=int, default=4000, help="at most so many steps")
     parser.add_argument("--batch", type=int, default=32)
     args = parser.parse_args(argv)
@@ -89,7 +88,7 @@ def main(argv=None) -> None:
     code, model = embedded_code(device), new_model(args.variant).to(device)
     coarse, loss = (COARSE, still_loss) if args.variant != "edit" else (0.0, edit_loss)
     rate = 2e-3 if coarse else 1e-3
-    plan = Plan(args.seconds, args.steps, rate, float8=is_block_matrix)
+    plan = Plan(args.seconds, args.steps, rate, float8=is_block_matrix, deadline=args.deadline)
 
     def loss_of(step: int):
         small = step < coarse * args.steps

@@ -15,9 +15,8 @@ from .blocks_vae import BlockAutoencoder, train_decoder
 from .clip_judge import train_clip_judge
 from .clips import draw_clips, encode_clips, random_clips
 from .store import CLIP_JUDGE, VIDEO, VIDEO_VAE, save_model, text_columns
-from .training import Checkpoint, Plan, fit, flow_loss, generator, noised, start
+from .training import Checkpoint, Plan, fit, flow_loss, generator, noised, start, time_arguments
 from .wan import WanConfig, WanModel
-from .weights import WEIGHTS
 
 SHIFT = 2.0
 """Times of training are moved towards noise, where a clip's motion is decided."""
@@ -72,10 +71,11 @@ def main(argv=None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("runs/video"), help="folder for checkpoints")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the safetensors files")
     parser.add_argument("--seed", type=int, default=22)
-    parser.add_argument("--seconds", type=float, default=10800, help="for the transformer")
-    parser.add_argument("--side-seconds", type=float, default=1800, help="for the decoder and the judge, each")
+    time_arguments(parser, 10800)
+    parser.add_argument(
+        "--side-seconds", type=float, default=1800, help="for the decoder and the judge, each"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", choices=("model", "decoder", "judge"), help="train one part")
     args = parser.parse_args(argv)
@@ -83,7 +83,7 @@ def main(argv=None) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     vae = frame_code(args.work, args.seed)
     if args.only in (None, "decoder"):
-        plan = Plan(args.side_seconds, rate=1e-3)
+        plan = Plan(args.side_seconds, rate=1e-3, deadline=args.deadline)
         clips = max(1, args.batch // 8)
 
         def draw(gen):
@@ -92,14 +92,14 @@ def main(argv=None) -> None:
         train_decoder(vae, draw, plan, args.work / "decoder", args.seed, device)
         save_model(vae, args.out / VIDEO_VAE, dtype=torch.float16)
     if args.only in (None, "judge"):
-        plan = Plan(args.side_seconds, rate=2e-3)
+        plan = Plan(args.side_seconds, rate=2e-3, deadline=args.deadline)
         save_model(
             train_clip_judge(plan, args.work / "judge", args.seed, device),
             args.out / CLIP_JUDGE,
             dtype=torch.float16,
         )
     if args.only in (None, "model"):
-        plan = Plan(args.seconds, float8=text_columns)
+        plan = Plan(args.seconds, float8=text_columns, deadline=args.deadline)
         model = train_clip_model(vae, plan, args.work / "model", args.seed, device, args.batch)
         save_model(model, args.out / VIDEO, text_columns)
 

@@ -6,6 +6,7 @@ GPU for minutes; the learning rate follows the share of the time that has passed
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import math
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
+
+from .weights import WEIGHTS
 
 log = logging.getLogger("demo.training")
 FLOAT8 = torch.float8_e4m3fn
@@ -103,6 +106,8 @@ class Plan:
     float8_from: share of the training from which on they are rounded.
     decay: of the moving average.
     every: seconds between checkpoints.
+    warm: steps of the learning rate's rise.
+    deadline: in seconds since 1970, at which the training ends although time is left; infinite for none.
     """
 
     seconds: float
@@ -113,6 +118,7 @@ class Plan:
     decay: float = 0.998
     every: float = 60.0
     warm: int = 100
+    deadline: float = math.inf
 
     def factor(self, step: int, share: float) -> float:
         """The learning rate's factor: a linear warm-up, then half a cosine to zero."""
@@ -165,6 +171,7 @@ def fit(
     state = done.load()
     step, before = _restore(state, model, average, opts) if state else (0, 0.0)
     start = saved = time.monotonic()
+    total = max(1e-3, min(plan.seconds, before + plan.deadline - time.time()))
     rounded = [p for n, p in model.named_parameters() if plan.float8(n)]
     rates = [[g["lr"] for g in o.param_groups] for o in opts] if not state else state["rates"]
 
@@ -182,7 +189,7 @@ def fit(
 
     while True:
         elapsed = before + time.monotonic() - start
-        share = max(elapsed / plan.seconds, step / plan.steps)
+        share = max(elapsed / total, step / plan.steps)
         if share >= 1:
             break
         kept = None
@@ -238,6 +245,15 @@ def noised(x0: torch.Tensor, gen: torch.Generator, shift: float = 1.0):
 def generator(seed: int, step: int, device: str) -> torch.Generator:
     """The random numbers of one step."""
     return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+
+
+def time_arguments(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """The options that every training command has."""
+    parser.add_argument("--seconds", type=float, default=seconds, help="for the transformer")
+    parser.add_argument(
+        "--deadline", type=float, default=math.inf, help="end at this Unix time at the latest"
+    )
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the safetensors files")
 
 
 def device_name() -> str:

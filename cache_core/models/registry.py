@@ -291,4 +291,20 @@ FAMILIES = (
         "HunYuanDiTPlain",
         output_only="it exchanges the halves of a batch on its way",
     ),
+    # Further embedded models.
+    Family(
+        "Wan (embedded)",
+        "demo.wan",
+        "WanModel",
+        (("blocks", "block", one("x", "self_attn", "cross_attn", rows="ffn")),),
+    ),
+    Family(
+        "Skip-DiT (embedded)",
+        "demo.skip",
+        "SkipFlux",
+        (
+            ("double_blocks", "double", two(("img", 0), ("txt", 1))),
+            ("single_blocks", "single", one("x", joined=("txt", "img"))),
+        ),
+    ),
 )
