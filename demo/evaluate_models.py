@@ -25,9 +25,11 @@ from .judge import labels_of, read_right
 from .render import draw_stills, random_stills
 from .sampler import sample
 from .scenes import caption_of
+from .training import device_name
 from .weights import WEIGHTS, load_autoencoder, load_judge
 
 SEED = 4096
+DEVICE = device_name()
 
 
 def in_batches(count: int, batch: int, run) -> torch.Tensor:
@@ -53,14 +55,14 @@ def share(flags: torch.Tensor) -> float:
 
 def video(count: int, steps: int, batch: int, folder: Path, guidance: float = 5.0) -> dict:
     """Clips: what the judge reads right of sampled and of drawn clips."""
-    model, vae = samplers.load_video()
+    model, vae = (m.to(DEVICE) for m in samplers.load_video())
     judge = samplers.load_clip_judge()
     clips = random_clips(count, torch.Generator().manual_seed(SEED))
 
     def run(a, b):
         captions = [clips.caption(i) for i in range(a, b)]
         out = samplers.sample_clips(model, captions, steps=steps, seeds=range(a, b), guidance=guidance)
-        return samplers.decode_clips(vae, out.latents)
+        return samplers.decode_clips(vae, out.latents).cpu()
 
     shown, drawn = in_batches(count, batch, run), draw_clips(clips)
     read, own = read_clips(judge, shown, clips), read_clips(judge, drawn, clips)
@@ -71,7 +73,7 @@ def video(count: int, steps: int, batch: int, folder: Path, guidance: float = 5.
         "guidance": guidance,
         "read_right": {k: share(v) for k, v in read.items()},
         "generator_read_right": {k: share(v) for k, v in own.items()},
-        "autoencoder_psnr_db": round(psnr_of(vae, drawn[:16].flatten(0, 1)), 2),
+        "autoencoder_psnr_db": round(psnr_of(vae, drawn[:16].flatten(0, 1).to(DEVICE)), 2),
         "misread": [clips.caption(i) for i in range(count) if not read["told"][i]],
     }
 
@@ -116,6 +118,7 @@ def _part(pictures, a: int, b: int):
 def emoji(count: int, steps: int, batch: int, folder: Path, data: Path, guidance: float = 3.0) -> dict:
     """Emoji pictures: what the judge names, and how near they are to the training pictures."""
     model, text, vae = samplers.load_emoji_model()
+    model, vae = model.to(DEVICE), vae.to(DEVICE)
     judge, names = samplers.load_emoji_judge()
     pictures = random_pictures(count, len(names), torch.Generator().manual_seed(SEED))
 
@@ -123,7 +126,7 @@ def emoji(count: int, steps: int, batch: int, folder: Path, data: Path, guidance
         captions = [pictures.caption(i, names) for i in range(a, b)]
         out = samplers.sample_emoji(model, text, captions, steps=steps, seeds=range(a, b), guidance=guidance)
         with torch.no_grad():
-            return vae.decode(out.latents)
+            return vae.decode(out.latents).cpu()
 
     source = load_emoji(data)
     shown, drawn = in_batches(count, batch, run), draw_pictures(pictures, source)
@@ -136,7 +139,7 @@ def emoji(count: int, steps: int, batch: int, folder: Path, data: Path, guidance
         result[name]["pair"] = share(first[pictures.two])
     sheet(shown, folder / "emoji.png")
     sheet(drawn, folder / "emoji_drawn.png")
-    result["autoencoder_psnr_db"] = round(psnr_of(vae, drawn[:32]), 2)
+    result["autoencoder_psnr_db"] = round(psnr_of(vae, drawn[:32].to(DEVICE)), 2)
     result["neighbours"] = _neighbours(shown, pictures, source)
     result["captions"] = [pictures.caption(i, names) for i in range(count)]
     return result
@@ -144,12 +147,12 @@ def emoji(count: int, steps: int, batch: int, folder: Path, data: Path, guidance
 
 def edit(count: int, steps: int, batch: int, folder: Path, guidance: float = 2.0) -> dict:
     """Edits: whether the judge reads the edited scene, all nine places, and how near the picture is."""
-    model, vae, judge = samplers.load_edit(), load_autoencoder(), load_judge()
+    model, vae, judge = samplers.load_edit().to(DEVICE), load_autoencoder().to(DEVICE), load_judge()
     gen = torch.Generator().manual_seed(SEED)
     edits = random_edits(random_stills(count, gen), gen)
     before, after = draw_stills(edits.before), draw_stills(edits.after)
     with torch.no_grad():
-        references = in_batches(count, batch, lambda a, b: vae.encode(before[a:b]))
+        references = in_batches(count, batch, lambda a, b: vae.encode(before[a:b].to(DEVICE)))
 
     def run(a, b):
         told = [edits.instruction(i) for i in range(a, b)]
@@ -157,7 +160,7 @@ def edit(count: int, steps: int, batch: int, folder: Path, guidance: float = 2.0
             model, references[a:b], told, steps=steps, seeds=range(a, b), guidance=guidance
         )
         with torch.no_grad():
-            return vae.decode(out.latents)
+            return vae.decode(out.latents).cpu()
 
     shown = in_batches(count, batch, run)
     scenes = [edits.after.scene(i) for i in range(count)]
@@ -173,7 +176,7 @@ def edit(count: int, steps: int, batch: int, folder: Path, guidance: float = 2.0
 
     with torch.no_grad():
         right, own = exact(shown), exact(after)
-        rebuilt = in_batches(count, batch, lambda a, b: vae.decode(vae.encode(after[a:b])))
+        rebuilt = in_batches(count, batch, lambda a, b: vae.decode(vae.encode(after[a:b].to(DEVICE))).cpu())
     sheet(torch.stack([before, shown, after], 1)[:24].flatten(0, 1), folder / "edit.png", 12)
     return {
         "edits": count,
@@ -190,8 +193,8 @@ def edit(count: int, steps: int, batch: int, folder: Path, guidance: float = 2.0
 
 def variant(name: str, count: int, steps: int, batch: int, folder: Path, guidance: float = 2.0) -> dict:
     """The long-skip variant and its twin: captions, read as the embedded model's are."""
-    model = {"skip": samplers.load_skip, "no_skip": samplers.load_no_skip}[name]()
-    vae, judge = load_autoencoder(), load_judge()
+    model = {"skip": samplers.load_skip, "no_skip": samplers.load_no_skip}[name]().to(DEVICE)
+    vae, judge = load_autoencoder().to(DEVICE), load_judge()
     stills = random_stills(count, torch.Generator().manual_seed(SEED))
     scenes = [stills.scene(i) for i in range(count)]
 
@@ -199,7 +202,7 @@ def variant(name: str, count: int, steps: int, batch: int, folder: Path, guidanc
         captions = [caption_of(s) for s in scenes[a:b]]
         out = sample(model, captions, steps=steps, seeds=range(a, b), guidance=guidance)
         with torch.no_grad():
-            return vae.decode(out.latents)
+            return vae.decode(out.latents).cpu()
 
     shown = in_batches(count, batch, run)
     sheet(shown, folder / f"{name}.png")

@@ -72,6 +72,8 @@ def denoise(
     times `time_scale`. Raises ValueError for an unknown sampler."""
     if sampler not in STAGES:
         raise ValueError(f"sampler must be one of {', '.join(STAGES)}, not {sampler!r}.")
+    device = next(model.parameters()).device
+    x, inputs = x.to(device), {b: tuple(t.to(device) for t in v) for b, v in inputs.items()}
     branches = list(inputs)
     groups = [[b] for b in branches] if split else [branches]
     cache = Controller(settings, sigmas, STAGES[sampler], budget=budget) if settings else None
@@ -88,7 +90,8 @@ def denoise(
         for group in groups:
             some = [torch.cat(v) for v in zip(*(inputs[b] for b in group))]
             rows = x.repeat(len(group), *[1] * (x.ndim - 1))
-            run = partial(model, rows, torch.full((len(rows),), sigma * time_scale), *some)
+            times = torch.full((len(rows),), sigma * time_scale, device=device)
+            run = partial(model, rows, times, *some)
             v = cache.guarded(run, model, group, grid) if cache else run()
             calls += 1
             out.update(zip(group, v.chunk(len(group))))

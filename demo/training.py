@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
             some, rate = group["params"], group["lr"]
             grads = torch.stack([p.grad for p in some])
             state = self.state[some[0]]
-            mean = state.setdefault("mean", torch.zeros_like(grads))
+            mean = state["mean"] if "mean" in state else state.setdefault("mean", torch.zeros_like(grads))
             mean.lerp_(grads, 1 - group["momentum"])
             update = orthogonalised(grads.lerp(mean, group["momentum"])).to(grads.dtype)
             scale = 0.2 * math.sqrt(max(grads.shape[1:]))
