@@ -1,8 +1,8 @@
-"""A small classifier that reads objects, colours and motion off a clip: how we know that the embedded video model
-shows what it is told.
+"""A small classifier that reads objects, colours and motion off a clip: how we know that the embedded video
+model shows what it is told.
 
-Trained on generator clips only, with noise and blur. For the first and the second object it says shape, colour
-and motion (or that there is none), and for the camera the pan."""
+Trained on generator clips only, with noise and blur. For the first and the second object it says shape,
+colour and motion (or that there is none), and for the camera the pan."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def train_clip_judge(plan: Plan, folder: Path, seed: int, device: str, batch: in
 
 @torch.no_grad()
 def read_clips(net: ClipJudge, frames: torch.Tensor, clips: Clips) -> dict[str, torch.Tensor]:
-    """What was read right, as booleans [B]: each of shape, colour, motion, pan, and `told` where shape, colour
-    and direction of every object are.
+    """What was read right, as booleans [B]: each of shape, colour, motion, direction, pan, and `told` where
+    shape, colour and direction of every object are.
 
     frames [B,FRAMES,3,H,W] in 0..1. A direction is right also at another speed."""
     if frames.shape[1] != FRAMES:

@@ -1,8 +1,9 @@
 """Captions and the clips they describe: the data of the embedded video model.
 
 A clip shows one or two flat shapes of `scenes` that stand still or move across a picture of 128 x 128 pixels,
-over a background that the camera may pan along. Directions are those on the screen; a pan moves the background
-alone. With two objects both move along the same axis; the first keeps to the upper or left lane."""
+over a background that the camera may pan along. Directions are those on the screen; a pan moves the
+background alone. With two objects both move along the same axis; the first keeps to the upper or left
+lane."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The embedded edit model: FLUX Kontext's way of editing (Black Forest Labs 2025, arXiv 2506.15742) in small.
 
 The latent of a reference picture stands behind the image tokens, at the same places but with 1 as its first
-position, and never changes during sampling. An instruction names an object and what is to change. ComfyUI runs
-the same file as FLUX with a ReferenceLatent node."""
+position, and never changes during sampling. An instruction names an object and what is to change. ComfyUI
+runs the same file as FLUX with a ReferenceLatent node."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def encode_instruction(text: str) -> tuple[torch.Tensor, torch.Tensor]:
     ):
         return encode_caption(f"{found[1]} {found[2]} and {found[3]}")
     raise ValueError(
-        f"The embedded edit model does not know the instruction '{text}'. It knows: make the red circle blue; "
-        "move the red circle to top left; turn the red circle into a star; make the background gray."
+        f"The embedded edit model does not know the instruction '{text}'. It knows: make the red circle "
+        "blue; move the red circle to top left; turn the red circle into a star; make the background gray."
     )
 
 

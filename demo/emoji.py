@@ -1,5 +1,5 @@
-"""Captions and pictures of the embedded picture model: Microsoft's Fluent emoji in 3-D (MIT), one or two of them
-on a coloured ground.
+"""Captions and pictures of the embedded picture model: Microsoft's Fluent emoji in 3-D (MIT), one or two of
+them on a coloured ground.
 
 The pictures come from the npm package @lobehub/fluent-emoji-3d, their names from unicode-emoji-json; both are
 downloaded by `python -m demo.train_emoji` and never at run time. The words of a caption are embedded by a
@@ -52,7 +52,9 @@ def words_of(text: str) -> list[str]:
 
 
 def split_caption(caption: str) -> list[tuple[str, int]]:
-    """Words of a caption with the index of their phrase; at most two objects ("and a") and a ground ("on a")."""
+    """Words of a caption with the index of their phrase: at most two objects ("and a") and a ground ("on a").
+
+    Raises ValueError for a third object."""
     ground = _GROUND.search(caption)
     ground = ground if ground and ground[1].lower() in GROUNDS else None
     things = _AND.split(caption[: ground.start()] if ground else caption)

@@ -1,5 +1,5 @@
-"""A classifier that names the emoji of a picture: how we know that the embedded picture model draws what it is
-told.
+"""A classifier that names the emoji of a picture: how we know that the embedded picture model draws what it
+is told.
 
 Trained on composed pictures only, with noise and blur. It says which emoji stands first, which second (or
 none), and which ground lies behind."""

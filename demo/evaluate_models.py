@@ -1,8 +1,8 @@
 """How well the further embedded models draw what they are told: `python -m demo.evaluate_models`.
 
 Samples each model without a cache, lets its judge read the results, and does the same with pictures straight
-from the generator, which shows how far the judge itself can be trusted. Writes numbers to a JSON file and sheets
-of pictures to a folder."""
+from the generator, which shows how far the judge itself can be trusted. Writes numbers to a JSON file and
+sheets of pictures to a folder."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ def backgrounds(size: int, device: str) -> torch.Tensor:
 
 
 def coverage(shape, centre, radius, size: int) -> torch.Tensor:
-    """Anti-aliased coverage [N,1,size,size] of shapes [N] at centres [N,2] (x, y) with radii [N], in pixels."""
+    """Anti-aliased coverage [N,1,size,size] of shapes [N] at centres [N,2] (x, y) with radii [N], in
+    pixels."""
     device = str(centre.device)
     at = torch.arange(size, dtype=torch.float32, device=device) + 0.5
     scale = 1 / (radius * EXTENT)

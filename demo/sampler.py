@@ -67,9 +67,9 @@ def denoise(
 ) -> Sampled:
     """Samples latents from unit noise x [B,16,h,w] or [B,16,F,h,w].
 
-    inputs: what `conditioned` gives; the first tensor of a branch is its text [B,T,d]. Two branches run in one
-    call or, with `split`, in two. `settings` turns caching on, within `budget`. The model reads noise levels
-    times `time_scale`. Raises ValueError for an unknown sampler."""
+    inputs: what `conditioned` gives; the first tensor of a branch is its text [B,T,d].
+    Two branches run in one call or, with `split`, in two. `settings` turns caching on, within `budget`. The
+    model reads noise levels times `time_scale`. Raises ValueError for an unknown sampler."""
     if sampler not in STAGES:
         raise ValueError(f"sampler must be one of {', '.join(STAGES)}, not {sampler!r}.")
     device = next(model.parameters()).device

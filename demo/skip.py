@@ -1,8 +1,8 @@
 """A variant of the embedded model with long skips, after Skip-DiT (Chen et al. 2024, arXiv 2411.17616).
 
-A late single block reads, beside its input x, what an early block gave: x becomes W LN([x; skip]). The claim of
-that paper is that skips make features change less from step to step, so that caches err less; a twin without
-skips is trained alike, so that the claim can be measured."""
+A late single block reads, beside its input x, what an early block gave: x becomes W LN([x; skip]). The claim
+of that paper is that skips make features change less from step to step, so that caches err less; a twin
+without skips is trained alike, so that the claim can be measured."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class SkipBlock(SingleStreamBlock):
 
 
 class SkipFlux(Flux):
-    """FLUX whose last `skips` single blocks read the first blocks' outputs, the last block the first one's."""
+    """FLUX whose last `skips` single blocks read the first blocks' outputs, the last block the first one's.
+
+    Raises ValueError where a skip would not lead from an earlier block to a later one."""
 
     def __init__(self, config: SkipConfig = SkipConfig()):
         super().__init__(config)

@@ -1,7 +1,7 @@
 """Trains the embedded picture model from nothing: `python -m demo.train_emoji`.
 
-Downloads the emoji pictures with npm (16 MB, MIT), then trains, each part with checkpoints it resumes from: the
-code of pictures and its decoder (`decoder`), the judge (`judge`), the transformer with its text encoder
+Downloads the emoji pictures with npm (16 MB, MIT), then trains, each part with checkpoints it resumes from:
+the code of pictures and its decoder (`decoder`), the judge (`judge`), the transformer with its text encoder
 (`model`). About four hours on two CPU cores, minutes on a GPU."""
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def train_clip_model(
     seed: int,
     device: str,
     batch: int,
-    config: WanConfig = WanConfig(),
+    config: WanConfig,
 ) -> WanModel:
     """Rectified-flow training of the transformer; a tenth of the captions is dropped, for guidance."""
     model = WanModel(config)
@@ -100,7 +100,7 @@ def main(argv=None) -> None:
         )
     if args.only in (None, "model"):
         plan = Plan(args.seconds, float8=text_columns, deadline=args.deadline)
-        model = train_clip_model(vae, plan, args.work / "model", args.seed, device, args.batch)
+        model = train_clip_model(vae, plan, args.work / "model", args.seed, device, args.batch, WanConfig())
         save_model(model, args.out / VIDEO, text_columns)
 
 

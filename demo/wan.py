@@ -1,5 +1,5 @@
-"""A small rectified-flow transformer for clips in Wan 2.1's state-dict layout (Wan team 2025, arXiv 2503.20314),
-for runs without ComfyUI.
+"""A small rectified-flow transformer for clips in Wan 2.1's state-dict layout (Wan team 2025, arXiv
+2503.20314), for runs without ComfyUI.
 
 Widths and depths are free; parameter names, block order, modulation, normalisation and the three-axis rotary
 embedding are Wan's, so that ComfyUI's own loader detects and runs the same file. ComfyUI fixes the width of

@@ -1,0 +1,425 @@
+"""The further embedded models at tiny size: drawing, captions, models, training, sampling with a cache."""
+
+import contextlib
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cache_core.models.families import find_family
+from cache_core.recipes import from_preset, preset_names
+from demo import clips, edit, emoji, render, samplers, scenes, training
+from demo.blocks_vae import BlockAutoencoder, basis_of_embedded, psnr_of, train_decoder
+from demo.clip_judge import ClipJudge, labels_of, read_clips
+from demo.emoji_judge import EmojiJudge, read_pictures
+from demo.flux import Flux, FluxConfig
+from demo.sampler import sample
+from demo.skip import SkipConfig, SkipFlux
+from demo.store import is_block_matrix, load_model, save_model
+from demo.train_emoji import Captions, TextAndFlux
+from demo.train_stills import edit_loss, still_loss
+from demo.train_video import train_clip_model
+from demo.wan import WanConfig, WanModel
+from demo.weights import load_autoencoder
+
+torch.set_num_threads(1)
+TINY_WAN = WanConfig(dim=128, ffn=64, layers=4, text_dim=64)
+CLIP = "a small red circle moving left fast and a small blue star still on a striped white background"
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randomised(model, seed=0):
+    """Random weights of a size that moves the hidden state; norms stay near one."""
+    g = gen(seed)
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=g) * 0.08
+        p.data = noise + 1.0 if "norm" in name and not name.endswith("bias") else noise
+    return model.eval().requires_grad_(False)
+
+
+def rows(tokens):
+    """Tokens that are not zero, as a sorted list, because their order carries nothing."""
+    return sorted(t.nonzero().flatten().tolist() for t in tokens if t.any())
+
+
+def tiny_emoji(count=3, size=scenes.SIZE):
+    """Emoji of one colour each, opaque discs."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+    disc = (x**2 + y**2 < 0.8).half()
+    colours = torch.eye(3).half()[:count, :, None, None]
+    full = torch.cat([colours * disc, disc.expand(count, 1, -1, -1)], 1)
+    half = torch.nn.functional.avg_pool2d(full.float(), 2).half()
+    return emoji.EmojiSet(["red apple", "dog face", "bow and arrow"][:count], full, half)
+
+
+# --- drawing and captions -------------------------------------------------------------------------
+
+
+def test_a_batch_of_scenes_equals_the_scenes_drawn_one_by_one():
+    stills = render.random_stills(12, gen())
+    drawn = render.draw_stills(stills)
+    for i in range(12):
+        one = torch.from_numpy(scenes.draw_scene(stills.scene(i))).permute(2, 0, 1)
+        assert (drawn[i] - one).square().mean() < 1e-4
+
+
+def test_a_batch_of_scenes_is_encoded_as_its_captions_are():
+    stills = render.random_stills(40, gen())
+    tokens, pooled = render.encode_stills(stills)
+    for i in range(40):
+        one = scenes.encode_caption(scenes.caption_of(stills.scene(i)))
+        assert rows(tokens[i]) == rows(one[0]) and torch.equal(pooled[i], one[1])
+
+
+def test_a_batch_of_clips_is_encoded_as_its_captions_are():
+    some = clips.random_clips(60, gen())
+    tokens = clips.encode_clips(some, 64)
+    for i in range(60):
+        assert rows(tokens[i]) == rows(clips.encode_clip_caption(some.caption(i), 64))
+
+
+@pytest.mark.parametrize(
+    ("word", "axis", "sign"), [("right", 1, 1), ("left", 1, -1), ("down", 0, 1), ("up", 0, -1)]
+)
+def test_objects_move_where_the_caption_says(word, axis, sign):
+    some = clips.random_clips(400, gen())
+    for i in range(400):
+        if f"moving {word} fast on a plain white" in some.caption(i) and not some.two[i]:
+            break
+    one = clips.Clips(*(getattr(some, f)[i : i + 1] for f in some.__dataclass_fields__))
+    away = (clips.draw_clips(one)[0] - torch.tensor(scenes.BACKGROUNDS["white"])[None, :, None, None]).abs()
+    mass = away.sum(1)
+    at = torch.arange(clips.EDGE).float()
+    centre = (mass.sum(2 - axis) * at).sum(1) / mass.sum((1, 2))
+    assert torch.allclose(centre.diff(), torch.full((4,), sign * clips.SPEEDS["fast"]), atol=0.5)
+
+
+def test_a_pan_moves_the_background_alone():
+    some = clips.random_clips(300, gen(3))
+    i = next(
+        i for i in range(300) if some.pan[i] == 2 and not some.two[i] and some.motion[i, 0] == clips.STILL
+    )
+    one = clips.Clips(*(getattr(some, f)[i : i + 1] for f in some.__dataclass_fields__))
+    frames = clips.draw_clips(one)[0]
+    assert torch.equal(frames[1, :, :8, :40], frames[0, :, :8, 8:48])
+    assert torch.equal(frames[:, :, 62:66, 62:66].amax(0), frames[:, :, 62:66, 62:66].amin(0))
+
+
+@pytest.mark.parametrize(
+    ("caption", "message"),
+    [("a red elephant", "word 'elephant'"), ("a red star and a blue ring and a green heart", "at most two")],
+)
+def test_clip_captions_that_cannot_be_shown(caption, message):
+    with pytest.raises(ValueError, match=message):
+        clips.encode_clip_caption(caption)
+
+
+def test_edits_are_encoded_as_their_instructions_are():
+    edits = edit.random_edits(render.random_stills(80, gen()), gen(1))
+    tokens, pooled = edit.encode_edits(edits)
+    assert set(edits.change.tolist()) == {0, 1, 2, 3}
+    for i in range(80):
+        one = edit.encode_instruction(edits.instruction(i))
+        assert rows(tokens[i]) == rows(one[0]) and torch.equal(pooled[i], one[1])
+
+
+def test_an_edit_changes_what_it_says_and_nothing_else():
+    edits = edit.random_edits(render.random_stills(80, gen()), gen(1))
+    for i in range(80):
+        old, new, k = edits.before.scene(i), edits.after.scene(i), int(edits.which[i])
+        words = edits.instruction(i).split()
+        assert old != new
+        if words[2] == "background":
+            assert old.things == new.things and words[-1] == new.colour
+        else:
+            assert (old.texture, old.colour) == (new.texture, new.colour)
+            assert [t for j, t in enumerate(old.things) if j != k] == [
+                t for j, t in enumerate(new.things) if j != k
+            ]
+            assert words[2:4] == [old.things[k].colour, old.things[k].shape]
+
+
+@pytest.mark.parametrize("text", ["make the elephant blue", "make the red circle loud", "blue"])
+def test_instructions_that_cannot_be_followed(text):
+    with pytest.raises(ValueError, match="does not know the instruction"):
+        edit.encode_instruction(text)
+
+
+def test_emoji_captions_are_split_into_things_and_ground():
+    assert emoji.split_caption("a bow and arrow and a dog face on a mint background") == [
+        ("bow", 0),
+        ("arrow", 0),
+        ("dog", 1),
+        ("face", 1),
+        ("mint", 2),
+    ]
+    assert emoji.split_caption("") == []
+    with pytest.raises(ValueError, match="at most two"):
+        emoji.split_caption("a cat and a dog and a fox")
+
+
+def test_a_batch_of_pictures_is_encoded_as_its_captions_are():
+    some = tiny_emoji()
+    text = emoji.EmojiText(some.vocabulary)
+    pictures = emoji.random_pictures(20, 3, gen(), 0.5)
+    tokens, pooled = text(*Captions(text, some.names, "cpu").of(pictures))
+    told, told_pooled = text.encode([pictures.caption(i, some.names) for i in range(20)])
+    assert torch.allclose(tokens.sum(1), told.sum(1), atol=1e-5)
+    assert torch.allclose(pooled, told_pooled, atol=1e-5)
+    with pytest.raises(ValueError, match="word 'elephant'"):
+        text.encode(["an elephant"])
+
+
+def test_emoji_stand_where_the_caption_says():
+    some = tiny_emoji()
+    pictures = emoji.random_pictures(40, 3, gen(), 1.0)
+    drawn = emoji.draw_pictures(pictures, some)
+    for i in range(40):
+        assert drawn[i, :, 128, 64].argmax() == pictures.which[i, 0]
+        assert drawn[i, :, 128, 192].argmax() == pictures.which[i, 1]
+
+
+# --- autoencoder, judges --------------------------------------------------------------------------
+
+
+def test_the_embedded_encoder_is_one_matrix():
+    vae = load_autoencoder()
+    code = BlockAutoencoder()
+    code.weight.data, code.bias.data = basis_of_embedded(vae)
+    pictures = render.draw_stills(render.random_stills(2, gen()), 64)
+    assert torch.allclose(code.encode(pictures), vae.encode(pictures), atol=2e-3)
+
+
+def test_a_decoder_learns(tmp_path):
+    def draw(g):
+        return render.draw_stills(render.random_stills(4, g), 64)
+
+    vae = BlockAutoencoder()
+    vae.set_basis(draw(gen()))
+    before = psnr_of(vae, draw(gen(9)))
+    train_decoder(vae, draw, training.Plan(600, 12, 2e-3, warm=2), tmp_path, 0, "cpu", 32)
+    assert psnr_of(vae, draw(gen(9))) > before + 1
+
+
+def test_the_clip_judge_is_read_by_head():
+    some = clips.random_clips(6, gen())
+    told = labels_of(some)
+
+    class Knows(torch.nn.Module):
+        def forward(self, frames):
+            return {n: torch.nn.functional.one_hot(v, 12).float() for n, v in told.items()}
+
+    frames = torch.zeros(6, clips.FRAMES, 3, 64, 64)
+    assert all(v.all() for v in read_clips(Knows(), frames, some).values())
+    told["colour"] = (told["colour"] + 1) % 9
+    right = read_clips(Knows(), frames, some)
+    assert right["shape"].all() and not right["colour"].any() and not right["told"].any()
+    assert not read_clips(ClipJudge(), frames, some)["told"].all()
+    with pytest.raises(ValueError, match="clips of 5 frames"):
+        read_clips(ClipJudge(), frames[:, :3], some)
+
+
+def test_the_emoji_judge_names_first_second_and_ground():
+    pictures = emoji.random_pictures(8, 3, gen(), 0.5)
+    first, ground = read_pictures(EmojiJudge(3), torch.rand(8, 3, 64, 64), pictures, top=3)
+    assert first.shape == ground.shape == (8,) and not ground.all()
+
+
+# --- models, training -----------------------------------------------------------------------------
+
+
+def test_a_training_that_was_stopped_goes_on(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def run(folder, *steps):
+        for count in steps:
+            net = torch.nn.Sequential(torch.nn.Linear(4, 4))
+            net.load_state_dict(start)
+
+            def loss(step, net=net):
+                x = torch.randn(8, 4, generator=training.generator(0, step, "cpu"))
+                return (net(x) - x).square().mean()
+
+            # One schedule for all parts: only the stop differs.
+            plan = training.Plan(math.inf, 20, warm=2)
+            seen = 0
+
+            def stop(step, loss=loss, count=count):
+                nonlocal seen
+                seen += 1
+                if seen > count:
+                    raise KeyboardInterrupt
+                return loss(step)
+
+            plan.every = 0
+            with contextlib.suppress(KeyboardInterrupt):
+                training.fit(net, stop, plan, folder)
+        return net
+
+    whole, parts = run(tmp_path / "a", 30), run(tmp_path / "b", 7, 30)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters()))
+    assert not torch.equal(whole[0].weight, start["0.weight"])
+
+
+def test_muon_equals_torchs_own():
+    mine = [
+        torch.nn.Parameter(torch.randn(s, generator=gen(i)))
+        for i, s in enumerate([(8, 24), (24, 8), (8, 24)])
+    ]
+    torchs = [torch.nn.Parameter(p.detach().clone()) for p in mine]
+    a = training.Muon(mine, 2e-2)
+    b = torch.optim.Muon(torchs, 2e-2, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        for p, q in zip(mine, torchs):
+            p.grad = torch.randn(p.shape, generator=gen(step))
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q in zip(mine, torchs):
+        assert (p - q).abs().max() < 5e-3  # both iterate in bfloat16
+
+
+def test_the_video_model_trains_and_leaves_unused_text_columns_zero(tmp_path):
+    config = WanConfig(dim=128, ffn=64, layers=1, text_dim=96)
+    vae = BlockAutoencoder()
+    vae.set_basis(clips.draw_clips(clips.random_clips(4, gen())).flatten(0, 1))
+    model = train_clip_model(vae, training.Plan(600, 3, warm=1), tmp_path, 0, "cpu", 1, config)
+    assert not model.text_embedding[0].weight[:, 64:].any() and model.head.head.weight.any()
+
+
+@pytest.mark.parametrize("name", ["edit", "skip"])
+def test_variants_have_a_loss_with_gradients(name):
+    size = FluxConfig(hidden=128, double=1, single=2)
+    model = (
+        edit.FluxEdit(size)
+        if name == "edit"
+        else SkipFlux(SkipConfig(hidden=128, double=1, single=2, skips=1))
+    )
+    code = BlockAutoencoder()
+    code.weight.data, code.bias.data = basis_of_embedded(load_autoencoder())
+    loss = (edit_loss if name == "edit" else still_loss)(model, code, gen(), 2, "cpu", 64)
+    loss.backward()
+    named = model.single_blocks[1].skip_linear if name == "skip" else model.img_in
+    assert loss.isfinite() and named.weight.grad.abs().max() > 0
+
+
+def test_without_a_reference_the_edit_model_is_flux():
+    model = randomised(edit.FluxEdit(FluxConfig(hidden=128, double=1, single=1)))
+    x, t = torch.randn(1, 16, 8, 8, generator=gen()), torch.tensor([0.5])
+    told = [v[None] for v in edit.encode_instruction("make the red circle blue")]
+    assert torch.equal(model(x, t, *told), Flux.forward(model, x, t, *told))
+    assert not torch.equal(model(x, t, *told), model(x, t, *told, x))
+    assert not torch.equal(model(x, t, *told, -x), model(x, t, *told, x))
+
+
+def test_a_skip_that_leads_nowhere_is_refused():
+    with pytest.raises(ValueError, match="from an earlier block"):
+        SkipFlux(SkipConfig(hidden=128, double=1, single=2, skips=2))
+
+
+def test_skips_carry_what_early_blocks_gave():
+    model = randomised(SkipFlux(SkipConfig(hidden=128, double=1, single=2, skips=1)))
+    told = [v[None] for v in scenes.encode_caption("a small red star left")]
+    x, t = torch.randn(1, 16, 8, 8, generator=gen()), torch.tensor([0.5])
+    seen = []
+    model.double_blocks[0].register_forward_hook(lambda m, a, out: seen.append(torch.cat(out[::-1], 1)))
+    model.single_blocks[1].register_forward_pre_hook(
+        lambda m, a, kw: seen.append(kw["skip"]), with_kwargs=True
+    )
+    model(x, t, *told)
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_files_hold_matrices_in_float8(tmp_path):
+    model = SkipFlux(SkipConfig(hidden=128, double=1, single=2, skips=1))
+    save_model(model, tmp_path / "m.safetensors", is_block_matrix)
+    state = load_file(tmp_path / "m.safetensors")
+    assert state["double_blocks.0.img_attn.qkv.weight"].dtype == torch.float8_e4m3fn
+    assert state["img_in.weight"].dtype == state["double_blocks.0.img_attn.qkv.bias"].dtype == torch.bfloat16
+    read = load_model(
+        SkipFlux(SkipConfig(hidden=128, double=1, single=2, skips=1)), "m.safetensors", "x", tmp_path
+    )
+    weight = model.double_blocks[0].img_attn.qkv.weight
+    assert (read.double_blocks[0].img_attn.qkv.weight - weight).norm() < 0.05 * weight.norm()
+    with pytest.raises(FileNotFoundError, match="python -m x"):
+        load_model(model, "missing.safetensors", "x", tmp_path)
+
+
+# --- sampling with a cache ------------------------------------------------------------------------
+
+
+def runs():
+    wan = randomised(WanModel(TINY_WAN))
+    skip = randomised(SkipFlux(SkipConfig(hidden=128, double=2, single=3, skips=2)))
+    kontext = randomised(edit.FluxEdit(FluxConfig(hidden=128, double=2, single=2)))
+    text = randomised(emoji.EmojiText(["apple", "mint", "red"]))
+    width = emoji.WIDTH
+    flux = randomised(
+        Flux(FluxConfig(hidden=128, double=2, single=2, token_dim=width, pooled_dim=emoji.PHRASES * width))
+    )
+    reference = torch.randn(1, 16, 8, 8, generator=gen(4))
+    return {
+        "Wan (embedded)": (wan, lambda **k: samplers.sample_clips(wan, [CLIP], **k)),
+        "Skip-DiT (embedded)": (skip, lambda **k: sample(skip, ["a red star left"], size=64, **k)),
+        "edit": (
+            kontext,
+            lambda **k: samplers.sample_edits(kontext, reference, ["make the red star blue"], **k),
+        ),
+        "emoji": (flux, lambda **k: samplers.sample_emoji(flux, text, ["a red apple on mint"], size=64, **k)),
+    }
+
+
+@pytest.fixture(scope="module")
+def tiny_runs():
+    return runs()
+
+
+@pytest.mark.parametrize("name", ["Wan (embedded)", "Skip-DiT (embedded)", "edit", "emoji"])
+def test_every_preset_runs(tiny_runs, name):
+    model, run = tiny_runs[name]
+    family = find_family(model).name
+    assert family == (name if "(embedded)" in name else "FLUX (embedded)")
+    plain = run(steps=6).latents
+    for preset in preset_names():
+        out = run(steps=6, settings=from_preset(preset))
+        assert out.latents.isfinite().all(), preset
+        error = (out.latents - plain).norm() / plain.norm()
+        assert error < 1.5, (preset, float(error))
+        if preset == "off":
+            assert error == 0
+        if preset == "fora":
+            assert 0 < error and "A" in "".join(r.actual for r in out.report.records)
+
+
+def test_split_branches_equal_joint_ones(tiny_runs):
+    _, run = tiny_runs["Wan (embedded)"]
+    joint, split = run(steps=2), run(steps=2, split=True)
+    assert split.calls == 2 * joint.calls
+    assert torch.allclose(joint.latents, split.latents, atol=1e-4)
+
+
+def test_a_clip_has_frames_and_every_caption_its_own_noise(tiny_runs):
+    model, _ = tiny_runs["Wan (embedded)"]
+    out = samplers.sample_clips(model, [CLIP, ""], steps=2, guidance=1).latents
+    assert out.shape == (2, 16, clips.FRAMES, 16, 16)
+    again = samplers.sample_clips(model, [""], steps=2, guidance=1, seeds=[1]).latents
+    assert torch.allclose(out[1:], again, atol=1e-4)
+
+
+def test_references_and_instructions_come_in_pairs(tiny_runs):
+    model, _ = tiny_runs["edit"]
+    with pytest.raises(ValueError, match="2 references came with 1"):
+        samplers.sample_edits(model, torch.zeros(2, 16, 8, 8), ["make the red star blue"])
+
+
+def test_text_and_transformer_are_trained_together():
+    both = TextAndFlux(["apple"], FluxConfig(hidden=128, double=1, single=1, token_dim=128, pooled_dim=384))
+    names = [n for n, _ in both.named_parameters() if is_block_matrix(n)]
+    assert len(names) == 8 + 2 + 1 and all(n.startswith("flux.") for n in names)
+    json.dumps(both.text.vocabulary)
