@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from .blocks_vae import psnr_of
 from .clip_judge import read_clips
 from .clips import draw_clips, random_clips
 from .edit import CHANGES, random_edits
-from .emoji import draw_pictures, load_emoji, random_pictures
+from .emoji import Pictures, draw_pictures, load_emoji, random_pictures
 from .emoji_judge import read_pictures
 from .judge import labels_of, read_right
 from .render import draw_stills, random_stills
@@ -78,41 +79,52 @@ def video(count: int, steps: int, batch: int, folder: Path, guidance: float = 5.
     }
 
 
-def _distances(pictures: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Root-mean-square distances [B,N] of pictures at 64 x 64."""
-    a, b = (nnf.interpolate(x, (64, 64), mode="area").flatten(1) for x in (pictures, others))
+def _small(pictures: torch.Tensor) -> torch.Tensor:
+    return nnf.interpolate(pictures, (64, 64), mode="area").flatten(1)
+
+
+def _distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Root-mean-square distances of rows [B,n] to rows [N,n]."""
     return torch.cdist(a, b) / a.shape[1] ** 0.5
 
 
 def _neighbours(shown, pictures, emoji) -> dict:
     """Distances of single-emoji pictures to every emoji in its middle pose on the same ground."""
     told, near, right, own = [], [], [], []
-    single = (~pictures.two).nonzero()[:, 0]
-    names = torch.arange(len(emoji.names))
+    single, count, device = (~pictures.two).nonzero()[:, 0], len(emoji.names), shown.device
     for ground in pictures.ground[single].unique():
         rows = single[pictures.ground[single] == ground]
-        full = random_pictures(len(names), len(names), torch.Generator().manual_seed(0), 0.0)
-        zero = torch.zeros_like(full.shift), torch.zeros_like(full.scale)
-        pose = type(full)(names[:, None].expand(-1, 2), full.two, ground.expand(len(names)), *zero)
-        training = in_batches(len(names), 64, lambda a, b, p=pose: draw_pictures(_part(p, a, b), emoji))
-        d = _distances(shown[rows], training)
-        which = pictures.which[rows, 0]
-        told += d[torch.arange(len(rows)), which].tolist()
+        pose = Pictures(
+            which=torch.arange(count, device=device)[:, None].expand(-1, 2),
+            two=torch.zeros(count, dtype=torch.bool, device=device),
+            ground=ground.expand(count),
+            shift=torch.zeros(count, 2, 2, device=device),
+            scale=torch.zeros(count, 2, device=device),
+        )
+        training = in_batches(count, 64, lambda a, b, p=pose: _small(draw_pictures(_part(p, a, b), emoji)))
+        d, which = _distances(_small(shown[rows]), training), pictures.which[rows, 0]
+        row = torch.arange(len(rows), device=device)
+        told += d[row, which].tolist()
         near += d.min(1).values.tolist()
         right += (d.argmin(1) == which).tolist()
         between = _distances(training[which], training)
-        between[torch.arange(len(rows)), which] = 9
+        between[row, which] = math.inf
         own += between.min(1).values.tolist()
     return {
         "nearest_is_the_told_one": round(float(np.mean(right)), 4),
         "rms_to_the_told_one_median": round(float(np.median(told)), 4),
         "rms_to_the_nearest_median": round(float(np.median(near)), 4),
+        "rms_to_the_nearest_least": round(float(np.min(near)), 4),
         "rms_from_the_told_one_to_its_nearest_other_median": round(float(np.median(own)), 4),
     }
 
 
-def _part(pictures, a: int, b: int):
-    return type(pictures)(*(getattr(pictures, f)[a:b] for f in pictures.__dataclass_fields__))
+def _part(pictures: Pictures, a: int, b: int) -> Pictures:
+    return Pictures(*(getattr(pictures, f)[a:b] for f in pictures.__dataclass_fields__))
+
+
+def _on(pictures: Pictures, device: str) -> Pictures:
+    return Pictures(*(getattr(pictures, f).to(device) for f in pictures.__dataclass_fields__))
 
 
 def emoji(count: int, steps: int, batch: int, folder: Path, data: Path, guidance: float = 3.0) -> dict:
@@ -128,8 +140,8 @@ def emoji(count: int, steps: int, batch: int, folder: Path, data: Path, guidance
         with torch.no_grad():
             return vae.decode(out.latents).cpu()
 
-    source = load_emoji(data)
-    shown, drawn = in_batches(count, batch, run), draw_pictures(pictures, source)
+    source, here = load_emoji(data, DEVICE), _on(pictures, DEVICE)
+    shown, drawn = in_batches(count, batch, run), draw_pictures(here, source).cpu()
     result = {"pictures": count, "steps": steps, "guidance": guidance}
     for name, some in (("read_right", shown), ("generator_read_right", drawn)):
         first, ground = read_pictures(judge, some, pictures)
@@ -140,7 +152,7 @@ def emoji(count: int, steps: int, batch: int, folder: Path, data: Path, guidance
     sheet(shown, folder / "emoji.png")
     sheet(drawn, folder / "emoji_drawn.png")
     result["autoencoder_psnr_db"] = round(psnr_of(vae, drawn[:32].to(DEVICE)), 2)
-    result["neighbours"] = _neighbours(shown, pictures, source)
+    result["neighbours"] = _neighbours(shown.to(DEVICE), here, source)
     result["captions"] = [pictures.caption(i, names) for i in range(count)]
     return result
 
