@@ -1,8 +1,8 @@
 """A small classifier that reads objects, colours and motion off a clip: how we know that the embedded video
 model shows what it is told.
 
-Trained on generator clips only, with noise and blur. For the first and the second object it says shape,
-colour and motion (or that there is none), and for the camera the pan."""
+Trained on generator clips only, with noise and blur. For each colour it says which shape has it and how that
+moves, or that nothing has it; for the camera the pan. Its convolutions wrap around, as clips do."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from .training import Plan, fit, generator
 
 VIEW = 64
 """Edge in pixels at which the judge looks at a frame."""
-HEADS = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "motion": STILL + 2}
-"""Classes of each head, one of them "no object"."""
+HEADS = {"shape": len(SHAPES) + 1, "motion": STILL + 2}
+"""Classes of each head for every colour, the first one "nothing has this colour"."""
 
 
 class ClipJudge(nn.Module):
-    """Clips [B,FRAMES,3,H,W] in 0..1 to logits by name: shape, colour and motion [B,2,classes], pan [B,3]."""
+    """Clips [B,FRAMES,3,H,W] in 0..1 to logits by name: shape and motion [B,8,classes] for every
+    colour, pan [B,3]."""
 
     def __init__(self):
         super().__init__()
@@ -35,22 +36,29 @@ class ClipJudge(nn.Module):
                 nn.ReLU(),
             ]
             a = b
-        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
-        self.middle = nn.Sequential(nn.Linear(128 * 16, 192), nn.ReLU())
-        self.out = nn.Linear(192, 2 * sum(HEADS.values()) + 3)
+        self.trunk = nn.Sequential(*layers)
+        self.middle = nn.Sequential(nn.Linear(2 * a, 256), nn.ReLU())
+        self.out = nn.Linear(256, len(COLOURS) * sum(HEADS.values()) + 3)
 
     def forward(self, clips):
         x = clips.flatten(1, 2)
         x = nnf.interpolate(x, (VIEW, VIEW), mode="area") if x.shape[-1] != VIEW else x
-        out = self.out(self.middle(self.trunk(x * 2 - 1)))
-        slots = out[:, :-3].view(len(out), 2, -1).split(list(HEADS.values()), 2)
+        x = self.trunk(x * 2 - 1).flatten(2)
+        out = self.out(self.middle(torch.cat([x.mean(2), x.amax(2)], 1)))
+        slots = out[:, :-3].view(len(out), len(COLOURS), -1).split(list(HEADS.values()), 2)
         return {**dict(zip(HEADS, slots)), "pan": out[:, -3:]}
 
 
 def labels_of(clips: Clips) -> dict[str, torch.Tensor]:
-    """Classes of clips by head; 0 where there is no second object."""
-    there = torch.stack([torch.ones_like(clips.two), clips.two], 1)
-    found = {n: torch.where(there, getattr(clips, n) + 1, 0) for n in HEADS}
+    """Classes of clips by head: shape and motion [B,8], 0 for colours that no object has, and pan [B]."""
+    none = torch.zeros(len(clips.two), len(COLOURS), dtype=torch.long, device=clips.two.device)
+    found = {n: none.clone() for n in HEADS}
+    for k in (1, 0):
+        there = torch.ones_like(clips.two) if k == 0 else clips.two
+        for name, table in found.items():
+            at = clips.colour[:, k : k + 1]
+            value = torch.where(there[:, None], getattr(clips, name)[:, k : k + 1] + 1, table.gather(1, at))
+            table.scatter_(1, at, value)
     return {**found, "pan": clips.pan}
 
 
@@ -69,7 +77,12 @@ def train_clip_judge(plan: Plan, folder: Path, seed: int, device: str, batch: in
             level = 0.08 * torch.rand(batch, 1, 1, 1, generator=gen, device=device)
             x = (x + torch.randn(x.shape, generator=gen, device=device) * level).clamp(0, 1)
         out, told = net(x.unflatten(1, (FRAMES, 3))), labels_of(clips)
-        return sum(nnf.cross_entropy(out[n].flatten(0, -2), told[n].flatten()) for n in told)
+        loss = nnf.cross_entropy(out["pan"], told["pan"])
+        for name in HEADS:
+            weight = torch.ones(HEADS[name], device=device)
+            weight[0] = 0.3
+            loss = loss + nnf.cross_entropy(out[name].flatten(0, 1), told[name].flatten(), weight)
+        return loss
 
     opts = [torch.optim.AdamW(net.parameters(), plan.rate, weight_decay=1e-3)]
     return fit(net, loss_of, plan, folder, opts)
@@ -77,22 +90,28 @@ def train_clip_judge(plan: Plan, folder: Path, seed: int, device: str, batch: in
 
 @torch.no_grad()
 def read_clips(net: ClipJudge, frames: torch.Tensor, clips: Clips) -> dict[str, torch.Tensor]:
-    """What was read right, as booleans [B]: each of shape, colour, motion, direction, pan, and `told` where
-    shape, colour and direction of every object are.
+    """What was read right, as booleans [B]: `colour` (exactly the told colours are there), `shape` and `motion`
+    of every object, `direction` (at whatever speed), `pan`, and `told`: colour, shape and direction.
 
-    frames [B,FRAMES,3,H,W] in 0..1. A direction is right also at another speed."""
+    frames [B,FRAMES,3,H,W] in 0..1."""
     if frames.shape[1] != FRAMES:
         raise ValueError(f"The judge reads clips of {FRAMES} frames, not of {frames.shape[1]}.")
     out = {n: v.argmax(-1) for n, v in net(frames).items()}
     told = labels_of(clips)
-    right = {n: (out[n] == told[n]).flatten(1).all(1) if n != "pan" else out[n] == told[n] for n in told}
+    there = told["shape"] > 0
 
     def direction(v):
         return torch.where((v == 0) | (v > STILL), v, (v - 1) // 2 + 100)
 
-    right["direction"] = (direction(out["motion"]) == direction(told["motion"])).all(1)
-    right["told"] = right["shape"] & right["colour"] & right["direction"]
-    return right
+    def right(a, b):
+        return ((a == b) | ~there).all(1)
+
+    found = {n: right(out[n], told[n]) for n in HEADS}
+    found["colour"] = ((out["shape"] > 0) == there).all(1)
+    found["direction"] = right(direction(out["motion"]), direction(told["motion"]))
+    found["pan"] = out["pan"] == told["pan"]
+    found["told"] = found["shape"] & found["colour"] & found["direction"]
+    return found
 
 
 assert EDGE % VIEW == 0

@@ -1,9 +1,10 @@
 """Captions and the clips they describe: the data of the embedded video model.
 
 A clip shows one or two flat shapes of `scenes` that stand still or move across a picture of 128 x 128 pixels,
-over a background that the camera may pan along. Directions are those on the screen; a pan moves the
-background alone. With two objects both move along the same axis; the first keeps to the upper or left
-lane."""
+over a background that the camera may pan along. What leaves at one edge comes in at the opposite one, and
+nothing depends on a place: Wan's attention sees only how far tokens are apart, so that a model in its
+layout hardly knows where the middle is. Directions are those on the screen; a pan moves the background alone.
+With two objects both move along the same axis, half a picture apart across it."""
 
 from __future__ import annotations
 
@@ -30,11 +31,13 @@ EDGE = 128
 """Edge of a frame in pixels: 16 x 16 latent pixels."""
 FRAMES = 5
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
-SPEEDS = {"slow": 6.0, "fast": 13.0}
+SPEEDS = {"slow": 6.0, "fast": 14.0}
 """Pixels from one frame to the next."""
 PANS = ("left", "right")
 PAN_PIXELS = 8
 """Pixels from one frame to the next."""
+CLIP_TEXTURES = TEXTURES[:4]
+"""Without the gradient, which has a top and a bottom."""
 TEXT_DIM = 4096
 TOKENS = 14
 PHRASES = 4
@@ -56,7 +59,8 @@ class Clips:
     """A batch of clips by index into the vocabulary's tables.
 
     size, colour, shape, motion: [B,2], of the first and the second object.
-    shift: [B,2,2], jitter in pixels.
+    place: [B,2], centre of the first object's path in pixels.
+    phase: [B,2], shift of the background in pixels.
     two: [B], whether there is a second object.
     texture, ground: [B].
     pan: [B], 0 none, 1 left, 2 right.
@@ -66,7 +70,8 @@ class Clips:
     colour: torch.Tensor
     shape: torch.Tensor
     motion: torch.Tensor
-    shift: torch.Tensor
+    place: torch.Tensor
+    phase: torch.Tensor
     two: torch.Tensor
     texture: torch.Tensor
     ground: torch.Tensor
@@ -95,14 +100,15 @@ def random_clips(count: int, gen: torch.Generator) -> Clips:
     # The second object keeps the first one's axis: directions 0, 1 are horizontal and 2, 3 vertical.
     axis = torch.where(motion == STILL, below(gen, 2, count), motion // 4)
     second = torch.where(below(gen, 5, count) == 0, STILL, axis * 4 + below(gen, 4, count))
-    texture = below(gen, 5, count)
-    panned = (texture >= 1) & (texture <= 3) & (below(gen, 2, count) == 1)
+    texture = below(gen, len(CLIP_TEXTURES), count)
+    panned = (texture >= 1) & (below(gen, 2, count) == 1)
     return Clips(
         size=size,
         colour=torch.stack([colour, other], 1),
         shape=below(gen, 8, count, 2),
         motion=torch.stack([motion, second], 1),
-        shift=torch.rand(count, 2, 2, generator=gen, device=gen.device) * 10 - 5,
+        place=torch.rand(count, 2, generator=gen, device=gen.device) * EDGE,
+        phase=below(gen, EDGE, count, 2),
         two=two,
         texture=texture,
         ground=below(gen, 6, count),
@@ -118,11 +124,9 @@ def _centres(clips: Clips, k: int) -> torch.Tensor:
     step = torch.tensor(ways, device=device) * torch.tensor(speeds, device=device)[:, None]
     times = torch.arange(FRAMES, device=device) - (FRAMES - 1) / 2
     path = step[clips.motion[:, k]][:, None] * times[None, :, None]
-    vertical = ((clips.motion % STILL) >= 4).any(1)
-    side = 28.0 if k else -28.0
-    lane = torch.where(vertical[:, None], torch.tensor([side, 0.0], device=device), 0.0)
-    lane = torch.where(vertical[:, None], lane, torch.tensor([0.0, side], device=device))
-    return EDGE / 2 + path + (lane * clips.two[:, None] + clips.shift[:, k])[:, None]
+    vertical = ((clips.motion % STILL) >= 4).any(1)[:, None]
+    across = torch.where(vertical, torch.tensor([1, 0], device=device), torch.tensor([0, 1], device=device))
+    return path + (clips.place + k * EDGE / 2 * across)[:, None]
 
 
 def draw_clips(clips: Clips) -> torch.Tensor:
@@ -132,15 +136,16 @@ def draw_clips(clips: Clips) -> torch.Tensor:
     ground = backgrounds(EDGE, device)[clips.texture * len(_GROUNDS) + clips.ground]
     # A camera that pans left shows more of what lies on the left: the background moves right.
     way = torch.tensor([0, 1, -1], device=device)[clips.pan] * PAN_PIXELS
-    at = torch.arange(EDGE, device=device)
-    times = torch.arange(FRAMES, device=device)
-    column = (at[None, None] - way[:, None, None] * times[None, :, None]) % EDGE
+    at, times = torch.arange(EDGE, device=device), torch.arange(FRAMES, device=device)
+    row = ((at[None] - clips.phase[:, 1:]) % EDGE)[:, None, :, None].expand(-1, 3, -1, EDGE)
+    ground = ground.gather(2, row)
+    column = (at - clips.phase[:, :1, None] - way[:, None, None] * times[None, :, None]) % EDGE
     index = column[:, :, None, None].expand(-1, -1, 3, EDGE, -1)
     out = ground[:, None].expand(-1, FRAMES, -1, -1, -1).gather(4, index)
     for k in range(2):
         radius = (table["radius"][clips.size[:, k]] * (EDGE / SIZE)).repeat_interleave(FRAMES)
         shape = clips.shape[:, k].repeat_interleave(FRAMES)
-        cover = coverage(shape, _centres(clips, k).flatten(0, 1), radius, EDGE)
+        cover = coverage(shape, _centres(clips, k).flatten(0, 1), radius, EDGE, wrap=True)
         cover = cover.view(count, FRAMES, 1, EDGE, EDGE)
         if k:
             cover = cover * clips.two[:, None, None, None, None]

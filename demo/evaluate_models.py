@@ -39,7 +39,7 @@ def in_batches(count: int, batch: int, run) -> torch.Tensor:
 
 
 def sheet(pictures: torch.Tensor, path: Path, columns: int = 8) -> None:
-    """Writes pictures [B,3,h,w] as one PNG."""
+    """Writes pictures [B,3,h,w] as one JPEG."""
     from PIL import Image
 
     pictures = pictures[: len(pictures) // columns * columns]
@@ -47,7 +47,7 @@ def sheet(pictures: torch.Tensor, path: Path, columns: int = 8) -> None:
     rows = pictures.view(b // columns, columns, c, h, w).permute(0, 3, 1, 4, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     grid = (rows.reshape(b // columns * h, columns * w, c) * 255).round().byte().numpy()
-    Image.fromarray(grid).save(path)
+    Image.fromarray(grid).save(path, quality=92)
 
 
 def share(flags: torch.Tensor) -> float:
@@ -67,7 +67,7 @@ def video(count: int, steps: int, batch: int, folder: Path, guidance: float = 5.
 
     shown, drawn = in_batches(count, batch, run), draw_clips(clips)
     read, own = read_clips(judge, shown, clips), read_clips(judge, drawn, clips)
-    sheet(shown[:16].flatten(0, 1), folder / "video.png", 10)
+    sheet(shown[:16].flatten(0, 1), folder / "video.jpg", 10)
     return {
         "clips": count,
         "steps": steps,
@@ -149,8 +149,8 @@ def emoji(count: int, steps: int, batch: int, folder: Path, data: Path, guidance
         result[name] = {"emoji": share(first), "emoji_among_5": share(five), "ground": share(ground)}
         result[name]["single"] = share(first[~pictures.two])
         result[name]["pair"] = share(first[pictures.two])
-    sheet(shown, folder / "emoji.png")
-    sheet(drawn, folder / "emoji_drawn.png")
+    sheet(shown, folder / "emoji.jpg")
+    sheet(drawn, folder / "emoji_drawn.jpg")
     result["autoencoder_psnr_db"] = round(psnr_of(vae, drawn[:32].to(DEVICE)), 2)
     result["neighbours"] = _neighbours(shown.to(DEVICE), here, source)
     result["captions"] = [pictures.caption(i, names) for i in range(count)]
@@ -189,7 +189,7 @@ def edit(count: int, steps: int, batch: int, folder: Path, guidance: float = 2.0
     with torch.no_grad():
         right, own = exact(shown), exact(after)
         rebuilt = in_batches(count, batch, lambda a, b: vae.decode(vae.encode(after[a:b].to(DEVICE))).cpu())
-    sheet(torch.stack([before, shown, after], 1)[:24].flatten(0, 1), folder / "edit.png", 12)
+    sheet(torch.stack([before, shown, after], 1)[:24].flatten(0, 1), folder / "edit.jpg", 12)
     return {
         "edits": count,
         "steps": steps,
@@ -217,7 +217,7 @@ def variant(name: str, count: int, steps: int, batch: int, folder: Path, guidanc
             return vae.decode(out.latents).cpu()
 
     shown = in_batches(count, batch, run)
-    sheet(shown, folder / f"{name}.png")
+    sheet(shown, folder / f"{name}.jpg")
     return {
         "pictures": count,
         "steps": steps,

@@ -58,14 +58,17 @@ def backgrounds(size: int, device: str) -> torch.Tensor:
     return torch.from_numpy(np.stack(found)).float().permute(0, 3, 1, 2).contiguous().to(device)
 
 
-def coverage(shape, centre, radius, size: int) -> torch.Tensor:
-    """Anti-aliased coverage [N,1,size,size] of shapes [N] at centres [N,2] (x, y) with radii [N], in
-    pixels."""
+def coverage(shape, centre, radius, size: int, wrap: bool = False) -> torch.Tensor:
+    """Anti-aliased coverage [N,1,size,size] of shapes [N] at centres [N,2] (x, y) with radii [N], in pixels.
+
+    With `wrap`, what leaves at one edge comes in at the opposite one."""
     device = str(centre.device)
     at = torch.arange(size, dtype=torch.float32, device=device) + 0.5
     scale = 1 / (radius * EXTENT)
-    x = (at[None] - centre[:, :1]) * scale[:, None]
-    y = (at[None] - centre[:, 1:]) * scale[:, None]
+    x, y = at[None] - centre[:, :1], at[None] - centre[:, 1:]
+    if wrap:
+        x, y = (torch.remainder(v + size / 2, size) - size / 2 for v in (x, y))
+    x, y = x * scale[:, None], y * scale[:, None]
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], -1)
     found = nnf.grid_sample(
         _tables(device)["distance"][shape], grid, padding_mode="border", align_corners=False

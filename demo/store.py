@@ -65,6 +65,13 @@ def load_model(net: nn.Module, name: str, command: str, folder: Path = WEIGHTS) 
     return net.eval().requires_grad_(False)
 
 
+def started(net: nn.Module, folder: Path | None, name: str) -> nn.Module:
+    """`net` with the weights of a file in `folder`, to train on from; unchanged without a folder."""
+    if folder is not None:
+        load_model(net, name, "demo.train_...", folder)
+    return net.train().requires_grad_(True)
+
+
 def metadata_of(name: str, folder: Path = WEIGHTS) -> dict[str, str]:
     """The text stored beside a file's tensors."""
     with safe_open(folder / name, "pt") as f:

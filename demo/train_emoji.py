@@ -31,7 +31,7 @@ from .emoji import (
 )
 from .emoji_judge import train_emoji_judge
 from .flux import Flux, FluxConfig
-from .store import EMOJI, EMOJI_JUDGE, EMOJI_TEXT, EMOJI_VAE, is_block_matrix, save_model
+from .store import EMOJI, EMOJI_JUDGE, EMOJI_TEXT, EMOJI_VAE, is_block_matrix, save_model, started
 from .training import Checkpoint, Plan, fit, flow_loss, generator, noised, start, time_arguments
 
 CONFIG = FluxConfig(token_dim=WIDTH, pooled_dim=PHRASES * WIDTH)
@@ -84,10 +84,20 @@ class Captions:
 
 
 def train_picture_model(
-    emoji: EmojiSet, vae: BlockAutoencoder, plan: Plan, folder: Path, seed: int, device: str, batch: int
+    emoji: EmojiSet,
+    vae: BlockAutoencoder,
+    plan: Plan,
+    folder: Path,
+    seed: int,
+    device: str,
+    batch: int,
+    start_from: Path | None = None,
 ) -> TextAndFlux:
     """Rectified-flow training of transformer and text encoder; a tenth of the captions is dropped."""
-    both = TextAndFlux(emoji.vocabulary).to(device)
+    both = TextAndFlux(emoji.vocabulary)
+    started(both.flux, start_from, EMOJI)
+    started(both.text, start_from, EMOJI_TEXT)
+    both.to(device)
     captions = Captions(both.text, emoji.names, device)
     vae.to(device)
 
@@ -139,8 +149,9 @@ def main(argv=None) -> None:
         names = {"names": json.dumps(emoji.names)}
         save_model(judge, args.out / EMOJI_JUDGE, dtype=torch.float16, metadata=names)
     if args.only in (None, "model"):
-        plan = Plan(args.seconds, float8=is_block_matrix, deadline=args.deadline)
-        both = train_picture_model(emoji, vae, plan, args.work / "model", args.seed, device, args.batch)
+        plan = Plan(args.seconds, rate=args.rate or 2e-3, float8=is_block_matrix, deadline=args.deadline)
+        folder = args.work / "model"
+        both = train_picture_model(emoji, vae, plan, folder, args.seed, device, args.batch, args.start_from)
         save_model(both.flux, args.out / EMOJI, is_block_matrix)
         words = {"vocabulary": json.dumps(both.text.vocabulary)}
         save_model(both.text, args.out / EMOJI_TEXT, dtype=torch.float16, metadata=words)

@@ -16,7 +16,7 @@ from .flux import Flux
 from .render import draw_stills, encode_stills, random_stills
 from .scenes import SIZE
 from .skip import SkipConfig, SkipFlux
-from .store import EDIT, NO_SKIP, SKIP, is_block_matrix, load_model, save_model
+from .store import EDIT, NO_SKIP, SKIP, is_block_matrix, load_model, save_model, started
 from .training import Plan, fit, flow_loss, generator, noised, start, time_arguments
 from .weights import MODEL, load_autoencoder
 
@@ -85,9 +85,11 @@ def main(argv=None) -> None:
     parser.add_argument("--batch", type=int, default=32)
     args = parser.parse_args(argv)
     device = start(args.seed)
-    code, model = embedded_code(device), new_model(args.variant).to(device)
+    code = embedded_code(device)
+    model = started(new_model(args.variant), args.start_from, FILES[args.variant]).to(device)
     coarse, loss = (COARSE, still_loss) if args.variant != "edit" else (0.0, edit_loss)
-    rate = 2e-3 if coarse else 1e-3
+    rate = args.rate or (2e-3 if coarse else 1e-3)
+    coarse = coarse if args.start_from is None else 0.0
     plan = Plan(args.seconds, args.steps, rate, float8=is_block_matrix, deadline=args.deadline)
 
     def loss_of(step: int):

@@ -14,7 +14,7 @@ import torch
 from .blocks_vae import BlockAutoencoder, train_decoder
 from .clip_judge import train_clip_judge
 from .clips import draw_clips, encode_clips, random_clips
-from .store import CLIP_JUDGE, VIDEO, VIDEO_VAE, save_model, text_columns
+from .store import CLIP_JUDGE, VIDEO, VIDEO_VAE, save_model, started, text_columns
 from .training import Checkpoint, Plan, fit, flow_loss, generator, noised, start, time_arguments
 from .wan import WanConfig, WanModel
 
@@ -43,11 +43,12 @@ def train_clip_model(
     device: str,
     batch: int,
     config: WanConfig,
+    start_from: Path | None = None,
 ) -> WanModel:
     """Rectified-flow training of the transformer; a tenth of the captions is dropped, for guidance."""
     model = WanModel(config)
     model.start_training()
-    model.to(device)
+    started(model, start_from, VIDEO).to(device)
     vae.to(device)
 
     def loss_of(step: int):
@@ -99,8 +100,10 @@ def main(argv=None) -> None:
             dtype=torch.float16,
         )
     if args.only in (None, "model"):
-        plan = Plan(args.seconds, float8=text_columns, deadline=args.deadline)
-        model = train_clip_model(vae, plan, args.work / "model", args.seed, device, args.batch, WanConfig())
+        plan = Plan(args.seconds, rate=args.rate or 2e-3, float8=text_columns, deadline=args.deadline)
+        model = train_clip_model(
+            vae, plan, args.work / "model", args.seed, device, args.batch, WanConfig(), args.start_from
+        )
         save_model(model, args.out / VIDEO, text_columns)
 
 

@@ -101,7 +101,7 @@ class Plan:
     seconds: the whole training may take, all resumed parts together.
     steps: at most so many.
     rate: peak learning rate.
-    float8: names of parameters that are stored in float8; the second half of the training runs with them
+    float8: names of parameters that are stored in float8; the last part of the training runs with them
         rounded (straight-through, Bengio et al. 2013).
     float8_from: share of the training from which on they are rounded.
     decay: of the moving average.
@@ -114,15 +114,16 @@ class Plan:
     steps: int = 1_000_000
     rate: float = 2e-3
     float8: Callable[[str], bool] = lambda name: False
-    float8_from: float = 0.5
+    float8_from: float = 0.75
     decay: float = 0.998
     every: float = 60.0
     warm: int = 100
     deadline: float = math.inf
 
     def factor(self, step: int, share: float) -> float:
-        """The learning rate's factor: a linear warm-up, then half a cosine to zero."""
-        return min(1.0, (step + 1) / self.warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        """The learning rate's factor: a linear warm-up, and a half cosine to zero over the second half."""
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, 2 * share - 1))))
+        return min(1.0, (step + 1) / self.warm) * fall
 
 
 class Average:
@@ -254,6 +255,8 @@ def time_arguments(parser: argparse.ArgumentParser, seconds: float) -> None:
         "--deadline", type=float, default=math.inf, help="end at this Unix time at the latest"
     )
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the safetensors files")
+    parser.add_argument("--start-from", type=Path, help="folder with safetensors files to go on from")
+    parser.add_argument("--rate", type=float, help="peak learning rate")
 
 
 def device_name() -> str:

@@ -1,6 +1,7 @@
 """The further embedded models at tiny size: drawing, captions, models, training, sampling with a cache."""
 
 import contextlib
+import dataclasses
 import math
 
 import pytest
@@ -89,6 +90,7 @@ def test_objects_move_where_the_caption_says(word, axis, sign):
     some = clips.random_clips(1, gen())
     fields = {f: torch.zeros_like(getattr(some, f)) for f in some.__dataclass_fields__}
     fields["motion"] += 2 * list(clips.DIRECTIONS).index(word) + 1
+    fields["place"] += clips.EDGE / 2
     one = clips.Clips(**fields)
     assert one.caption(0) == f"a small red circle moving {word} fast on a plain white background"
     away = (clips.draw_clips(one)[0] - torch.tensor(scenes.BACKGROUNDS["white"])[None, :, None, None]).abs()
@@ -98,15 +100,28 @@ def test_objects_move_where_the_caption_says(word, axis, sign):
     assert torch.allclose(centre.diff(), torch.full((4,), sign * clips.SPEEDS["fast"]), atol=0.5)
 
 
+def test_what_leaves_at_an_edge_comes_in_at_the_opposite_one():
+    some = clips.random_clips(4, gen())
+    moved = dataclasses.replace(some, place=some.place + 40, phase=some.phase + 40)
+    rolled = clips.draw_clips(some).roll((40, 40), (3, 4))
+    assert torch.allclose(clips.draw_clips(moved), rolled, atol=2e-3)
+
+
 def test_a_pan_moves_the_background_alone():
     some = clips.random_clips(300, gen(3))
+    panned = dataclasses.replace(some, pan=torch.full((300,), 2))
     i = next(
-        i for i in range(300) if some.pan[i] == 2 and not some.two[i] and some.motion[i, 0] == clips.STILL
+        i for i in range(300) if some.texture[i] and not some.two[i] and some.motion[i, 0] == clips.STILL
     )
-    one = clips.Clips(*(getattr(some, f)[i : i + 1] for f in some.__dataclass_fields__))
-    frames = clips.draw_clips(one)[0]
-    assert torch.equal(frames[1, :, :8, :40], frames[0, :, :8, 8:48])
-    assert torch.equal(frames[:, :, 62:66, 62:66].amax(0), frames[:, :, 62:66, 62:66].amin(0))
+    still, moving = (
+        clips.draw_clips(clips.Clips(*(getattr(v, f)[i : i + 1] for f in v.__dataclass_fields__)))[0]
+        for v in (dataclasses.replace(some, pan=torch.zeros(300, dtype=torch.long)), panned)
+    )
+    x, y = (int(v) for v in some.place[i])
+    assert torch.equal(still[0], still[4]) and torch.equal(still[4, :, y, x], moving[4, :, y, x])
+    far = (y + 64) % clips.EDGE  # a row that the object does not reach
+    assert torch.equal(moving[1, :, far], still[0, :, far].roll(-clips.PAN_PIXELS, 1))
+    assert not torch.equal(moving[1], still[1])
 
 
 @pytest.mark.parametrize(
@@ -205,9 +220,10 @@ def test_a_decoder_learns(tmp_path):
     assert psnr_of(vae, draw(gen(9))) > before + 1
 
 
-def test_the_clip_judge_is_read_by_head():
+def test_the_clip_judge_is_read_by_colour():
     some = clips.random_clips(6, gen())
     told = labels_of(some)
+    assert [int(v.count_nonzero()) for v in told["shape"]] == [1 + int(t) for t in some.two]
 
     class Knows(torch.nn.Module):
         def forward(self, frames):
@@ -215,9 +231,11 @@ def test_the_clip_judge_is_read_by_head():
 
     frames = torch.zeros(6, clips.FRAMES, 3, 64, 64)
     assert all(v.all() for v in read_clips(Knows(), frames, some).values())
-    told["colour"] = (told["colour"] + 1) % 9
+    told = {**told, "motion": torch.where(told["motion"] > 0, (told["motion"] - 1 + 2) % 9 + 1, 0)}
     right = read_clips(Knows(), frames, some)
-    assert right["shape"].all() and not right["colour"].any() and not right["told"].any()
+    assert right["shape"].all() and right["colour"].all() and not right["told"].any()
+    told = {**labels_of(some), "shape": labels_of(some)["shape"].roll(1, 1)}
+    assert not read_clips(Knows(), frames, some)["colour"].any()
     assert not read_clips(ClipJudge(), frames, some)["told"].all()
     with pytest.raises(ValueError, match="clips of 5 frames"):
         read_clips(ClipJudge(), frames[:, :3], some)
