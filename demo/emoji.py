@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
+from .flux import FluxConfig
 from .render import below
 from .scenes import SIZE
 
@@ -40,6 +41,8 @@ TOKENS = 16
 WIDTH = 128
 PHRASES = 3
 """First object, second object, background."""
+CONFIG = FluxConfig(token_dim=WIDTH, pooled_dim=PHRASES * WIDTH)
+"""Of the transformer: FLUX's layout, as wide and deep as the embedded model."""
 WORDS_EACH = 7
 _STOP = frozenset("a an the of with in and on background".split())
 _GROUND = re.compile(r"\s+on (?:an? |the )?(\w+)(?: background)?\s*$", re.I)

@@ -14,7 +14,7 @@ from .blocks_vae import BlockAutoencoder
 from .clip_judge import ClipJudge
 from .clips import EDGE, FRAMES, encode_clip_caption
 from .edit import FluxEdit, encode_instruction
-from .emoji import EmojiText
+from .emoji import CONFIG, EmojiText
 from .emoji_judge import EmojiJudge
 from .flux import Flux
 from .sampler import Sampled, conditioned, denoise, noise_for, schedule_sigmas
@@ -34,7 +34,6 @@ from .store import (
     load_model,
     metadata_of,
 )
-from .train_emoji import CONFIG
 from .wan import WanModel
 from .weights import WEIGHTS
 

@@ -15,10 +15,9 @@ from torch import nn
 
 from .blocks_vae import BlockAutoencoder, train_decoder
 from .emoji import (
+    CONFIG,
     GROUNDS,
-    PHRASES,
     TOKENS,
-    WIDTH,
     WORDS_EACH,
     EmojiSet,
     EmojiText,
@@ -33,8 +32,6 @@ from .emoji_judge import train_emoji_judge
 from .flux import Flux, FluxConfig
 from .store import EMOJI, EMOJI_JUDGE, EMOJI_TEXT, EMOJI_VAE, is_block_matrix, save_model, started
 from .training import Checkpoint, Plan, fit, flow_loss, generator, noised, start, time_arguments
-
-CONFIG = FluxConfig(token_dim=WIDTH, pooled_dim=PHRASES * WIDTH)
 
 
 def picture_code(work: Path, emoji: EmojiSet, seed: int) -> BlockAutoencoder:
