@@ -92,8 +92,8 @@ def train_clip_judge(plan: Plan, folder: Path, seed: int, device: str, batch: in
 def read_clips(net: ClipJudge, frames: torch.Tensor, clips: Clips) -> dict[str, torch.Tensor]:
     """What was read right, as booleans [B].
 
-    `colour`: exactly the told colours are there. `shape`, `motion`: of every object. `direction`: at any speed.
-    `pan`. `told`: colour, shape and direction.
+    `colour`: exactly the told colours are there. `shape`, `motion`: of every object. `direction`: at any
+    speed. `pan`. `told`: colour, shape and direction.
     frames [B,FRAMES,3,H,W] in 0..1."""
     if frames.shape[1] != FRAMES:
         raise ValueError(f"The judge reads clips of {FRAMES} frames, not of {frames.shape[1]}.")
