@@ -42,6 +42,7 @@ def sheet(pictures: torch.Tensor, path: Path, columns: int = 8) -> None:
     """Writes pictures [B,3,h,w] as one JPEG."""
     from PIL import Image
 
+    columns = min(columns, len(pictures))
     pictures = pictures[: len(pictures) // columns * columns]
     b, c, h, w = pictures.shape
     rows = pictures.view(b // columns, columns, c, h, w).permute(0, 3, 1, 4, 2)
@@ -50,8 +51,9 @@ def sheet(pictures: torch.Tensor, path: Path, columns: int = 8) -> None:
     Image.fromarray(grid).save(path, quality=92)
 
 
-def share(flags: torch.Tensor) -> float:
-    return round(flags.float().mean().item(), 4)
+def share(flags: torch.Tensor) -> float | None:
+    """The share of true flags; None of none."""
+    return round(flags.float().mean().item(), 4) if len(flags) else None
 
 
 def video(count: int, steps: int, batch: int, folder: Path, guidance: float = 5.0) -> dict:

@@ -6,18 +6,19 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from cache_core.models.families import find_family
 from cache_core.recipes import from_preset, preset_names
-from demo import clips, edit, emoji, render, samplers, scenes, training
+from demo import clips, edit, emoji, evaluate_models, render, samplers, scenes, training
 from demo.blocks_vae import BlockAutoencoder, basis_of_embedded, psnr_of, train_decoder
 from demo.clip_judge import ClipJudge, labels_of, read_clips
 from demo.emoji_judge import EmojiJudge, read_pictures
 from demo.flux import Flux, FluxConfig
 from demo.sampler import sample
 from demo.skip import SkipConfig, SkipFlux
-from demo.store import is_block_matrix, load_model, save_model
+from demo.store import is_block_matrix, load_model, save_model, started
 from demo.train_emoji import Captions, TextAndFlux
 from demo.train_stills import edit_loss, still_loss
 from demo.train_video import train_clip_model
@@ -439,3 +440,22 @@ def test_text_and_transformer_are_trained_together():
     both = TextAndFlux(["apple"], FluxConfig(hidden=128, double=1, single=1, token_dim=128, pooled_dim=384))
     names = [n for n, _ in both.named_parameters() if is_block_matrix(n)]
     assert len(names) == 2 * 5 + 3 and all(n.startswith("flux.") for n in names)
+
+
+def test_a_sheet_of_few_pictures_is_written(tmp_path):
+    evaluate_models.sheet(torch.rand(3, 3, 8, 8), tmp_path / "few.jpg")
+    evaluate_models.sheet(torch.rand(9, 3, 8, 8), tmp_path / "many.jpg", 4)
+    assert Image.open(tmp_path / "few.jpg").size == (24, 8)
+    assert Image.open(tmp_path / "many.jpg").size == (32, 16)
+    assert evaluate_models.share(torch.tensor([])) is None
+
+
+def test_a_training_goes_on_from_a_file(tmp_path):
+    size = SkipConfig(hidden=128, double=1, single=2, skips=1)
+    model = randomised(SkipFlux(size))
+    save_model(model, tmp_path / "m.safetensors")
+    again = started(SkipFlux(size), tmp_path, "m.safetensors")
+    assert again.training and all(p.requires_grad for p in again.parameters())
+    assert torch.allclose(again.img_in.weight, model.img_in.weight, atol=2e-3)
+    fresh = SkipFlux(size)
+    assert started(fresh, None, "m.safetensors") is fresh
