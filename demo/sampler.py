@@ -72,7 +72,7 @@ def denoise(
     model reads noise levels times `time_scale`. Raises ValueError for an unknown sampler."""
     if sampler not in STAGES:
         raise ValueError(f"sampler must be one of {', '.join(STAGES)}, not {sampler!r}.")
-    device = next(model.parameters()).device
+    device = next(model.parameters(), x).device
     x, inputs = x.to(device), {b: tuple(t.to(device) for t in v) for b, v in inputs.items()}
     branches = list(inputs)
     groups = [[b] for b in branches] if split else [branches]
