@@ -18,7 +18,7 @@ import torch
 from cache_core.calibration.ertacache import ErtaPlan, erta_plan, reuse_ratios, reuse_set, threshold_for
 from cache_core.calibration.planner import Plan, plan, pooled, solved
 from cache_core.calibration.profile import Profile
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.recipes import parts_of_plan, preset, settings_of
 from cache_core.schedule.plan import uniform
 from demo.run import machine
@@ -54,7 +54,7 @@ def _cached(name: str, steps: int, budget: int, made: Plan | ErtaPlan) -> Config
     schedule = made.schedule
     levels = made.sigmas if isinstance(made, ErtaPlan) else None
     settings = (
-        settings_for(made) if levels is None else Settings(method="ertacache", **parts_of_plan(schedule))
+        settings_for(made) if levels is None else CacheConfig(method="ertacache", **parts_of_plan(schedule))
     )
     return Config(
         "calibrated",

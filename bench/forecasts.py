@@ -2,7 +2,7 @@
 
 All cached runs of one interval share their schedule (3 full steps, then one every N), so that only the
 forecast and the level differ,
-beside the honest rival: the same number of full calls as fewer Euler steps. Each run of the command measures
+beside the same number of full calls as fewer Euler steps. Each run of the command measures
     one step count at one guidance, or the cost of a step, and replaces that part of forecasts.json; the page
     docs/forecasts.md is written from all of them."""
 

@@ -20,7 +20,7 @@ import torch
 from cache_core.calibration.bac import block_mask, reuse_error, shared_mask
 from cache_core.calibration.planner import plan
 from cache_core.calibration.profile import Profile
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.schedule.cost import CostModel
 from cache_core.schedule.mask_files import split_mask
 from cache_core.schedule.masks import Mask
@@ -120,11 +120,13 @@ def configurations(
         budget = len(even.full_steps)
         masks = masks_for(profile, budget, cost)
         masks.update({"trained router": trained[budget]} if budget in trained else {})
-        ways: dict[str, Callable[[], Settings]] = {
-            "FORA, final state": lambda even=even: Settings(schedule=even),
-            "FORA, modules": lambda even=even: Settings(schedule=even, level="module"),
+        ways: dict[str, Callable[[], CacheConfig]] = {
+            "FORA, final state": lambda even=even: CacheConfig(schedule=even),
+            "FORA, modules": lambda even=even: CacheConfig(schedule=even, level="module"),
             "planned, final state": lambda budget=budget: settings_for(plan(profile, budget, "power")),
-            **{name: lambda mask=mask: Settings(mask=mask, level="module") for name, mask in masks.items()},
+            **{
+                name: lambda mask=mask: CacheConfig(mask=mask, level="module") for name, mask in masks.items()
+            },
         }
         for name in rows:
             if name == "fewer steps, Euler":

@@ -82,7 +82,7 @@ def sentence(name: str) -> str:
 def with_measurements(text: str) -> str:
     """recipes.json with the field `measured` of every preset as it is now, its layout kept."""
     for name in PRESETS:
-        if name in NOT_MEASURED:
+        if name in NOT_MEASURED or PRESETS[name].get("experimental"):
             continue
         start = text.index(f'  "{name}": {{\n')
         end = text.index("\n  }", start)

@@ -25,8 +25,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
+from cache_core.hooks.flux_adapter import adapter_of, bind
 from cache_core.hooks.shims import capture, replayed, shim
 from cache_core.models.families import blocks_of, find_family
 from cache_core.recipes import PRESETS, from_preset, settings_of
@@ -49,13 +50,13 @@ F_MOST, A_MOST = 0.02, 0.03
 embedding and final layer."""
 
 
-def _recipe(name: str) -> Settings:
+def _recipe(name: str) -> CacheConfig:
     return from_preset(
         name, explicit(DUAL if "C" in from_preset(name).schedule_for(30).kinds else AGGRESSIVE)
     )
 
 
-WAYS: dict[str, Callable[[], Settings]] = {
+WAYS: dict[str, Callable[[], CacheConfig]] = {
     "reuse (fora)": lambda: _recipe("fora"),
     "least squares (adaptive)": lambda: _recipe("adaptive"),
     "TAP (balanced)": lambda: _recipe("balanced"),
@@ -117,10 +118,10 @@ class Stage:
 
                 def maker(_, block=block):
                     def forward(*args, **kwargs):
-                        bound = block.adapter.bind(args, kwargs)
                         if modulated:
-                            block.adapter.modulation(block.module, bound["vec"])
-                        return block.adapter.skip(bound)
+                            adapter = adapter_of(block.spec)
+                            adapter.modulation(block.module, bind(adapter, args, kwargs)["vec"])
+                        return block.spec.give(block.spec.take(args, kwargs))
 
                     return forward
 
@@ -164,7 +165,7 @@ class Stage:
 
 
 @torch.no_grad()
-def timed(stage: Stage, settings: Settings, rounds: int, seed: int = 0) -> dict:
+def timed(stage: Stage, settings: CacheConfig, rounds: int, seed: int = 0) -> dict:
     """What each kind of step takes, as medians and quartiles of shares of a plain evaluation.
 
     kinds: the whole step. beyond: an aggressive one, less what a model without blocks takes. added: what a
@@ -211,7 +212,7 @@ def spread(values: Sequence[float]) -> dict:
 
 
 @torch.no_grad()
-def profiled(stage: Stage, settings: Settings, plain: float) -> dict[str, dict[str, float]]:
+def profiled(stage: Stage, settings: CacheConfig, plain: float) -> dict[str, dict[str, float]]:
     """Per kind of step the functions of cache_core above `LARGE` of a plain evaluation: their own time and
     torch's in them.
 
@@ -268,7 +269,7 @@ def measure(batch: int, rounds: int, names: Sequence[str], quiet: bool = False) 
 
 
 def misses(run: dict) -> list[str]:
-    """What does not reach its aim, in words."""
+    """What does not reach its aim, as sentences."""
     out = []
     for row in run["rows"]:
         for kind, what, most in (("F", "added", F_MOST), ("A", "beyond", A_MOST)):

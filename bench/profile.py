@@ -19,7 +19,7 @@ import torch
 from cache_core.calibration.planner import Plan, plan, refine, segment_costs, solved
 from cache_core.calibration.profile import Profile, fingerprint
 from cache_core.calibration.recorder import Recorder
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.predictors.extrapolation import predictor
 from cache_core.recipes import parts_of_plan
 from cache_core.report.diagnosis import PROFILE
@@ -72,7 +72,7 @@ def run_job(
         seeds=range(job.first, job.first + len(job.captions)),
         guidance=job.guidance,
         size=job.size,
-        settings=Settings(method=PROFILE, predictor=recorder, module_predictor=recorder.modules),
+        settings=CacheConfig(method=PROFILE, observer=recorder),
     )
     return recorder.profile(schedule_sigmas(job.steps))
 
@@ -135,11 +135,11 @@ def _on_ray(todo: Sequence[tuple], address: str) -> list[Profile]:
         ray.shutdown()
 
 
-def settings_for(made: Plan) -> Settings:
-    return Settings(method="plan", **parts_of_plan(made.schedule))
+def settings_for(made: Plan) -> CacheConfig:
+    return CacheConfig(method="plan", **parts_of_plan(made.schedule))
 
 
-def config(name: str, steps: int, settings: Settings) -> Config:
+def config(name: str, steps: int, settings: CacheConfig) -> Config:
     calls = len(settings.schedule_for(steps).full_steps)
     return Config(name, name, steps, steps, settings=settings, parts={"budget": calls, "ratio": 0.0})
 
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loss = closed_loop(model, learn[:6], args.steps, args.guidance, args.batch)
     for interval in args.intervals:
         even = {"type": "uniform", "interval": interval, "warmup": WARMUP}
-        linear = Settings(method="linear", generator=even, predictor=predictor("linear", gain=0.9))
+        linear = CacheConfig(method="linear", generator=even, predictor=predictor("linear", gain=0.9))
         budget = len(linear.schedule_for(args.steps).full_steps)
         tried = candidates(profile, budget, costs)
         chosen, losses = refine(list(tried.values()), loss)

@@ -1,7 +1,7 @@
 """Quality and speed of the caching methods on the embedded model: `python -m bench.quality`.
 
 Every method is compared with the uncached pictures of the same captions and seeds, at several intervals,
-    beside the honest rival: the same model with fewer steps. All cached runs share the same warm-up of full
+    beside the same model with fewer steps. All cached runs share the same warm-up of full
     steps, so that one part differs at a time. Guidance is 1 (the caption alone), which halves the cost and
     leaves the comparison as it is. Writes quality.json and quality.png.
 
@@ -24,7 +24,7 @@ from statistics import median
 import numpy as np
 from tqdm import tqdm
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.predictors.extrapolation import predictor
 from cache_core.report.metrics import psnr, ssim
 from cache_core.schedule.cost import CostModel, estimated_speedup
@@ -54,7 +54,7 @@ class Config:
     steps: int
     run_steps: int
     sampler: str = "euler"
-    settings: Settings | None = None
+    settings: CacheConfig | None = None
     parts: dict = field(default_factory=dict)
     sigmas: tuple[float, ...] | None = None
 
@@ -103,7 +103,7 @@ def cached(
     """A cached run: F every `interval` steps, `order` between; a gain means a linear forecast of the final
     hidden state."""
     generator = {"type": "dual", "interval": interval, "order": order, "ratio": ratio, "warmup": WARMUP}
-    settings = Settings(
+    settings = CacheConfig(
         method=method,
         generator=generator,
         selector=Selector(selector),

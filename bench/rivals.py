@@ -5,7 +5,7 @@ Samples plain, with fewer steps by samplers of first and second order, with Comf
 LazyCache, with the caching packs of others that lie in a folder, and with this pack's presets, and compares
 the pictures with those of plain sampling. Each part is one ComfyUI, one dtype and one guidance, measured by
 `bench.rivals_worker` under that ComfyUI's Python; a part replaces its old results in rivals.json, from which
-docs/rivals.md with its picture, the README's table and the presets' field `measured` are made.
+docs/rivals.md with its picture, the table of docs/measurements.md and the presets' field `measured` are made.
 
 ComfyUI is found as scripts/test.sh finds it: COMFYUI_PATH, else the one this pack stands in, else
 ~/comfy/ComfyUI, and the oldest supported one at COMFYUI_OLD_PATH or ~/comfy/ComfyUI-0.3.64; COMFYUI_PYTHON
@@ -41,7 +41,7 @@ from .rivals_worker import EXACT, PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "bench" / "results" / "rivals.json", ROOT / "docs" / "rivals.md"
-README = ROOT / "README.md"
+MEASUREMENTS = ROOT / "docs" / "measurements.md"
 STEPS, EXACT_STEPS = 30, 25
 """Of plain sampling, as in the workflows; and of Heun's method for pictures that stand for the exact
 solution."""
@@ -463,7 +463,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.out == RESULTS:
         picture(data, PAGE.with_suffix(".png"))
         PAGE.write_text(page(data), encoding="utf-8")
-        README.write_text(with_table(README.read_text(encoding="utf-8"), data), encoding="utf-8")
+        text = with_table(MEASUREMENTS.read_text(encoding="utf-8"), data)
+        MEASUREMENTS.write_text(text, encoding="utf-8")
         RECIPES.write_text(with_measurements(RECIPES.read_text(encoding="utf-8")), encoding="utf-8")
     print(page(data))
 

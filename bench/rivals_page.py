@@ -29,7 +29,7 @@ COLOURS = {
     "preset": (BLUE,),
 }
 LOWEST = 15.0
-"""PSNR below which a picture is lost and its row is named in words."""
+"""PSNR below which a picture is unusable and the text names its row."""
 EQUAL = "equal"
 """Shown where pictures are the same."""
 
@@ -152,7 +152,7 @@ def page(data: dict) -> str:
 
 
 PRESETS_SHOWN = ("quality", "balanced", "adaptive", "planned", "fast", "duca", "fora", "taylorseer")
-README_ROWS = {
+MEASUREMENTS_ROWS = {
     "plain": "plain sampling",
     "fewer steps, euler": "fewer steps, Euler",
     "fewer steps, dpmpp_2m": "fewer steps, DPM++ 2M",
@@ -160,19 +160,19 @@ README_ROWS = {
     "LazyCache": "ComfyUI's LazyCache",
     **{name: f"**{name}**" for name in PRESETS_SHOWN},
 }
-"""Curves of the README's main comparison, by what they are called there."""
+"""Curves of the main comparison in docs/measurements.md, by what they are called there."""
 BEGIN, END = "<!-- written by python -m bench.rivals -->", "<!-- end -->"
 
 
-def readme_table(data: dict) -> str:
-    """The README's main comparison: the presets and their rivals on the newer ComfyUI, in float32, at
+def measurements_table(data: dict) -> str:
+    """The main comparison of docs/measurements.md: presets and rivals on the newer ComfyUI, in float32, at
     guidance 1."""
     run = next(r for r in data["runs"] if r["part"] == "new")
     plain, lines = (
         plain_seconds(run),
         ["| | setting | full calls | time | PSNR | to exact |", "|---|---|---|---|---|---|"],
     )
-    for curve, title in README_ROWS.items():
+    for curve, title in MEASUREMENTS_ROWS.items():
         for r in (r for r in run["rows"] if r["curve"] == curve and "seconds" in r):
             likeness = _decibel(r, "psnr"), _decibel(r, "exact")
             if r["group"] == "plain":
@@ -185,13 +185,13 @@ def readme_table(data: dict) -> str:
     return "\n".join(lines)
 
 
-def with_table(readme: str, data: dict) -> str:
-    """The README with its table as it is measured; ValueError where it has no place for it."""
-    before, mark, rest = readme.partition(BEGIN)
+def with_table(text: str, data: dict) -> str:
+    """docs/measurements.md with its table as measured; ValueError where it has no place for it."""
+    before, mark, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not mark or not end:
-        raise ValueError(f"README.md must hold {BEGIN} and {END}.")
-    return f"{before}{BEGIN}\n{readme_table(data)}\n{END}{after}"
+        raise ValueError(f"docs/measurements.md must hold {BEGIN} and {END}.")
+    return f"{before}{BEGIN}\n{measurements_table(data)}\n{END}{after}"
 
 
 def picture(data: dict, path: Path) -> None:

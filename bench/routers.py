@@ -60,10 +60,10 @@ class Mixing:
         self._columns: dict[nn.Module, int] = {}
         for block in blocks:
             name = ".".join(map(str, block.name))
-            for site, path in block.adapter.outputs.items():
+            for path in block.spec.modules:
                 whole = name in self.names
                 self._columns[block.module.get_submodule(path)] = self.names.index(
-                    name if whole else f"{name}.{site[4:]}"
+                    name if whole else f"{name}.{block.spec.part(path)}"
                 )
 
     @contextmanager

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cache_core.calibration.planner import Plan, plan_for_speedup
 from cache_core.calibration.profile import Profile
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.predictors.extrapolation import predictor
 from cache_core.recipes import from_preset
 from cache_core.report.metrics import psnr
@@ -73,14 +73,14 @@ def even(steps: int, full: int) -> str:
     return "".join("F" if i in places else "A" for i in range(steps))
 
 
-def ways(place: Place, made: Plan) -> dict[str, tuple[int, Settings | None]]:
+def ways(place: Place, made: Plan) -> dict[str, tuple[int, CacheConfig | None]]:
     """Steps and settings of each run with as many full calls as the plan."""
     calls = len(made.schedule.full_steps)
     kinds = explicit(even(place.steps, calls))
     forecasts = {LINEAR: predictor("linear", gain=0.9), TOKENS: from_preset("balanced").predictor}
     return {
         FEWER: (calls, None),
-        **{name: (place.steps, Settings(schedule=kinds, predictor=p)) for name, p in forecasts.items()},
+        **{name: (place.steps, CacheConfig(schedule=kinds, predictor=p)) for name, p in forecasts.items()},
         PLANNED: (place.steps, settings_for(made)),
     }
 
@@ -153,8 +153,8 @@ def page(data: dict) -> str:
         "",
         "Plans have full and aggressive steps only. The planner places no conservative steps: on this "
         "model they cost more than",
-        "aggressive ones and come less close (README), and a profile of final hidden states cannot tell "
-        "what they would gain.",
+        "aggressive ones and come less close (measurements.md), and a profile of final hidden states "
+        "cannot tell what they would gain.",
         "",
     ]
     for place in data["places"]:

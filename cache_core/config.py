@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from .base.names import LEVELS
-from .predictors.build import Forecast
+from .base.names import LEVELS, STREAMS
+from .cache.feature_predictor import FeaturePredictor
+from .cache.observer import Observer
 from .predictors.extrapolation import predictor
 from .schedule.masks import Mask
 from .schedule.plan import CacheSchedule, from_generator
@@ -16,7 +17,7 @@ _REUSE = predictor("reuse")
 
 
 @dataclass(frozen=True)
-class Settings:
+class CacheConfig:
     """The parts of a caching method.
 
     schedule: an explicit plan, or None to make one from `generator` for the run's number of steps.
@@ -34,8 +35,12 @@ class Settings:
         share of text tokens refreshed, None for the step's own ratio. seed: of the token choice.
     speedup: for hosts that keep profiles: steps over full steps that a plan from a matching profile is made
         for, None for no such plan.
-    detect: whether the blocks of a model that the block table does not know are looked for (experimental).
-    families: other settings for models of a family, by its name in the block table.
+    detect: whether the blocks of a model that the registry does not have are looked for (experimental).
+    streams: "reuse" by the name of a stream ("img", "audio") that is put back as it last was, not forecast,
+        at the levels final, stack and output.
+    least_steps: in shorter runs nothing is skipped, unless an explicit plan says so.
+    observer: sees the features of full steps, also where nothing is skipped; no part of a recipe.
+    families: other settings for models of a family, by its name in the registry.
     """
 
     method: str = "custom"
@@ -44,8 +49,8 @@ class Settings:
     mask: Mask | None = None
     level: str = "final"
     first: int | str = 0
-    predictor: Forecast = _REUSE
-    module_predictor: Forecast | None = None
+    predictor: FeaturePredictor = _REUSE
+    module_predictor: FeaturePredictor | None = None
     selector: Selector = field(default_factory=lambda: Selector("random"))
     ratio: float | None = None
     attention: str = "frozen"
@@ -53,7 +58,10 @@ class Settings:
     seed: int = 0
     speedup: float | None = None
     detect: bool = False
-    families: Mapping[str, Settings] = field(default_factory=dict)
+    streams: Mapping[str, str] = field(default_factory=dict)
+    least_steps: int = 0
+    observer: Observer | None = None
+    families: Mapping[str, CacheConfig] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.attention not in ("frozen", "live"):
@@ -85,13 +93,23 @@ class Settings:
             raise ValueError(f"speedup must lie between 1 and 100, not {self.speedup}.")
         if not isinstance(self.detect, bool):
             raise ValueError(f"detect must be true or false, not {repr(self.detect)[:40]}.")
+        if not isinstance(self.streams, Mapping) or any(
+            name not in STREAMS or rule != "reuse" for name, rule in self.streams.items()
+        ):
+            raise ValueError('streams must be an object such as {"audio": "reuse"}, of img and audio.')
+        if (
+            isinstance(self.least_steps, bool)
+            or not isinstance(self.least_steps, int)
+            or self.least_steps < 0
+        ):
+            raise ValueError(f"least_steps must be a whole number of at least 0, not {self.least_steps!r}.")
         for name in ("ratio", "text_ratio"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {value}.")
 
     @property
-    def modules(self) -> Forecast:
+    def modules(self) -> FeaturePredictor:
         """The predictor of module outputs."""
         if self.level == "module":
             return self.predictor
@@ -109,9 +127,13 @@ class Settings:
         if isinstance(first, str):
             first = kinds.index(first) if first in kinds else len(kinds) // 2
         first = min(first, last)
-        return first, min(getattr(self.predictor, "blocks", 0), last - first)
+        return first, min(self.predictor.probe_blocks, last - first)
 
-    def for_family(self, name: str) -> Settings:
+    def skips_nothing_in(self, steps: int) -> bool:
+        """Whether the settings leave a run of so many steps alone because it is short."""
+        return self.mask is None and self.schedule is None and steps < self.least_steps
+
+    def for_family(self, name: str) -> CacheConfig:
         """The settings for models of a family."""
         return self.families.get(name, self)
 
@@ -120,11 +142,11 @@ class Settings:
         generated one."""
         if self.mask is not None:
             return self.mask.scaled(steps).schedule()
-        plan = (
-            self.schedule.scaled(steps)
-            if self.schedule is not None
-            else from_generator(self.generator, steps)
-        )
+        if self.schedule is not None:
+            plan = self.schedule.scaled(steps)
+        else:
+            generator = {"type": "full"} if self.skips_nothing_in(steps) else self.generator
+            plan = from_generator(generator, steps)
         if self.ratio is not None:
             plan = replace(plan, ratios=(self.ratio,) * steps)
         return plan

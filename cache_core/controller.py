@@ -1,57 +1,71 @@
-"""The one loop: decides for every evaluation whether it runs in full, conservatively or aggressively, and
-keeps what that needs.
+"""The loop: decides for every evaluation whether it runs in full, conservatively or aggressively.
 
 A controller belongs to one sampling run. The host tells it when an evaluation begins and wraps every model
-call in `call`; all state lives here and is gone after `finish`."""
+call in `call` or `guarded`; all state lives here and in what it owns, and is gone after `finish`.
+
+The stages of an evaluation: `begin_evaluation` decides its kind from the plan; every model call of it takes
+that kind where its branches allow it (`_kind_of_call`), is prepared (`_prepared`) and runs inside the shims
+that `_installed` sets; behind the last call the record is closed.
+"""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from .base.coordinates import Node, same_levels
-from .base.errors import CacheMismatch, CacheTooLarge, is_out_of_memory, raised_here
+from .base.coordinates import Node
+from .base.errors import CacheMismatch, CacheTooLarge, is_out_of_memory
 from .base.names import FINAL, OUTPUT, STACK
 from .cache.feature_cache import Batch, Branch
-from .cache.offload import Shelf
-from .config import Settings
+from .config import CacheConfig
 from .hooks.call_context import Call
 from .hooks.compilation import Compilation
-from .hooks.model_binding import Model, meet
-from .hooks.self_check import SelfCheck, verdict
-from .hooks.shims import shim
-from .memory.budget import Budget, Memory, Wanted, steps_down
-from .memory.estimate import Footprint, expected_shapes
-from .models.detection import DETECTED
-from .predictors.build import watches
-from .report.run_recorder import Logbook
+from .hooks.model_binding import Model
+from .hooks.model_output import rule_of
+from .indicators.guard import CONTROL, STALE, Guard
+from .memory.budget import Budget
 from .report.run_report import Report, StepRecord
-from .schedule.evaluation_counter import Clock, Evaluation
-from .selectors import token_selection as selectors
+from .run.model_call import installed, left_alone
+from .run.state import LastCall, RunState
+from .schedule.evaluation_counter import Evaluation, EvaluationCounter
 
-__all__ = ["FINAL", "OUTPUT", "STACK", "CacheMismatch", "Controller"]
+
+@dataclass
+class _Now:
+    """The running evaluation: where it stands, and its record, which holds what was planned and what ran."""
+
+    at: Evaluation
+    node: Node
+    record: StepRecord
 
 
-class Controller:
+class Controller(RunState):
     """Caching of one sampling run.
 
-    settings: what to do. sigmas: the sampler's noise levels, one more than steps. stages: evaluations per
-        step, or of each (see `clock`).
-    refusal: why every step of this run is sampled plainly, as the host found out, or None. flow: whether
-        sigma is the share of noise of a flow model, for log-SNR. host: name and version of what runs the
-        models, for sentences. budget: of memory, None for no limit. Raises ValueError for fewer than two
-        sigmas. The host sets `compilation` where the model of a call is compiled."""
+    settings: what to do.
+    sigmas: the sampler's noise levels, one more than steps.
+    stages: evaluations per step, or of each (see `schedule.sampler_traits`).
+    refusal: why every step of this run is sampled plainly, as the host found out, or None.
+    seconds: the clock.
+    flow: whether sigma is the share of noise of a flow model, for log-SNR.
+    host: name and version of what runs the models, for messages.
+    budget: of memory, None for no limit.
+    fresh_noise: whether the sampler adds fresh noise at its steps.
+    prediction: what the model predicts, a key of `base.coordinates.PREDICTIONS`; empty: as `flow` says.
+
+    Raises ValueError for fewer than two sigmas. The host sets `compilation` where the model of a call is
+    compiled.
+    """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: CacheConfig,
         sigmas: Sequence[float],
         stages: int | Sequence[int] = 1,
         refusal: str | None = None,
@@ -59,121 +73,44 @@ class Controller:
         flow: bool = True,
         host: str = "",
         budget: Budget | None = None,
+        fresh_noise: bool = False,
+        prediction: str = "",
     ):
-        if len(sigmas) < 2:
-            raise ValueError("sigmas must hold at least two noise levels.")
-        self.steps, self._flow, self._host = len(sigmas) - 1, flow, host
-        self.book = Logbook(seconds)
-        self._ends = Node(0.0, float(sigmas[0]), flow), Node(float(self.steps), float(sigmas[-1]), flow)
-        self.settings = settings = self._spanned(settings, sigmas)
-        self.schedule = settings.schedule_for(self.steps)
-        self._mask = settings.mask and settings.mask.scaled(self.steps)
-        if settings.mask is not None and settings.mask.steps != self.steps:
-            self.say(
-                f"The mask was made for {settings.mask.steps} steps; its refreshes stand at the same "
-                f"places of the {self.steps}."
-            )
-        elif (
-            settings.mask is None and settings.schedule is not None and settings.schedule.steps != self.steps
-        ):
-            self.say(
-                f"The schedule was made for {settings.schedule.steps} steps and has been scaled to "
-                f"{self.steps}."
-            )
-        self._clock = Clock(self.steps, stages)
-        self._branches: dict[Hashable, Branch] = {}
-        self._used: dict[Hashable, int] = {}
-        self._full_steps = (0, 0)
-        self._blocks: dict[int, Model] = {}
-        self._seen: Counter = Counter()
-        self._keys: list[Hashable] = []
-        self._now: Evaluation | None = None
-        self._last_full: dict[int, int] = {}
-        self.memory = Memory(budget, stages if isinstance(stages, int) else max(stages))
-        self._kinds = self.schedule.kinds
-        self._shelf: Shelf | None = None
-        self._rows = "C" in self.schedule.kinds
-        self._witness: tuple = ()
-        self._site_rule = settings.predictor
-        self._called: list[Branch] = []
-        self._kind = "F"
-        self.compilation: Compilation | None = None
-        self._refusal = refusal
-        self._skips = self.skips or (refusal is None and watches(settings.predictor))
-        if refusal is not None:
-            self.say(f"Nothing was cached: {refusal}.")
-
-    def _spanned(self, settings: Settings, sigmas: Sequence[float]) -> Settings:
-        """Predictors that fit a curve to a whole run are told where it begins and ends; those solved for
-        another run are replaced."""
-
-        def over(part):
-            solved = getattr(part, "solved", False)
-            if solved and part.steps != self.steps:
-                self.say(
-                    f"The forecast was solved for {part.steps} steps; at {self.steps} a "
-                    f"{part.fallback.name} one stands in for it."
-                )
-                part = part.fallback
-            elif solved and part.sigmas and not same_levels(part.sigmas, sigmas):
-                self.say(
-                    f"The forecast was solved for other noise levels; a {part.fallback.name} one stands "
-                    "in for it. Make the "
-                    "plan for the run's noise levels, or sample at the plan's: connect sigmas."
-                )
-                part = part.fallback
-            return part.over_run(*self._ends)
-
-        modules = settings.module_predictor
-        return replace(
-            settings, predictor=over(settings.predictor), module_predictor=modules and over(modules)
+        super().__init__(
+            settings, sigmas, stages, refusal, seconds, flow, host, budget, fresh_noise, prediction
         )
+        self._evaluations = EvaluationCounter(self.steps, stages)
+        self._now: _Now | None = None
+        self._guard, self._guard_tripped = Guard(), False
 
-    def say(self, message: str) -> None:
-        """Adds a sentence to the report, once."""
-        self.book.say(message)
+    # --- what the host calls ----------------------------------------------------------------------------
 
     @property
-    def messages(self) -> list[str]:
-        """Sentences said so far."""
-        return self.book.messages
+    def done(self) -> list[StepRecord]:
+        """Records of the evaluations that have ended."""
+        return self.book.records[:-1]
 
     def begin_evaluation(self, sigma: float) -> None:
-        """Tells that the sampler evaluates the model next, at noise level `sigma` (once per evaluation,
-        however many calls it takes)."""
+        """The sampler evaluates the model next, at noise level `sigma`.
+
+        Once per evaluation, however many model calls it takes.
+        """
         self.book.close()
-        now = self._now = self._clock.tick(float(sigma))
-        self._seen.clear()
-        if (now.step, now.phase) == (1, 0):
+        at = self._evaluations.tick(float(sigma))
+        self._store.begin()
+        if (at.step, at.phase) == (1, 0):
             self.memory.settle()
             self.memory.estimate = self._need().total
-        planned = "F" if now.beyond else self.schedule.kinds[now.step]
-        kind, reason = planned, "planned"
-        if now.beyond:
-            reason = "beyond"
-        elif planned != "F" and self._refusal is not None:
-            kind, reason = "F", self._refusal
-        elif planned != "F" and now.rising:
-            kind, reason = "F", "rising"
-        elif planned != (fitted := self._kinds[now.step]):
-            kind, reason = fitted, "memory"
+        planned = "F" if at.beyond else self.schedule.kinds[at.step]
+        kind, reason = self._kind_of_evaluation(at, planned)
         if kind == "F":
-            self._forget_unused(now.step)
-        elif self._shelf is not None:
-            self._shelf.start()
-        ratio = 0.0 if now.beyond else 1.0 if self._mask else self.schedule.ratios[now.step]
-        self.book.records.append(
-            StepRecord(now.step, now.phase, now.sigma, planned, kind, reason, calls=0, ratio=ratio)
-        )
-
-    def _forget_unused(self, step: int) -> None:
-        """Frees branches that no step has used since the full step before the last: context windows that move
-        do not come back."""
-        older, self._full_steps = self._full_steps[0], (self._full_steps[1], step)
-        for key in [k for k, used in self._used.items() if used < older]:
-            del self._used[key]
-            self._branches.pop(key, None)
-            self.memory.forget([key])
+            self.memory.forget(self._store.forget_unused(at.step))
+        elif self._store.offloaded is not None:
+            self._store.offloaded.start()
+        ratio = 0.0 if at.beyond else 1.0 if self._mask else self.schedule.ratios[at.step]
+        record = StepRecord(at.step, at.phase, at.sigma, planned, kind, reason, calls=0, ratio=ratio)
+        self.book.records.append(record)
+        self._now = _Now(at, Node(float(at.step), at.sigma, self._flow, self._prediction), record)
 
     @contextmanager
     def call(
@@ -182,140 +119,59 @@ class Controller:
         chunks: Sequence[Hashable],
         grid: tuple[int, int] | None = None,
         refusal: str | None = None,
+        latent: torch.Tensor | None = None,
+        control: float | None = None,
     ) -> Iterator[str]:
         """Wraps one model call; yields the kind it runs as.
 
-        model: the diffusion model that really runs. chunks: one key per branch in the batch, in batch order,
-            naming all that tells branches apart. grid: rows and columns of the image tokens. refusal: why
-            this call runs plainly, as the host found out, or None. Raises CacheMismatch out of the model when
-            what is cached does not fit; the host then repeats the call inside `retry`."""
+        model: the diffusion model that really runs.
+        chunks: one key per branch in the batch, in batch order, naming all that tells branches apart.
+        grid: rows and columns of the image tokens.
+        refusal: why this call runs plainly, as the host found out, or None.
+        latent: [B,...], the model's input, by which the guard sees that content has changed place; or None.
+        control: size of what control networks add, None without them.
+
+        Raises CacheMismatch out of the model when what is cached does not fit; the host then repeats the call
+        inside `retry`.
+        """
         known = self._model(model)
-        record, now, refusal = self.book.record, self._now, refusal or known.refusal
-        if now is None or refusal or not self._skips:
-            if refusal and self._skips:
+        now, refusal = self._now, refusal or known.refusal
+        if now is None or refusal or not self._active:
+            if refusal and self._active:
                 self.say(f"{known.name} is sampled plainly: {refusal}.")
-            if record is not None:
-                record.calls += 1
-                record.full_calls += 1
-                if record.actual != "F":
-                    record.actual, record.reason = "F", "plain"
-            yield from self._plainly(known)
+            if now is not None:
+                self._count(now.record, "F", "guard" if self._guard_tripped else "plain")
+            with left_alone(known, self.compilation):
+                yield "F"
             return
-        self._keys = []
-        for chunk in chunks:
-            # The same branch may be evaluated several times in a step; each occurrence keeps its own cache.
-            key = (id(model), now.phase, chunk)
-            self._keys.append((key, self._seen[key]))
-            self._seen[key] += 1
-        branches = [self._branches.setdefault(k, Branch(self._shelf)) for k in self._keys]
-        self._used.update(dict.fromkeys(self._keys, now.step))
-        kind, reason = self._kind_for(record, branches, known)
-        yield from self._run(kind, reason, record, known, branches, grid)
-
-    def _run(self, kind, reason, record, known, branches, grid):
-        now, settings, self._kind = self._now, known.settings, kind
-        record.calls += 1
+        keys = self._store.keys((id(model), now.at.phase), chunks)
+        branches = self._store.take(keys, now.at.step)
+        if latent is not None and not self._fresh_noise:
+            self._guard.compare(now.at.step, branches, latent)
+        kind, reason = self._kind_of_call(now.record, branches, known, control)
         if kind == "F":
-            record.full_calls += 1
-            if record.actual != "F":
-                record.actual, record.reason = "F", reason
-            self._last_full[now.phase] = now.step
             for branch in branches:
-                branch.forget_choices()
-        self._called = branches
-        batch, since = (
-            Batch(branches, Node(float(now.step), now.sigma, self._flow)),
-            now.step - self._last_full.get(now.phase, now.step),
-        )
-        watched = watches(settings.modules)
-        conservative = self._rows and known.conserves(self._mask is not None)
-        call = Call(
-            kind,
-            batch,
-            settings,
-            now.step,
-            since + 1,
-            record.ratio,
-            grid,
-            note=self._note_error,
-            rows=conservative and self._mask is None,
-            modules=conservative or settings.level == "module" or watched,
-            computed=self._mask.at(now.step) if self._mask and kind == "C" else None,
-        )
-        call.door = self._door(known, call)
-        blocks = known.blocks
-        self._witness = blocks[-1].name if blocks else ()
-        self._site_rule = settings.predictor
-        shims, check = known.wiring(call).shims(known.module), None
-        planned = known.unchecked if conservative else known.unchecked - {"C"}
-        with ExitStack() as stack:
-            if self.compilation is not None:
-                self.say(self.compilation.said)
-                stack.enter_context(self.compilation.around())
-                whole = (
-                    settings.level != "module"
-                    if kind == "A"
-                    else kind == "F" and not (call.modules or planned)
-                )
-                shims = self.compilation.shims(known.module, shims, blocks, whole)
-            if kind == "F" and planned:
-                check = SelfCheck(
-                    call,
-                    blocks,
-                    known.wiring,
-                    planned,
-                    None if self._mask else max(self.schedule.ratios),
-                    known.family.module == DETECTED,
-                )
-                stack.enter_context(check.around(known.module, shims))
-            else:
-                for part, maker in shims:
-                    stack.enter_context(shim(part, maker))
-            yield kind
-        if check is not None:
-            self._judged(known, check.passed)
-        self.book.ran(
-            call, blocks, None if kind == "A" else sum(b.bytes for b in self._branches.values())
-        )  # A steps keep nothing
-
-    def _plainly(self, known: Model) -> Iterator[str]:
-        """A call that is left alone."""
-        with (
-            nullcontext()
-            if self.compilation is None
-            else self.compilation.left_alone(known.module, known.blocks)
-        ):
-            yield "F"
-
-    def _judged(self, known: Model, passed: dict[str, bool]) -> None:
-        """Goes on without what a self-check found wrong."""
-        settings, sentence = verdict(known.settings, passed, known.name, self._host)
-        unchecked = {
-            k for k in known.unchecked if not passed.get(k) and (k == "C" or settings.level != "output")
-        } - {k for k in passed if k == "C"}
-        if sentence is not None:
-            self.say(sentence)
-            self._branches.update(
-                (key, Branch(self._shelf)) for key in self._branches if key[0][0] == id(known.module)
-            )
-        rows = known.rows and passed.get("C", True)
-        self._keep(replace(known, settings=settings, rows=rows, unchecked=frozenset(unchecked)))
+                branch.control = control
+        self._last = LastCall(keys, kind)
+        yield from self._run(now, known, branches, kind, reason, grid)
 
     @contextmanager
     def retry(self, model: nn.Module, grid=None) -> Iterator[str]:
-        """Repeats the last call in full, after CacheMismatch; the branches start afresh."""
-        record = self.book.record
-        record.calls -= 1
-        record.full_calls -= self._kind == "F"
-        if not self._skips:
-            record.calls, record.full_calls = record.calls + 1, record.full_calls + 1
-            if record.planned != "F":
-                record.actual, record.reason = "F", "memory"
-            yield from self._plainly(self._model(model))
+        """Repeats the last call in full, after CacheMismatch; its branches start afresh."""
+        now, last, known = self._now, self._last, self._model(model)
+        assert now is not None and last is not None, "retry repeats a call"
+        now.record.calls -= 1
+        now.record.full_calls -= last.kind == "F"
+        if not self._active:
+            now.record.calls, now.record.full_calls = now.record.calls + 1, now.record.full_calls + 1
+            if now.record.planned != "F":
+                now.record.actual, now.record.reason = "F", "memory"
+            with left_alone(known, self.compilation):
+                yield "F"
             return
-        branches = [Branch(self._shelf) for _ in self._keys]
-        self._branches.update(zip(self._keys, branches))
-        yield from self._run("F", "mismatch", record, self._model(model), branches, grid)
+        branches = self._store.renew(last.keys)
+        self._last = LastCall(last.keys, "F")
+        yield from self._run(now, known, branches, "F", "mismatch", grid)
 
     def guarded(
         self,
@@ -324,13 +180,16 @@ class Controller:
         chunks: Sequence[Hashable],
         grid: tuple[int, int] | None = None,
         refusal: str | None = None,
+        latent: torch.Tensor | None = None,
+        control: float | None = None,
     ):
         """One model call, `run()`, inside `call`; repeated in full where the caches do not fit the call or
         the memory.
 
-        Gives what it returned. When memory runs out while something is cached, that is freed and the rest of
-        the run is sampled plainly."""
-        attempt, mismatches = self.call(model, chunks, grid, refusal), 0
+        Returns what `run` returned. When memory runs out while something is cached, that is freed and the
+        rest of the run is sampled plainly.
+        """
+        attempt, mismatches = self.call(model, chunks, grid, refusal, latent, control), 0
         while True:
             try:
                 with attempt:
@@ -341,179 +200,189 @@ class Controller:
                     raise
                 self.say(str(mismatch))
             except Exception as error:
-                if not is_out_of_memory(error) or not self._give_way(error):
+                if not is_out_of_memory(error) or not self._freed_after(error):
                     raise
-            if not self._skips:
+            if not self._active:
                 gc.collect()  # what the failed call has left behind
             attempt = self.retry(model, grid)
-
-    def _give_way(self, error: Exception) -> bool:
-        """Frees everything that is cached and stops caching or recording; False when nothing is, and the
-        error is the model's own."""
-        held = any(b.bytes for b in self._branches.values())
-        if not self._skips or not (held or raised_here(error)):
-            return False
-        self._stop()
-        if watches(self.settings.predictor):
-            self.settings.predictor.abandon("memory ran out during the run")
-            self.say(
-                "Memory ran out while the run was recorded, so the recording has ended, and the rest was "
-                "sampled plainly."
-            )
-            return True
-        self.say(
-            "Memory ran out while features were cached: the caches have been freed, and the rest of the "
-            "run was sampled plainly. "
-            "Set memory to fewer GB, or choose a preset that keeps less."
-        )
-        return True
-
-    def _stop(self) -> None:
-        self._skips, self._rows, self._kinds = False, False, "F" * self.steps
-        self._drop()
-
-    def _drop(self) -> None:
-        for branch in self._branches.values():
-            branch.clear()  # the running call may hold it
-        if self._shelf is not None:
-            self._shelf.clear()
-        self._branches.clear()
-        self._called, self.book.held = [], 0
-        selectors.forget()
-
-    def _wanted(self, known: Model, kinds: str | None = None) -> Wanted:
-        return Wanted(
-            known.settings,
-            kinds or self._kinds,
-            self.schedule.ratios,
-            self._mask,
-            known.blocks,
-            known.first,
-            known.conserves(self._mask is not None),
-        )
-
-    def expect(
-        self,
-        model: nn.Module,
-        latents: Sequence[Sequence[int]],
-        text: int,
-        dtype: torch.dtype,
-        samples: int = 1,
-    ) -> int | None:
-        """Bytes that caches will hold, before the first call, or None where the model does not tell; see
-        `expected_shapes`."""
-        known = self._model(model)
-        if not self._skips or known.refusal:
-            return 0
-        shapes = expected_shapes(model, known.family, known.blocks, latents, text, dtype, samples)
-        return shapes and self.memory.expect(self._wanted(known), shapes)
-
-    def _door(self, known: Model, call: Call):
-        """What weighs the caches at the first block of every kind on a full step; CacheTooLarge when
-        something has given way."""
-        seen, keys = set(), list(self._keys)
-
-        def door(name, sizes, item):
-            if name[0] in seen:
-                return
-            seen.add(name[0])
-            if self.memory.note(id(known.module), keys, name[0], sizes, item, call.batch_size // len(keys)):
-                self._weigh()
-
-        return door
-
-    def _need(self) -> Footprint:
-        return (
-            self.memory.needs({i: self._wanted(m) for i, m in self._blocks.items()})
-            if self._skips
-            else Footprint()
-        )
-
-    def _weigh(self) -> None:
-        memory, models, need = self.memory, self._blocks, self._need()
-        memory.estimate = need.total
-        if memory.fits(need, self._shelf is not None) or watches(self.settings.predictor):
-            return
-        self._drop()
-        if self._shelf is None and memory.fits(need, True):
-            self._shelf = Shelf()
-            raise CacheTooLarge(memory.too_much(need, "snapshots are kept in main memory between two uses"))
-        self._shelf = None
-        for step in steps_down(self.settings, self._kinds, any(m.blocks for m in models.values())):
-            if step.settings is None:
-                memory.estimate = 0
-                self._stop()
-                break
-            lowered = {i: m.lowered(step.settings, step.kinds, self._rows) for i, m in models.items()}
-            less = memory.needs({i: self._wanted(m, step.kinds) for i, m in lowered.items()})
-            if memory.fits(less, False):
-                self.settings, memory.estimate = step.settings, less.total
-                for model in lowered.values():
-                    self._keep(model)
-                self._kinds, self._rows = step.kinds, "C" in step.kinds
-                break
-        raise CacheTooLarge(memory.too_much(need, step.words))
-
-    @property
-    def skips(self) -> bool:
-        """Whether the plan has steps that are not full, and nothing forbids them."""
-        return self._refusal is None and self.schedule.kinds.strip("F") != ""
-
-    @property
-    def done(self) -> list[StepRecord]:
-        """Records of the evaluations that have ended."""
-        return self.book.records[:-1]
 
     def finish(self) -> Report:
         """Closes the run, frees every cached tensor and returns what happened."""
         self.book.close()
         self._drop()
-        self._blocks.clear()
+        self._models.clear()
         return self.book.report(self.settings, self.schedule, self._mask, self.memory.estimate)
 
-    def _model(self, module: nn.Module) -> Model:
-        known = self._blocks.get(id(module))
-        if known is None:
-            known, sentences = meet(module, self.settings, self._kinds, self._mask, self._rows, self._skips)
-            for sentence in sentences:
-                self.say(sentence)
-            if known.family and known.family.module != DETECTED:
-                self.book.family = known.family.name
-            self._keep(known)
-        return known
+    # --- which kind -------------------------------------------------------------------------------------
 
-    def _keep(self, known: Model) -> None:
-        self._blocks[id(known.module)] = known
-        self.book.aggressive = max(self.book.aggressive, known.aggressive)
+    def _kind_of_evaluation(self, at: Evaluation, planned: str) -> tuple[str, str]:
+        """The kind of an evaluation before its first call, and why it differs from the plan."""
+        if at.beyond:
+            return planned, "beyond"
+        if planned != "F" and self._refusal is not None:
+            return "F", self._refusal
+        if planned != "F" and at.rising:
+            return "F", "rising"
+        in_force = self._kinds_in_force[at.step]
+        if in_force == planned:
+            return in_force, "planned"
+        return in_force, "guard" if self._guard_tripped else "memory"
 
-    def _kind_for(self, record: StepRecord, branches: list[Branch], known: Model) -> tuple[str, str]:
-        """The kind this call can really run as, and why it differs from the plan."""
+    def _guarded(self) -> bool:
+        """Whether what the model is given has changed altogether between two steps."""
+        found = None if self._guard_tripped else self._guard.tripped()
+        if found is not None:
+            self._guard_tripped = True
+            if self._observer is None:
+                self._stop()  # nothing that is kept would be used again
+            self.say(
+                f"At step {found + 1} the model was given something else than at the step before, as it is "
+                "with tiles or windows that move: cached features do not fit, so the rest of the run is "
+                "sampled in full. Take Dual Cache out here, or keep the tiles in place."
+            )
+        return self._guard_tripped
+
+    def _kind_of_call(
+        self, record: StepRecord, branches: list[Branch], known: Model, control: float | None
+    ) -> tuple[str, str]:
+        """The kind a call can really run as, and why it differs from the evaluation's.
+
+        A call that must run in full leaves the other calls of its evaluation as they are, those before it;
+        those behind it run in full too.
+        """
         kind = record.actual
         if kind == "F":
             return "F", record.reason
+        if self._guarded():
+            return "F", "guard"
         if any(b.signature is None for b in branches):
             return "F", "no_snapshot"
+        if any(b.control_changed(control) for b in branches):
+            self.say(CONTROL)
+            return "F", "control"
+        if any(b.full_at is None or record.step - b.full_at > self.longest_gap for b in branches):
+            self.say(STALE)
+            return "F", "stale"
         if kind == "C" and not known.conserves(self._mask is not None):
             if known.rows:
                 self.say(
-                    f"Conservative steps ran in full: the modules of {known.name} cannot be chosen one "
-                    "by one."
-                    if self._mask
-                    else "Conservative steps ran in full: this pack cannot refresh single tokens of "
-                    f"{known.name}."
+                    "Conservative steps ran in full: "
+                    + (
+                        f"the modules of {known.name} cannot be chosen one by one."
+                        if self._mask
+                        else f"this pack cannot refresh single tokens of {known.name}."
+                    )
                 )
             return "F", "refused"
         if kind == "C" or known.settings.level == "module":
-            for branch in branches:
-                if branch.refusal is not None:
-                    steps = "Conservative steps" if kind == "C" else "Aggressive steps at the modules"
-                    self.say(f"{steps} ran in full: {branch.refusal}.")
-                    return "F", "refused"
+            refused = next((b.refusal for b in branches if b.refusal is not None), None)
+            if refused is not None:
+                steps = "Conservative steps" if kind == "C" else "Aggressive steps at the modules"
+                self.say(f"{steps} ran in full: {refused}.")
+                return "F", "refused"
         return kind, record.reason
 
-    def _note_error(self, name: tuple, truth: torch.Tensor) -> None:
-        """Measures how far off the forecast of a full step's feature would have been: of the first branch, at
-        the level's last site."""
-        if self._called and (name in (FINAL, OUTPUT, STACK) or name[:2] == self._witness):
-            now = Node(float(self._now.step), self._now.sigma, self._flow)
-            self.book.note_error(self._called[0].sites.get(name), truth, self._site_rule, now)
+    # --- one call ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _count(record: StepRecord, kind: str, reason: str) -> None:
+        """Counts a call; one that runs in full makes its evaluation a full one."""
+        record.calls += 1
+        if kind == "F":
+            record.full_calls += 1
+            if record.actual != "F":
+                record.actual, record.reason = "F", reason
+
+    def _run(
+        self,
+        now: _Now,
+        known: Model,
+        branches: list[Branch],
+        kind: str,
+        reason: str,
+        grid: tuple[int, int] | None,
+    ) -> Iterator[str]:
+        """A call whose features are kept or put back."""
+        self._count(now.record, kind, reason)
+        since = self._store.ran(kind, now.at.phase, now.at.step, branches)
+        call = self._prepared(now, known, branches, kind, since, grid)
+        check = self._check_of(known, call)
+        if self.compilation is None:
+            self.compilation = Compilation.of_blocks(known.module, known.family)
+        compilation = self.compilation
+        if compilation is not None:
+            self.say(compilation.said)
+        held = self._store.bytes if known.settings.predictor.probe else 0
+        with installed(known, call, compilation, check):
+            yield kind
+        if known.blocks and not call.arrived:
+            self._uncount(now.record, kind)
+        if call.repeated and kind == "F":
+            self._refuse_repeated(known)
+        if check is not None:
+            self._judged(known, check.passed)
+        held += call.batch.probed() if self._active else 0
+        call.batch.end()
+        # Aggressive calls keep nothing.
+        self.book.ran(call, known.blocks, None if kind == "A" else self._store.bytes, held)
+
+    @staticmethod
+    def _uncount(record: StepRecord, kind: str) -> None:
+        """A call that another node answered without running the model."""
+        record.calls -= 1
+        record.full_calls -= kind == "F"
+
+    def _refuse_repeated(self, known: Model) -> None:
+        """Stops caching a model whose blocks run several times within one call."""
+        why = "its blocks run several times within one model call, so one pass would get another's features"
+        self._store.renew_model(id(known.module))
+        self._keep(replace(self._models[id(known.module)], refused=why))
+
+    def _prepared(
+        self,
+        now: _Now,
+        known: Model,
+        branches: list[Branch],
+        kind: str,
+        since: int,
+        grid: tuple[int, int] | None,
+    ) -> Call:
+        """What the hooks know of the running call; since: steps since the last full one."""
+        settings = known.settings
+        conservative = self._conserves(known)
+        observes_modules = self._observer is not None and self._observer.modules
+        call = Call(
+            kind,
+            Batch(branches, now.node, self.skips, self.longest_gap),
+            settings,
+            now.at.step,
+            since + 1,
+            now.record.ratio,
+            grid,
+            note=self._observed(now, branches, known),
+            rows=conservative and self._mask is None,
+            modules=conservative or settings.level == "module" or observes_modules,
+            observed=self._observer is not None,
+            computed=self._mask.at(now.at.step) if self._mask and kind == "C" else None,
+            block_names=tuple(b.name for b in known.blocks) if conservative else (),
+        )
+        call.sizes_known = self._sizes_known(known, call)
+        return call
+
+    def _observed(self, now: _Now, branches: list[Branch], known: Model) -> Callable:
+        """What every site of a full step tells its value to before it is kept.
+
+        The error of the forecast is measured on the first branch, at the level's last site of every stream.
+        """
+        witness = known.blocks[-1].name if known.blocks else ()
+
+        def observed(name: tuple, truth: torch.Tensor) -> None:
+            if self._observer is not None:
+                for branch, part in zip(branches, truth.chunk(len(branches))):
+                    self._observer.observe(branch, name, part, now.node)
+            if name[:2] in (FINAL, OUTPUT, STACK, witness):
+                self.book.note_error(
+                    branches[0].sites.get(name), truth, rule_of(known.settings, name), now.node
+                )
+
+        return observed

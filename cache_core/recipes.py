@@ -1,20 +1,25 @@
-"""Named methods as data: each recipe of `recipes.json` names its parts and its source, and builds `Settings`.
+"""Named methods as data: each recipe of `recipes.json` names its parts and its source, and builds
+`CacheConfig`.
 
 A recipe is what the nodes offer and what users share. Its fields, all but the plan optional:
 about, source    sentences for people
 measured         the measurement behind it: a file of bench/results, what was sampled, PSNR in dB to plain
                  sampling, median / worst
+experimental     true where nothing has been measured yet; the help page says so
 generator        the plan for any number of steps, as `schedule.plan.from_generator` reads it, or
 kinds            a list of steps that is scaled to the run, perhaps with ratios, the share of tokens of each
                  of them, or
 mask             which modules are computed at which steps, as `schedule.masks.Mask` reads it; with runs the
-                 level plays no part
-level, first     where aggressive steps put features back, as in `Settings`
+                 level has no effect
+level, first     where aggressive steps put features back, as in `CacheConfig`
 predictor, module_predictor    as `predictors.build.forecast` reads them
 selector, attention, ratio, text_ratio, seed    of conservative steps
-speedup          where a profile of the model is at hand: what a plan from it is made for, in place of the
+speedup          where a profile of the model is found: what a plan from it is made for, in place of the
                  recipe's own
 detect           whether the blocks of a model that the registry does not know are looked for (experimental)
+streams          "reuse" by the name of a stream, img or audio, that is put back as it last was, not forecast;
+                 for models of video and sound, at the levels final, stack and output
+least_steps      in shorter runs nothing is skipped, unless a schedule is given
 families         by name of a model family: fields that differ for its models
 """
 
@@ -26,14 +31,25 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from .base.wording import named
-from .config import Settings
+from .config import CacheConfig
 from .predictors.build import forecast
 from .schedule.masks import Mask
 from .schedule.plan import CacheSchedule, explicit, from_generator
 from .selectors.token_selection import Selector
 
 FORMAT, KIND = 1, "cache_recipe"
-_PLAIN = ("level", "first", "attention", "ratio", "text_ratio", "seed", "speedup", "detect")
+_PLAIN = (
+    "level",
+    "first",
+    "attention",
+    "ratio",
+    "text_ratio",
+    "seed",
+    "speedup",
+    "detect",
+    "streams",
+    "least_steps",
+)
 _PLANS = ("generator", "kinds", "mask")
 _PARTS = (*_PLANS, "ratios", "predictor", "module_predictor", "selector", *_PLAIN)
 _TEXTS = ("about", "source", "measured")
@@ -54,18 +70,18 @@ def preset(name: str) -> dict:
     return PRESETS[name]
 
 
-def from_preset(name: str, schedule: CacheSchedule | None = None, **changes) -> Settings:
-    """Settings of a named recipe, its plan replaced by `schedule` when one is given, and any field of
-    Settings by `changes`.
+def from_preset(name: str, schedule: CacheSchedule | None = None, **changes) -> CacheConfig:
+    """The config of a named recipe, its plan replaced by `schedule` when one is given, and any field of
+    CacheConfig by `changes`.
 
     Raises ValueError for an unknown name.
     """
     return settings_of({"name": name, **preset(name)}, schedule, **changes)
 
 
-def settings_of(recipe: Mapping, schedule: CacheSchedule | None = None, **changes) -> Settings:
-    """Settings of a recipe; `changes` replace fields of Settings, for every family alike. ValueError in one
-    sentence, naming the field."""
+def settings_of(recipe: Mapping, schedule: CacheSchedule | None = None, **changes) -> CacheConfig:
+    """The config of a recipe; `changes` replace fields of CacheConfig, for every family alike. ValueError in
+    one sentence, naming the field."""
     _check(recipe)
     name = recipe.get("name", "custom")
     own = _settings(recipe, name, schedule, changes)
@@ -84,7 +100,7 @@ def settings_of(recipe: Mapping, schedule: CacheSchedule | None = None, **change
     return replace(own, families=special)
 
 
-def _settings(recipe: Mapping, name: str, schedule: CacheSchedule | None, changes: Mapping) -> Settings:
+def _settings(recipe: Mapping, name: str, schedule: CacheSchedule | None, changes: Mapping) -> CacheConfig:
     parts = {key: recipe[key] for key in _PLAIN if key in recipe}
     for key in ("predictor", "module_predictor"):
         if key in recipe:
@@ -101,12 +117,12 @@ def _settings(recipe: Mapping, name: str, schedule: CacheSchedule | None, change
         parts.update(**parts_of_plan(schedule), speedup=None)
         if schedule.forecast is not None:
             name = schedule.name
-    return Settings(**{"method": name, **parts, **changes})
+    return CacheConfig(**{"method": name, **parts, **changes})
 
 
 def parts_of_plan(schedule: CacheSchedule) -> dict:
-    """The fields of Settings that a plan brings: itself, its mask or none, and the forecast that was solved
-    for it, if any."""
+    """The fields of CacheConfig that a plan brings: itself, its mask or none, and the forecast that was
+    solved for it, if any."""
     mask = None if schedule.mask is None else Mask.from_json(schedule.mask)
     if mask is not None and mask.kinds != schedule.kinds:
         raise ValueError("mask must give the kinds of its schedule.")
@@ -127,7 +143,9 @@ def _selector(data) -> Selector:
 def _check(recipe) -> None:
     if not isinstance(recipe, Mapping):
         raise ValueError("recipe must be a JSON object.")
-    _known(recipe, (*_PARTS, *_TEXTS, "name", "families"), "a recipe")
+    _known(recipe, (*_PARTS, *_TEXTS, "experimental", "name", "families"), "a recipe")
+    if not isinstance(recipe.get("experimental", False), bool):
+        raise ValueError("experimental must be true or false.")
     for key in ("name", *_TEXTS):
         if not isinstance(recipe.get(key, ""), str) or len(recipe.get(key, "")) > _LONGEST:
             raise ValueError(f"{key} must be a text of at most {_LONGEST} letters.")
@@ -162,9 +180,9 @@ def _known(data: Mapping, known, what: str) -> None:
             raise ValueError(f"{named(key)} is not a field of {what}; it has {', '.join(known)}.")
 
 
-def recipe_of(settings: Settings) -> dict:
+def recipe_of(settings: CacheConfig) -> dict:
     """The recipe that gives these settings, without what it says for other families."""
-    whole = Settings()
+    whole = CacheConfig()
     plan = (
         {"mask": settings.mask.to_dict()}
         if settings.mask is not None
@@ -174,7 +192,8 @@ def recipe_of(settings: Settings) -> dict:
             else {"generator": dict(settings.generator)}
         )
     )
-    ratios = list(settings.schedule.ratios) if "kinds" in plan and settings.ratio is None else []
+    listed = settings.schedule if settings.mask is None and settings.ratio is None else None
+    ratios = list(listed.ratios) if listed is not None else []
     parts = {"ratio": ratios[0]} if len(set(ratios)) == 1 else {"ratios": ratios} if ratios else {}
     parts |= {key: getattr(settings, key) for key in _PLAIN if getattr(settings, key) != getattr(whole, key)}
     parts |= {

@@ -3,7 +3,7 @@ ComfyUI.
 
 Widths and depths are free; parameter names, block order, modulation and rotary embedding are FLUX.1's, so
 that ComfyUI's own loader detects and runs the same file. Attention and modules are called in FLUX's order, in
-the names the cache's block table uses."""
+the names the cache's registry uses."""
 
 from __future__ import annotations
 

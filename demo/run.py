@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cache_core.calibration.planner import plan_for_speedup
 from cache_core.calibration.profile import Profile
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.recipes import from_preset
 from cache_core.report.comparison import far_apart
 from cache_core.report.metrics import psnr
@@ -81,7 +81,7 @@ class Options:
         return math.ceil(len(self.scenes) / self.batch)
 
 
-QUICK = Options(scenes=(SCENES[0], SCENES[5]), steps=8, size=64, batch=1)
+QUICK = Options(scenes=(SCENES[0], SCENES[5]), steps=12, size=64, batch=1)
 """A tiny run that shows only that everything works."""
 
 
@@ -207,7 +207,7 @@ def timed_sample(model, captions, seeds, **options) -> tuple[Sampled, float]:
 
 
 def sample_side_by_side(
-    model, ways: dict[str, tuple[int, Settings | None]], options: Options, bar
+    model, ways: dict[str, tuple[int, CacheConfig | None]], options: Options, bar
 ) -> dict[str, Run]:
     """Samples all captions in each of the named ways (steps, settings).
 
@@ -242,7 +242,7 @@ def sample_side_by_side(
     }
 
 
-def settings_of(preset: str, steps: int) -> Settings:
+def settings_of(preset: str, steps: int) -> CacheConfig:
     """The settings of a preset; one that plans from profiles takes the embedded model's own."""
     settings = from_preset(preset)
     if settings.speedup is None:

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.memory.budget import Budget
 from cache_core.report.run_report import Report
@@ -59,7 +59,7 @@ def denoise(
     *,
     guidance: float = 2.0,
     sampler: str = "euler",
-    settings: Settings | None = None,
+    settings: CacheConfig | None = None,
     split: bool = False,
     progress=None,
     budget: Budget | None = None,

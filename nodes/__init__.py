@@ -1,7 +1,8 @@
 """What a user drags in. Each node turns widgets into a value.
 
-What touches ComfyUI beyond its API of nodes: `host` its models and samplers, `memory` its memory management,
-    `metadata` and `events` the running prompt, `output_files` and `profile_files` its folders."""
+Only the package `comfy` in here touches ComfyUI beyond its API of nodes: `patching`, `sampling_run` and
+`samplers` its models and samplers, `memory` its memory management, `metadata` and `events` the running
+prompt, `output_files` and `profile_files` its folders."""
 
 from comfy_api.latest import ComfyExtension
 
@@ -12,6 +13,7 @@ from .dual_cache import DualCache
 from .dual_cache_sampler import DualCacheSampler
 from .erta import ERTACachePlan
 from .feature_forecast import FeatureForecast
+from .learned import FitPlan, LearnedSampler, Record, UseLearnedPlan
 from .profile_prompts import ProfilePrompts
 from .profiles import LoadCacheProfile, PlanCache, ProfileModel
 from .schedule_builder import CacheScheduleBuilder
@@ -33,6 +35,10 @@ NODES = [
         LoadCacheProfile,
         PlanCache,
         ERTACachePlan,
+        Record,
+        FitPlan,
+        UseLearnedPlan,
+        LearnedSampler,
         DemoModel,
         DemoCaption,
         DemoClip,

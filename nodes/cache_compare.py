@@ -4,32 +4,81 @@ side and in numbers."""
 from __future__ import annotations
 
 import json
-import time
+import logging
 
 import torch
 from comfy_api.latest import io
 
-from ..cache_core.base.wording import counted
 from ..cache_core.recipes import from_preset
-from ..cache_core.report.comparison import Comparison, Way, closeness, difference_maps, far_apart, steps_in
-from ..nodes import sheets
-from .comfy import output_files
-from .comfy import patching as host
-from .types import CATEGORY, Report, advanced, sampler_inputs
+from ..cache_core.report import run_report
+from ..cache_core.report.comparison import Comparison, Way, closeness, difference_maps
+from . import sheets
+from .comfy import events, executing, failures, loading, output_files, requests
+from .comfy.report_box import no_report, nothing_sampled
+from .compare_sampling import CACHED, CALLS, FEWER, NONE, SECONDS, UNCACHED, sampled
+from .types import CATEGORY, Report, advanced, optional, sampler_inputs
 
-SECONDS, CALLS, NONE = "equal seconds", "equal calls", "none"
-MEASURES = {SECONDS: "measured seconds", CALLS: "counted full model calls"}
+log = logging.getLogger("dual_cache")
 AUTO, VIDEO, PICTURES = "from the latent", "video", "pictures"
-UNCACHED, CACHED, FEWER = "uncached", "cached", "fewer steps"
 SHOWN = 8
 """Pictures or frames at most that the node shows."""
-TIMED = (
-    "Seconds are those of the whole sampler: noise, conditioning and all steps, until the device has "
-    "finished. An uncounted call of "
-    "one step ran before, of a compiled model an uncounted run too, so neither loading nor compiling is "
-    "in them; encoding the prompt "
-    "and decoding are not either."
-)
+
+
+def _finished(name: str, what: str) -> io.Input:
+    """The input of finished pictures."""
+    return io.MultiType.Input(
+        name,
+        types=[io.Image, io.Latent],
+        optional=True,
+        tooltip=f"Finished {what}, as images or latents. With uncached and cached, nothing is sampled.",
+    )
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        *optional(
+            io.Model.Input("model", optional=True, tooltip="A model patched by Dual Cache."),
+            io.Vae.Input("vae", optional=True, tooltip="Decodes the latents."),
+            io.Conditioning.Input("positive", optional=True, tooltip="What the picture should show."),
+            io.Conditioning.Input("negative", optional=True, tooltip="What it should not show."),
+            io.Latent.Input("latent_image", optional=True, tooltip="The latent to start from."),
+            *sampler_inputs("Steps of the uncached and of the cached run."),
+            io.Float.Input(
+                "denoise",
+                default=1.0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="Below 1 keeps part of the given latent.",
+            ),
+            io.Combo.Input(
+                "fewer_from",
+                options=[SECONDS, CALLS, NONE],
+                default=SECONDS,
+                tooltip="How many steps the run with fewer steps gets: as many as fit into the cached "
+                "run's measured seconds, or as many as its full model calls; or no such run.",
+            ),
+            io.Int.Input(
+                "repeats",
+                default=1,
+                min=1,
+                max=9,
+                tooltip="Runs of each kind, one after the other in turn; seconds are their median.",
+            ),
+            _finished("uncached", "uncached pictures"),
+            _finished("cached", "cached pictures"),
+            _finished("fewer_steps", "pictures of fewer steps"),
+            advanced(
+                io.Combo.Input(
+                    "batch",
+                    options=[AUTO, PICTURES, VIDEO],
+                    default=AUTO,
+                    tooltip="Whether several pictures are frames of a video; latents with a time axis "
+                    "always are.",
+                )
+            ),
+        ),
+    ]
 
 
 class CacheCompare(io.ComfyNode):
@@ -38,66 +87,13 @@ class CacheCompare(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        def finished(name, what):
-            return io.MultiType.Input(
-                name,
-                types=[io.Image, io.Latent],
-                optional=True,
-                tooltip=f"Finished {what}, as images or latents. With uncached and cached, nothing is "
-                "sampled.",
-            )
-
         return io.Schema(
             node_id="CacheCompare",
             display_name="Cache Compare",
             category=CATEGORY,
             description="Samples one picture uncached, cached, and with fewer steps in the time of the "
-            "cached run; shows them side by side "
-            "and says how close they are and what each took.",
-            inputs=[
-                io.Model.Input("model", optional=True, tooltip="A model patched by Dual Cache."),
-                io.Vae.Input("vae", optional=True, tooltip="Decodes the latents."),
-                io.Conditioning.Input("positive", optional=True, tooltip="What the picture should show."),
-                io.Conditioning.Input("negative", optional=True, tooltip="What it should not show."),
-                io.Latent.Input("latent_image", optional=True, tooltip="The latent to start from."),
-                *sampler_inputs("Steps of the uncached and of the cached run."),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Below 1 keeps part of the given latent.",
-                ),
-                io.Combo.Input(
-                    "fewer_from",
-                    options=[SECONDS, CALLS, NONE],
-                    default=SECONDS,
-                    tooltip="How many steps the rival gets: as many as fit into the cached run's "
-                    "measured seconds, or into its "
-                    "counted full model calls; or no rival.",
-                ),
-                io.Int.Input(
-                    "repeats",
-                    default=1,
-                    min=1,
-                    max=9,
-                    tooltip="Runs of each kind, one after the other in turn; seconds are their median.",
-                ),
-                finished("uncached", "uncached pictures"),
-                finished("cached", "cached pictures"),
-                finished("fewer_steps", "pictures of fewer steps"),
-                advanced(
-                    io.Combo.Input(
-                        "batch",
-                        options=[AUTO, PICTURES, VIDEO],
-                        default=AUTO,
-                        tooltip="Whether several pictures are frames of a video; latents with a time "
-                        "axis say so "
-                        "themselves.",
-                    )
-                ),
-            ],
+            "cached run; shows them side by side with their closeness, calls and seconds.",
+            inputs=_inputs(),
             outputs=[
                 io.Image.Output(
                     display_name="sheet", tooltip="Pictures, differences and the table as one picture."
@@ -105,6 +101,7 @@ class CacheCompare(io.ComfyNode):
                 io.String.Output(display_name="json", tooltip="All numbers, with the cached run's report."),
                 Report.Output(display_name="report", tooltip="The cached run's report, for Cache Report."),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -129,32 +126,15 @@ class CacheCompare(io.ComfyNode):
         fewer_steps=None,
         batch=AUTO,
     ) -> io.NodeOutput:
-        if uncached is not None and cached is not None:
-            given = {UNCACHED: uncached, CACHED: cached, FEWER: fewer_steps}
-            results, made = (
-                {name: value for name, value in given.items() if value is not None},
-                Comparison([]),
-            )
-            made.ways = [Way(name) for name in results]
-        elif uncached is not None or cached is not None or fewer_steps is not None:
-            raise ValueError(
-                "Cache Compare needs both uncached and cached to compare finished pictures; leave all "
-                "three empty to sample."
-            )
+        finished = {UNCACHED: uncached, CACHED: cached, FEWER: fewer_steps}
+        given = {name: value for name, value in finished.items() if value is not None}
+        needed = dict(model=model, vae=vae, positive=positive, negative=negative, latent_image=latent_image)
+        wrong = _wrong(given, needed)
+        if wrong:
+            return told(wrong, executing.display_id(cls.hidden.unique_id))
+        if given:
+            made, results = Comparison([Way(name) for name in given]), given
         else:
-            needed = {
-                "model": model,
-                "vae": vae,
-                "positive": positive,
-                "negative": negative,
-                "latent_image": latent_image,
-            }
-            missing = [name for name, value in needed.items() if value is None]
-            if missing:
-                raise ValueError(
-                    f"Cache Compare needs {', '.join(missing)} to sample, or finished pictures at "
-                    "uncached and cached."
-                )
             options = dict(
                 seed=seed,
                 cfg=cfg,
@@ -166,17 +146,54 @@ class CacheCompare(io.ComfyNode):
                 denoise=denoise,
             )
             made, results = sampled(model, steps, repeats, fewer_from, options)
-        pixels = {}
-        for way in made.ways:
-            pixels[way.name], way.not_finite = _pixels(results[way.name], vae)
-        clips = 0 if batch == PICTURES else max(map(_clips, results.values())) or int(batch == VIDEO)
-        return shown(made, pixels, clips)
+        try:
+            pixels = {}
+            for way in made.ways:
+                pixels[way.name], way.not_finite = _pixels(results[way.name], vae)
+            clips = 0 if batch == PICTURES else max(map(_clips, results.values())) or int(batch == VIDEO)
+            return shown(made, pixels, clips)
+        except Exception as error:  # what was sampled is not lost for what only shows it
+            return told(failures.sentence_of(error), executing.display_id(cls.hidden.unique_id), made.report)
+
+
+def _wrong(given: dict, needed: dict) -> str | None:
+    """Why the inputs cannot be compared, or None.
+
+    given: finished pictures by name. needed: what sampling needs, by input."""
+    if given:
+        if {UNCACHED, CACHED} <= set(given):
+            return None
+        return (
+            "Cache Compare needs both uncached and cached to compare finished pictures; leave all three "
+            "empty to sample."
+        )
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        return (
+            f"Cache Compare needs {', '.join(missing)} to sample, or finished pictures at uncached "
+            "and cached."
+        )
+    if not isinstance(requests.request_of(needed["model"]), requests.CacheRequest):
+        return (
+            "Cache Compare needs a model that Dual Cache has patched; connect one, or take that node out of "
+            "bypass."
+        )
+    return None
+
+
+def told(sentence: str, node_id: str | None, report: run_report.Report | None = None) -> io.NodeOutput:
+    """What the node gives where nothing can be compared: the sentence. report: of the cached run, if any."""
+    events.show(sentence, node_id)
+    log.warning("Cache Compare: %s", sentence)
+    data = json.dumps({"kind": "no_comparison", "message": sentence})
+    sheet = output_files.as_image(sheets.sentence_sheet(sentence))
+    return io.NodeOutput(sheet, data, report or no_report(sentence), ui={"text": [sentence]})
 
 
 def _clips(result) -> int:
     """How many videos a LATENT holds; 0 without a time axis, and for an IMAGE."""
     samples = result.get("samples") if isinstance(result, dict) else None
-    if getattr(
+    if samples is not None and getattr(
         samples, "is_nested", False
     ):  # video with its sound, as LTX-2 has it: the video stands first, and the VAE decodes that one
         samples = samples.unbind()[0]
@@ -193,100 +210,10 @@ def _pixels(result, vae) -> tuple[torch.Tensor, list[int]]:
     if isinstance(result, dict):
         if vae is None:
             raise ValueError("Cache Compare needs a vae to decode latents.")
-        result = host.decode(vae, result)
+        result = loading.decode(vae, result)
     pictures = result[..., :3].detach().float().cpu().movedim(-1, 1)
     finite = pictures.isfinite()
     return pictures.where(finite, 0).clamp(0, 1), (~finite.all(3).all(2).all(1)).nonzero().flatten().tolist()
-
-
-def sampled(model, steps: int, repeats: int, fewer_from: str, options: dict) -> tuple[Comparison, dict]:
-    """Samples all ways in turn; what they took, and their LATENTs by name."""
-    request = host.request_of(model)
-    if not isinstance(request, host.CacheRequest):
-        raise ValueError("Cache Compare needs a model that Dual Cache has patched.")
-    plain = host.CacheRequest(from_preset("off"))  # counts calls and changes nothing
-    uncached = host.patch(model, host.KEY, plain)
-    host.sample(uncached, steps=steps, last_step=1, **options)
-    if host.is_compiled(model):  # its blocks are compiled by themselves
-        host.sample(model, steps=steps, **options)
-
-    def run(way: Way, patched, request):
-        before = request.box.report  # of an earlier prompt, and still the last one where this run has no step
-        host.settle()
-        began = time.perf_counter()
-        latent = host.sample(patched, steps=way.steps, **options)
-        host.settle()
-        way.seconds.append(time.perf_counter() - began)
-        report = request.box.report
-        if report is None or report is before:
-            report = host.nothing_sampled(request.settings)
-        totals = report.totals()
-        way.calls, way.full_calls = totals["calls"], totals["full_calls"]
-        return latent, report
-
-    ways, results = [Way(UNCACHED, steps), Way(CACHED, steps)], {}
-    for _ in range(repeats):
-        results[UNCACHED], _ = run(ways[0], uncached, plain)
-        results[CACHED], report = run(ways[1], model, request)
-    notes = [TIMED] + ([f"Each is the median of {repeats} runs."] if repeats > 1 else [])
-    rival = _rival(steps, fewer_from, *ways)
-    if rival is not None and rival.steps == steps:
-        notes.append(
-            f"By the {MEASURES[fewer_from]} the cached run took as long as all {steps} steps: there is "
-            "no rival of fewer steps."
-        )
-    elif rival is not None:
-        for _ in range(repeats):
-            results[FEWER], _ = run(rival, uncached, plain)
-        if fewer_from == SECONDS and (again := _corrected(rival, ways[1], steps)) is not None:
-            rival = again
-            for _ in range(repeats):
-                results[FEWER], _ = run(rival, uncached, plain)
-        ways.append(rival)
-        notes.append(
-            f"The rival has {counted(rival.steps, 'step')} because of the cached run's "
-            f"{MEASURES[fewer_from]}; sampler and "
-            "scheduler are the same."
-        )
-        if fewer_from == SECONDS and _far(rival, ways[1]):
-            notes.append(
-                "Its seconds are far from those of the cached run: times scatter on this machine, or few "
-                "steps leave no choice. "
-                "More repeats help, or equal calls."
-            )
-    notes += [m for m in (report.why_nothing(), *report.messages) if m]
-    named = ("seed", "cfg", "sampler_name", "scheduler", "denoise")
-    settings = {
-        "steps": steps,
-        **{key: options[key] for key in named},
-        "fewer_from": fewer_from,
-        "repeats": repeats,
-    }
-    return Comparison(ways, notes=notes, settings=settings, report=report), results
-
-
-def _rival(steps: int, fewer_from: str, uncached: Way, cached: Way) -> Way | None:
-    """The way with as many steps as the cached run pays for."""
-    if fewer_from == NONE:
-        return None
-    by_time = cached.usual_seconds / max(uncached.usual_seconds, 1e-9)
-    return Way(
-        FEWER,
-        steps_in(by_time if fewer_from == SECONDS else cached.full_calls / max(uncached.calls, 1), steps),
-    )
-
-
-def _far(rival: Way, cached: Way) -> bool:
-    return far_apart(rival.usual_seconds, cached.usual_seconds)
-
-
-def _corrected(rival: Way, cached: Way, steps: int) -> Way | None:
-    """The rival with another number of steps where its own seconds say that the first number was wrong."""
-    wanted = min(
-        steps - 1,
-        steps_in(cached.usual_seconds / max(rival.usual_seconds, 1e-9) * rival.steps / steps, steps),
-    )
-    return Way(FEWER, wanted) if _far(rival, cached) and wanted != rival.steps else None
 
 
 def shown(made: Comparison, pixels: dict[str, torch.Tensor], clips: int) -> io.NodeOutput:
@@ -340,7 +267,7 @@ def shown(made: Comparison, pixels: dict[str, torch.Tensor], clips: int) -> io.N
         key: value for key, value in made.to_dict().items() if key != "report"
     }  # the browser has it from the run
     drawn = json.dumps({**view, "table": made.table(), "shown": files}, allow_nan=False)
-    report = made.report or host.nothing_sampled(from_preset("off"))
+    report = made.report or nothing_sampled(from_preset("off"))
     return io.NodeOutput(output_files.as_image(sheet), data, report, ui={"dual_cache_compare": [drawn]})
 
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..demo.scenes import encode_caption
 from ..demo.weights import MODEL, VAE, WEIGHTS
-from .comfy import patching as host
+from .comfy import loading
 from .types import CATEGORY
 
 
@@ -30,7 +30,7 @@ class DemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(host.load_flux(WEIGHTS / MODEL), host.load_vae(WEIGHTS / VAE))
+        return io.NodeOutput(loading.load_flux(WEIGHTS / MODEL), loading.load_vae(WEIGHTS / VAE))
 
 
 class DemoCaption(io.ComfyNode):

@@ -6,14 +6,15 @@ from comfy_api.latest import io
 
 from ..cache_core.predictors.extrapolation import predictor
 from ..cache_core.recipes import from_preset, preset_names
-from .comfy import patching as host
-from .types import CATEGORY, advanced, schedule_input
+from .comfy import executing, patching, requests
+from .types import CATEGORY, advanced, optional, schedule_input
 
 FROM_PRESET = "from preset"
+DEFAULT_PRESET = "balanced"
 
 
 def settings_from(preset, schedule=None, forecast=FROM_PRESET, gain=0.9):
-    """Settings that the widgets of Dual Cache describe."""
+    """The config that the widgets of Dual Cache describe."""
     changes = {}
     if forecast != FROM_PRESET:
         changes["predictor"] = predictor(forecast, **({} if forecast == "reuse" else {"gain": gain}))
@@ -28,9 +29,8 @@ def forecast_inputs():
                 "forecast",
                 options=[FROM_PRESET, "reuse", "linear"],
                 default=FROM_PRESET,
-                tooltip="How the final hidden state is rebuilt on a skipped step: kept as it was, or "
-                "drawn on "
-                "along the last two full steps.",
+                tooltip="How a skipped step rebuilds the final hidden state: reuse of the last one, or "
+                "extrapolation from the last two full steps.",
             )
         ),
         advanced(
@@ -40,8 +40,8 @@ def forecast_inputs():
                 min=0.0,
                 max=1.5,
                 step=0.05,
-                tooltip="Strength of a linear forecast; a little below 1 helps the worst pictures. Used when "
-                "forecast is set above.",
+                tooltip="Strength of a linear forecast; a little below 1 improves the worst pictures. "
+                "Used when forecast is set above.",
             )
         ),
     ]
@@ -58,9 +58,8 @@ def memory_input():
             max=1024.0,
             step=0.25,
             optional=True,
-            tooltip="Most memory for caches in GB; 0 chooses by itself from what is free. What does not "
-            "fit is kept in main "
-            "memory or made smaller, and the report says how.",
+            tooltip="Most memory for caches in GB; 0 chooses a limit from the free memory. Caches that "
+            "do not fit are kept in main memory or reduced, and the report says how.",
         )
     )
 
@@ -78,16 +77,18 @@ class DualCache(io.ComfyNode):
             "with any sampler node.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to speed up."),
-                io.Combo.Input(
-                    "preset",
-                    options=preset_names(),
-                    default="balanced",
-                    tooltip="The method and its plan: quality skips least, fast skips most, the others are "
-                    "named after their papers.",
+                *optional(
+                    io.Combo.Input(
+                        "preset",
+                        options=preset_names(),
+                        default=DEFAULT_PRESET,
+                        tooltip="The method and its plan: quality skips least, fast skips most, the "
+                        "others have the names of their papers.",
+                    ),
+                    schedule_input("preset"),
+                    *forecast_inputs(),
+                    memory_input(),
                 ),
-                schedule_input("preset"),
-                *forecast_inputs(),
-                memory_input(),
             ],
             outputs=[io.Model.Output(tooltip="The model, patched.")],
             hidden=[io.Hidden.unique_id],
@@ -95,9 +96,11 @@ class DualCache(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, preset, schedule=None, forecast=FROM_PRESET, gain=0.9, memory=0.0
+        cls, model, preset=DEFAULT_PRESET, schedule=None, forecast=FROM_PRESET, gain=0.9, memory=0.0
     ) -> io.NodeOutput:
-        request = host.CacheRequest(
-            settings_from(preset, schedule, forecast, gain), node_id=cls.hidden.unique_id, memory=memory
+        request = requests.CacheRequest(
+            settings_from(preset, schedule, forecast, gain),
+            node_id=executing.display_id(cls.hidden.unique_id),
+            memory=memory,
         )
-        return io.NodeOutput(host.patch(model, host.KEY, request))
+        return io.NodeOutput(patching.patch_by_node(model, request))

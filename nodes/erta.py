@@ -10,9 +10,66 @@ from ..cache_core.base.wording import counted
 from ..cache_core.calibration.ertacache import ErtaPlan, erta_plan, reuse_ratios, reuse_set, threshold_for
 from ..cache_core.calibration.profile import Profile
 from .profiles import SPEEDUP, adapted, told_adapted
-from .types import CATEGORY, CacheProfile, Schedule, advanced
+from .types import CATEGORY, CacheProfile, Schedule, advanced, optional
 
 THRESHOLD = "threshold"
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        CacheProfile.Input("profile", tooltip="A profile of the model."),
+        *optional(
+            io.Combo.Input(
+                "target",
+                options=[SPEEDUP, THRESHOLD],
+                default=SPEEDUP,
+                tooltip="What decides which steps are skipped: a speed-up, or the paper's threshold.",
+            ),
+            io.Float.Input(
+                "speedup",
+                default=2.0,
+                min=1.0,
+                max=10.0,
+                step=0.1,
+                tooltip="Steps over full steps. For the target speed-up.",
+            ),
+            io.Float.Input(
+                "threshold",
+                default=0.1,
+                min=0.001,
+                max=2.0,
+                step=0.001,
+                round=0.001,
+                tooltip="A step is skipped where the relative error of the reused values is below this. "
+                "For the target threshold.",
+            ),
+            io.Boolean.Input(
+                "step_lengths",
+                default=True,
+                tooltip="Makes skipped steps shorter and the others longer. The sampler must then "
+                "take the noise levels "
+                "from this node.",
+            ),
+            io.Boolean.Input(
+                "rectifier",
+                default=True,
+                tooltip="Corrects the expected error of the reused values.",
+            ),
+            io.Sigmas.Input(
+                "sigmas",
+                optional=True,
+                tooltip="Noise levels of the run, if they differ from the profile's; the node adapts the "
+                "profile to them.",
+            ),
+        ),
+        *optional(*_advanced_inputs()),
+    ]
+
+
+def _advanced_inputs() -> list[io.Input]:
+    return [
+        advanced(io.Int.Input("warmup", default=1, min=1, max=100, tooltip="Full steps at the beginning.")),
+    ]
 
 
 class ERTACachePlan(io.ComfyNode):
@@ -24,58 +81,10 @@ class ERTACachePlan(io.ComfyNode):
             node_id="ERTACachePlan",
             display_name="ERTACache Plan",
             category=CATEGORY,
-            description="Finds which steps may reuse what the model added to its input, how long each "
-            "step should be, and how to correct "
-            "what is reused, as ERTACache does, from what a profile knows of the model.",
-            inputs=[
-                CacheProfile.Input("profile", tooltip="What is known of the model."),
-                io.Combo.Input(
-                    "target",
-                    options=[SPEEDUP, THRESHOLD],
-                    default=SPEEDUP,
-                    tooltip="What decides which steps are skipped: a speed-up, or the paper's threshold.",
-                ),
-                io.Float.Input(
-                    "speedup",
-                    default=2.0,
-                    min=1.0,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="Steps over full steps. For the target speed-up.",
-                ),
-                io.Float.Input(
-                    "threshold",
-                    default=0.1,
-                    min=0.001,
-                    max=2.0,
-                    step=0.001,
-                    round=0.001,
-                    tooltip="A step is skipped where what is reused is off by less than this, relative "
-                    "to its size. For the "
-                    "target threshold.",
-                ),
-                io.Boolean.Input(
-                    "step_lengths",
-                    default=True,
-                    tooltip="Makes skipped steps shorter and the others longer. The sampler must then "
-                    "take the noise levels "
-                    "from this node.",
-                ),
-                io.Boolean.Input(
-                    "rectifier",
-                    default=True,
-                    tooltip="Takes off the error that is to be expected of what is reused.",
-                ),
-                io.Sigmas.Input(
-                    "sigmas",
-                    optional=True,
-                    tooltip="Noise levels of the run, where they are not the profile's: the "
-                    "profile is then adapted to them.",
-                ),
-                advanced(
-                    io.Int.Input("warmup", default=1, min=1, max=100, tooltip="Full steps at the beginning.")
-                ),
-            ],
+            description="Finds which steps reuse what the model added to its input, the length of each "
+            "step, and a correction of the reused values, as ERTACache does, from a profile "
+            "of the model.",
+            inputs=_inputs(),
             outputs=[
                 Schedule.Output(
                     display_name="schedule", tooltip="The plan with its forecast, for Dual Cache."
@@ -83,7 +92,7 @@ class ERTACachePlan(io.ComfyNode):
                 io.Sigmas.Output(
                     display_name="sigmas", tooltip="The noise levels that go with it, for SamplerCustom."
                 ),
-                io.String.Output(display_name="text", tooltip="What was planned, in words."),
+                io.String.Output(display_name="text", tooltip="Sentences on the plan."),
             ],
             is_output_node=True,
         )

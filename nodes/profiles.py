@@ -8,11 +8,11 @@ from comfy_api.latest import io
 
 from ..cache_core.calibration.planner import OBJECTIVES, Plan, plan, segment_costs
 from ..cache_core.calibration.profile import MOST_CLUSTERS, Profile
-from .comfy import patching as host
-from .comfy import profile_files
-from .types import CATEGORY, CacheProfile, Schedule, advanced
+from .comfy import executing, patching, profile_files, requests
+from .types import CATEGORY, CacheProfile, Schedule, advanced, optional
 
 SPEEDUP, ERROR = "speed-up", "error"
+DEFAULT_NAME = "my model"
 TRUSTED = 0.008
 """Expected error above which the measured one ran away on the embedded model (docs/profiles.md)."""
 
@@ -37,7 +37,7 @@ def recording_inputs() -> list[io.Input]:
                 default=0,
                 min=0,
                 max=MOST_CLUSTERS,
-                tooltip="Also tells channels apart by how they move, into so many clusters; 0 does not.",
+                tooltip="Also groups channels by how they change, into so many clusters; 0 does not.",
             )
         ),
     ]
@@ -57,13 +57,15 @@ class ProfileModel(io.ComfyNode):
             "pictures with it, then take it out.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to learn about."),
-                io.String.Input(
-                    "name",
-                    default="my model",
-                    tooltip="Name of the profile. Every run is added to it; a run of another kind "
-                    "is refused and nothing is overwritten.",
+                *optional(
+                    io.String.Input(
+                        "name",
+                        default=DEFAULT_NAME,
+                        tooltip="Name of the profile. Every run is added to it; a run of another kind "
+                        "is refused and nothing is overwritten.",
+                    ),
+                    *recording_inputs(),
                 ),
-                *recording_inputs(),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, patched. Its pictures are those of plain sampling.")
@@ -72,11 +74,10 @@ class ProfileModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, name, module_tokens=0, clusters=0) -> io.NodeOutput:
+    def execute(cls, model, name=DEFAULT_NAME, module_tokens=0, clusters=0) -> io.NodeOutput:
         recording = profile_files.Recording(profile_files.path_of(name, new=True), module_tokens, clusters)
-        return io.NodeOutput(
-            host.patch(model, host.KEY, host.ProfileRequest(recording, cls.hidden.unique_id))
-        )
+        request = requests.ProfileRequest(recording, executing.display_id(cls.hidden.unique_id))
+        return io.NodeOutput(patching.patch_by_node(model, request))
 
 
 class LoadCacheProfile(io.ComfyNode):
@@ -110,6 +111,76 @@ class LoadCacheProfile(io.ComfyNode):
         return io.NodeOutput(profile_files.read(profile_files.path_of(name)))
 
 
+def _inputs() -> list[io.Input]:
+    return [
+        CacheProfile.Input("profile", tooltip="A profile of the model."),
+        *optional(
+            io.Combo.Input(
+                "target",
+                options=[SPEEDUP, ERROR],
+                default=SPEEDUP,
+                tooltip="The target: a speed-up with the least error, or an error with the fewest steps.",
+            ),
+            io.Float.Input(
+                "speedup",
+                default=3.0,
+                min=1.0,
+                max=10.0,
+                step=0.1,
+                tooltip="Steps over full steps. For the target speed-up.",
+            ),
+            io.Float.Input(
+                "error",
+                default=0.002,
+                min=0.0001,
+                max=1.0,
+                step=0.0001,
+                round=0.0001,
+                tooltip="Expected error at the end, relative to the features. For the target error.",
+            ),
+            io.Sigmas.Input(
+                "sigmas",
+                optional=True,
+                tooltip="Noise levels of the run, if they differ from the profile's; the node adapts the "
+                "profile to them.",
+            ),
+        ),
+        *optional(*_advanced_inputs()),
+    ]
+
+
+def _advanced_inputs() -> list[io.Input]:
+    return [
+        advanced(io.Int.Input("warmup", default=1, min=1, max=100, tooltip="Full steps at the beginning.")),
+        advanced(
+            io.Int.Input(
+                "window",
+                default=3,
+                min=1,
+                max=8,
+                tooltip="Most full steps that a forecast uses.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "objective",
+                options=list(OBJECTIVES),
+                default="power",
+                tooltip="What to minimise: the sum of the errors, the sum of their 4th powers, which "
+                "avoids peaks, or the largest error.",
+            )
+        ),
+        advanced(
+            io.Boolean.Input(
+                "by_cluster",
+                default=False,
+                tooltip="Solves weights for each cluster of channels, if the profile was recorded with "
+                "clusters.",
+            )
+        ),
+    ]
+
+
 class PlanCache(io.ComfyNode):
     """Plans full steps and solves forecast weights from a profile, for a speed-up or an error."""
 
@@ -120,78 +191,14 @@ class PlanCache(io.ComfyNode):
             display_name="Plan Cache",
             category=CATEGORY,
             description="Finds full steps and the best forecast weights for a speed-up or an error, from "
-            "what a profile knows of the "
-            "model.",
-            inputs=[
-                CacheProfile.Input("profile", tooltip="What is known of the model."),
-                io.Combo.Input(
-                    "target",
-                    options=[SPEEDUP, ERROR],
-                    default=SPEEDUP,
-                    tooltip="What to reach: a speed-up with the least error, or an error with the least "
-                    "steps.",
-                ),
-                io.Float.Input(
-                    "speedup",
-                    default=3.0,
-                    min=1.0,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="Steps over full steps. For the target speed-up.",
-                ),
-                io.Float.Input(
-                    "error",
-                    default=0.002,
-                    min=0.0001,
-                    max=1.0,
-                    step=0.0001,
-                    round=0.0001,
-                    tooltip="Expected error at the end, relative to the features. For the target error.",
-                ),
-                io.Sigmas.Input(
-                    "sigmas",
-                    optional=True,
-                    tooltip="Noise levels of the run, where they are not the profile's: the "
-                    "profile is then adapted to them.",
-                ),
-                advanced(
-                    io.Int.Input("warmup", default=1, min=1, max=100, tooltip="Full steps at the beginning.")
-                ),
-                advanced(
-                    io.Int.Input(
-                        "window",
-                        default=3,
-                        min=1,
-                        max=8,
-                        tooltip="Full steps that a forecast leans on at most.",
-                    )
-                ),
-                advanced(
-                    io.Combo.Input(
-                        "objective",
-                        options=list(OBJECTIVES),
-                        default="power",
-                        tooltip="What is kept small: the sum of the errors, the sum of their 4th powers, "
-                        "which avoids peaks, or the "
-                        "largest.",
-                    )
-                ),
-                advanced(
-                    io.Boolean.Input(
-                        "by_cluster",
-                        default=False,
-                        tooltip="Solves weights for each cluster of channels, where the profile was "
-                        "recorded with "
-                        "clusters.",
-                    )
-                ),
-            ],
+            "a profile of the model.",
+            inputs=_inputs(),
             outputs=[
                 Schedule.Output(
                     display_name="schedule",
                     tooltip="The plan with its forecast, for Dual Cache or Dual Cache Sampler.",
                 ),
-                io.String.Output(display_name="text", tooltip="What to expect, in words."),
+                io.String.Output(display_name="text", tooltip="Sentences on what to expect."),
             ],
             # so that it can be tried alone, and shows its plan again when nothing has changed
             is_output_node=True,

@@ -7,7 +7,8 @@ from comfy_api.latest import io
 from ..cache_core.base.limits import MAX_STEPS
 from ..cache_core.recipes import from_preset, preset_names
 from ..cache_core.schedule.plan import LETTERS, CacheSchedule, explicit, from_generator
-from .types import CATEGORY, Schedule, advanced
+from .dual_cache import DEFAULT_PRESET
+from .types import CATEGORY, Schedule, advanced, optional
 
 CUSTOM = "custom"
 PATTERNS = {
@@ -16,6 +17,113 @@ PATTERNS = {
     "aggressive, conservative": "AC",
     "conservative only": "C",
 }
+DEFAULT_PATTERN = "conservative, aggressive"
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        *optional(
+            io.Combo.Input(
+                "preset",
+                options=[CUSTOM, *preset_names()],
+                default=DEFAULT_PRESET,
+                tooltip="A ready plan, or custom to use the settings below.",
+            ),
+            io.Int.Input(
+                "steps",
+                default=30,
+                min=1,
+                max=1000,
+                tooltip="Steps of the sampler. At another step count the plan is scaled.",
+            ),
+        ),
+        *optional(*_cycle_inputs(), *_range_inputs()),
+    ]
+
+
+def _cycle_inputs() -> list[io.Input]:
+    """What repeats between full steps."""
+    return [
+        advanced(
+            io.Int.Input(
+                "interval",
+                default=5,
+                min=1,
+                max=50,
+                tooltip="Custom: one full step every this many steps.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "pattern",
+                options=list(PATTERNS),
+                default=DEFAULT_PATTERN,
+                tooltip="Custom: the kinds of the steps between full steps, in turn.",
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "ratio",
+                default=0.1,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="Custom: share of the tokens that a conservative step recomputes.",
+            )
+        ),
+    ]
+
+
+def _range_inputs() -> list[io.Input]:
+    """Where nothing is skipped, and a plan as text."""
+    return [
+        advanced(
+            io.Int.Input(
+                "warmup",
+                default=3,
+                min=0,
+                max=100,
+                tooltip="Custom: full steps at the beginning, where the layout of the picture forms.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "tail",
+                default=1,
+                min=0,
+                max=100,
+                tooltip="Custom: full steps at the end, where fine detail forms.",
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "start",
+                default=0.0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="Custom: share of the steps before which nothing is skipped.",
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "end",
+                default=1.0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="Custom: share of the steps after which nothing is skipped.",
+            )
+        ),
+        advanced(
+            io.String.Input(
+                "explicit",
+                default="",
+                tooltip="One letter per step, such as FFFCACAF, or a schedule's JSON. It overrides "
+                "everything above except steps.",
+            )
+        ),
+    ]
 
 
 class CacheScheduleBuilder(io.ComfyNode):
@@ -29,100 +137,23 @@ class CacheScheduleBuilder(io.ComfyNode):
             category=CATEGORY,
             description="Plans which steps run in full (F), which refresh a few tokens (C) and which "
             "skip the blocks (A).",
-            inputs=[
-                io.Combo.Input(
-                    "preset",
-                    options=[CUSTOM, *preset_names()],
-                    default="balanced",
-                    tooltip="A ready plan, or custom to use the settings below.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=30,
-                    min=1,
-                    max=1000,
-                    tooltip="Steps of the sampler. At another step count the plan is scaled.",
-                ),
-                advanced(
-                    io.Int.Input(
-                        "interval",
-                        default=5,
-                        min=1,
-                        max=50,
-                        tooltip="Custom: one full step every this many steps.",
-                    )
-                ),
-                advanced(
-                    io.Combo.Input(
-                        "pattern",
-                        options=list(PATTERNS),
-                        default="conservative, aggressive",
-                        tooltip="Custom: what happens between full steps, in turns.",
-                    )
-                ),
-                advanced(
-                    io.Float.Input(
-                        "ratio",
-                        default=0.1,
-                        min=0.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip="Custom: share of the tokens that a conservative step computes afresh.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "warmup",
-                        default=3,
-                        min=0,
-                        max=100,
-                        tooltip="Custom: full steps at the beginning, where the picture is laid out.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "tail",
-                        default=1,
-                        min=0,
-                        max=100,
-                        tooltip="Custom: full steps at the end, where fine detail is settled.",
-                    )
-                ),
-                advanced(
-                    io.Float.Input(
-                        "start",
-                        default=0.0,
-                        min=0.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip="Custom: share of the steps before which nothing is skipped.",
-                    )
-                ),
-                advanced(
-                    io.Float.Input(
-                        "end",
-                        default=1.0,
-                        min=0.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip="Custom: share of the steps after which nothing is skipped.",
-                    )
-                ),
-                advanced(
-                    io.String.Input(
-                        "explicit",
-                        default="",
-                        tooltip="One letter per step, such as FFFCACAF, or a schedule's JSON. When given, it "
-                        "wins over everything above.",
-                    )
-                ),
-            ],
+            inputs=_inputs(),
             outputs=[Schedule.Output(display_name="schedule"), io.String.Output(display_name="json")],
         )
 
     @classmethod
     def execute(
-        cls, preset, steps, interval, pattern, ratio, warmup, tail, start, end, explicit=""
+        cls,
+        preset=DEFAULT_PRESET,
+        steps=30,
+        interval=5,
+        pattern=DEFAULT_PATTERN,
+        ratio=0.1,
+        warmup=3,
+        tail=1,
+        start=0.0,
+        end=1.0,
+        explicit="",
     ) -> io.NodeOutput:
         schedule = build(preset, steps, interval, pattern, ratio, warmup, tail, start, end, explicit)
         return io.NodeOutput(schedule, schedule.to_json())

@@ -98,6 +98,17 @@ def comparison_sheet(
     return image
 
 
+def sentence_sheet(text: str) -> Image.Image:
+    """A sentence, where there is nothing to draw."""
+    font, ruler = ImageFont.load_default(SMALL), ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    lines = _wrapped(ruler, text, font, PLOT_WIDTH - 2 * MARGIN)
+    image = Image.new("RGB", (PLOT_WIDTH, 2 * MARGIN + (SMALL + 10) * len(lines)), PAPER)
+    draw = ImageDraw.Draw(image)
+    for i, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + (SMALL + 10) * i), line, INK, font)
+    return image
+
+
 PLOT_WIDTH, AXIS, STRIP = 1280, 190, 150
 """Width of a report's plot, room for its axes, and height of each of its parts, in pixels."""
 

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 from comfy_api.latest import io
 
-from .comfy import patching as host
+from .comfy import samplers
 
 Schedule = io.Custom("CACHE_SCHEDULE")
 CacheProfile = io.Custom("CACHE_PROFILE")
@@ -32,11 +32,19 @@ def advanced(entry: io.Input) -> io.Input:
     return entry
 
 
+def optional(*entries: io.Input) -> list[io.Input]:
+    """The inputs, marked as optional: callers of the API may leave them out, and the node then uses the
+    default of its `execute`, which is the widget's."""
+    for entry in entries:
+        entry.optional = True
+    return list(entries)
+
+
 def schedule_input(part: str) -> io.Input:
     """The optional plan of a node whose `part` (its preset, its recipe) brings one of its own."""
     tooltip = (
         f"A plan from Cache Schedule Builder or Plan Cache; it replaces the {part}'s own. "
-        "Plan Cache brings its forecast along, unless one is chosen here."
+        "A plan from Plan Cache includes its forecast, unless you choose one here."
     )
     return Schedule.Input("schedule", optional=True, tooltip=tooltip)
 
@@ -65,12 +73,15 @@ def sampler_inputs(steps: str) -> list[io.Input]:
         ),
         io.Combo.Input(
             "sampler_name",
-            options=host.SAMPLERS,
+            options=samplers.SAMPLERS,
             default="euler",
             tooltip="The algorithm that follows the noise levels.",
         ),
         io.Combo.Input(
-            "scheduler", options=host.SCHEDULERS, default="simple", tooltip="How the noise levels are spaced."
+            "scheduler",
+            options=samplers.SCHEDULERS,
+            default="simple",
+            tooltip="How the noise levels are spaced.",
         ),
     ]
 

@@ -12,3 +12,17 @@ find_comfyui() {
   elif [ -f "$HOME/comfy/ComfyUI/main.py" ]; then printf '%s\n' "$HOME/comfy/ComfyUI"
   fi
 }
+
+# What to add to the given Python's path for pytest and its plugin: nothing, or a folder of ours. Its own environment
+# stays as it is.
+comfy_pytest_path() {
+  local version target wanted
+  if "$1" -c 'import sys, pytest, xdist; sys.exit(pytest.version_tuple < (8,))' 2>/dev/null; then return 0; fi
+  wanted="$(grep -E '^pytest(-xdist)?==' requirements-dev.txt)"
+  version="$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" || return 1
+  target="$VENV/comfy-pytest/$version"
+  if [ ! -e "$target/xdist" ]; then
+    "$1" -m pip install --quiet --no-input --disable-pip-version-check --upgrade --target "$target" $wanted >&2 || return 1
+  fi
+  printf '%s\n' "$target"
+}

@@ -1,30 +1,28 @@
 #!/usr/bin/env bash
 # All tests. Parts whose tools are not on this machine do not run, and the end of the output says which and why.
-#   COMFYUI_PATH      a ComfyUI folder; else the one the pack stands in, else ~/comfy/ComfyUI
-#   COMFYUI_OLD_PATH  the oldest supported ComfyUI; else ~/comfy/ComfyUI-0.3.64
-#   COMFYUI_PYTHON    their Python, where they have no .venv or venv of their own
-#   CHROMIUM_PATH     the browser for the browser tests
+#   --all                also a ComfyUI between the newest and the oldest one, and the browser tests with all of them
+#   --long               also the tests that are slow and rarely break
+#   COMFYUI_PATH         a ComfyUI folder; else the one the pack stands in, else ~/comfy/ComfyUI
+#   COMFYUI_OLD_PATH     the oldest supported ComfyUI; else ~/comfy/ComfyUI-0.3.64
+#   COMFYUI_MIDDLE_PATH  one between them, tested where this is set; with --all else ~/comfy/ComfyUI-0.26
+#   COMFYUI_PYTHON       their Python, where they have no .venv or venv of their own
+#   CHROMIUM_PATH        the browser for the browser tests
+#   TEST_WORKERS         how many processes run tests side by side (2)
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 source "$ROOT/scripts/comfyui.sh"
 cd -- "$ROOT"
-NOT_RUN="" FAILED="" CHECKOUTS=""
+NOT_RUN="" FAILED="" CHECKOUTS="" ALL="" OPTIONS=(-n "${TEST_WORKERS:-2}" --dist loadfile)
+for option in "$@"; do
+  case "$option" in
+    --all) ALL=yes ;;
+    --long) OPTIONS+=(--long) ;;
+    *) echo "Unknown option $option: test.sh takes --all and --long." >&2; exit 2 ;;
+  esac
+done
 
 skip() { NOT_RUN+="$1: $2"$'\n'; echo "did not run: $2"; }  # part, reason
 failed() { FAILED+="$1"$'\n'; echo "FAILED: $1"; }
 any_file() { [ -e "$1" ]; }  # called with a glob
-
-# What to add to the given Python's path for pytest: nothing, or a folder of ours. Its own environment stays as it is.
-comfy_pytest_path() {
-  local version target wanted
-  if "$1" -c 'import sys, pytest; sys.exit(pytest.version_tuple < (8,))' 2>/dev/null; then return 0; fi
-  wanted="$(grep '^pytest==' requirements-dev.txt)"
-  version="$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" || return 1
-  target="$VENV/comfy-pytest/$version"
-  if [ ! -e "$target/pytest" ]; then
-    "$1" -m pip install --quiet --no-input --disable-pip-version-check --target "$target" "$wanted" >&2 || return 1
-  fi
-  printf '%s\n' "$target"
-}
 
 comfy_tests() {  # part name, ComfyUI folder
   local part="$1" folder="$2" version python extra
@@ -37,9 +35,11 @@ comfy_tests() {  # part name, ComfyUI folder
     return 0
   fi
   CHECKOUTS+="$folder"$'\t'"$python"$'\n'
+  COMFYUI_UNDER_TEST="$folder" "$PY" -m pytest tests/imports || failed "Imports from $part"
   if ! any_file tests/comfy/test_*.py; then skip "$part" "there are no tests in tests/comfy"; return 0; fi
   if ! extra="$(comfy_pytest_path "$python")"; then skip "$part" "pytest could not be installed for $python"; return 0; fi
-  COMFYUI_UNDER_TEST="$folder" PYTHONPATH="$extra" "$python" -m pytest tests/comfy -p no:cacheprovider || failed "$part"
+  COMFYUI_UNDER_TEST="$folder" PYTHONPATH="$extra" "$python" -m pytest tests/comfy -p no:cacheprovider "${OPTIONS[@]}" \
+    || failed "$part"
 }
 
 comfy_part() {  # part name, ComfyUI folder or nothing, why there is none
@@ -53,6 +53,12 @@ comfy_part() {  # part name, ComfyUI folder or nothing, why there is none
 ruff_part() {
   heading "ruff"
   "$PY" -m ruff check --output-format=concise . || failed "ruff"
+  "$PY" -m ruff format --check --quiet . || failed "ruff format"
+}
+
+pyright_part() {  # basedpyright brings its own node
+  heading "Types in Python"
+  "$PY" -m basedpyright || failed "Types in Python"
 }
 
 js_part() {
@@ -68,18 +74,19 @@ js_part() {
   skip "Type check" "the part JavaScript did not run"
 }
 
-# Checks the types that comments in web/ declare, with the TypeScript that package.json names; npm puts it into node_modules.
+# Checks the types that comments in web/ declare, with the packages that package.json names; npm puts them into node_modules.
 type_check() {
   local wanted have missing
-  wanted="$(node -p 'require("./package.json").devDependencies.typescript')"
-  have="$(node -p 'require("./node_modules/typescript/package.json").version' 2>/dev/null || true)"
-  missing="TypeScript $wanted is not in node_modules"
+  wanted="$(node -p 'Object.entries(require("./package.json").devDependencies).map((e) => e.join(" ")).join(", ")')"
+  have="$(node -p 'Object.keys(require("./package.json").devDependencies).map((name) =>
+    `${name} ${require(`./node_modules/${name}/package.json`).version}`).join(", ")' 2>/dev/null || true)"
+  missing="node_modules lacks $wanted"
   if [ "$have" = "$wanted" ]; then :
   elif ! command -v npm >/dev/null; then skip "Type check" "$missing, and npm is not on the PATH"; return 0
   elif ! npm install --no-save --no-package-lock --no-audit --no-fund --ignore-scripts --fetch-retries=1 --loglevel=error; then
     skip "Type check" "$missing, and npm could not install it"; return 0
   fi
-  echo "TypeScript $wanted"
+  echo "$wanted"
   node_modules/.bin/tsc --project jsconfig.json || failed "Type check"
 }
 
@@ -100,6 +107,10 @@ browser_part() {
   elif ! install_requirements requirements-browser.txt; then skip "Browser" "playwright could not be installed"
   else
     while IFS=$'\t' read -r folder python <&3; do
+      if [ -z "$ALL" ] && [ "$folder" != "${CHECKOUTS%%$'\t'*}" ]; then
+        skip "Browser with $folder" "only with --all"
+        continue
+      fi
       echo "$folder"
       COMFYUI_UNDER_TEST="$folder" COMFYUI_PYTHON="$python" CHROMIUM_UNDER_TEST="$chromium" \
         "$PY" -m pytest tests/browser || failed "Browser with $folder"
@@ -109,18 +120,24 @@ browser_part() {
 
 core_part() {  # last, so that the output ends in pytest's summary; tests/conftest.py prints both lists before it
   heading "Core"
-  DUAL_CACHE_NOT_RUN="$NOT_RUN" DUAL_CACHE_FAILED="$FAILED" "$PY" -m pytest tests && [ -z "$FAILED" ]
+  DUAL_CACHE_NOT_RUN="$NOT_RUN" DUAL_CACHE_FAILED="$FAILED" "$PY" -m pytest tests "${OPTIONS[@]}" && [ -z "$FAILED" ]
 }
 
 unset COMFYUI_UNDER_TEST CHROMIUM_UNDER_TEST DUAL_CACHE_NOT_RUN DUAL_CACHE_FAILED
 NEW="$(find_comfyui)"
 OLD="${COMFYUI_OLD_PATH:-}"
 if [ -z "$OLD" ] && [ -f "$HOME/comfy/ComfyUI-0.3.64/main.py" ]; then OLD="$HOME/comfy/ComfyUI-0.3.64"; fi
+MIDDLE="${COMFYUI_MIDDLE_PATH:-}"
+if [ -z "$MIDDLE" ] && [ -n "$ALL" ]; then MIDDLE="$HOME/comfy/ComfyUI-0.26"; fi
 comfy_part "ComfyUI" "$NEW" "none was found; set COMFYUI_PATH to a ComfyUI folder"
+if [ -n "$MIDDLE" ]; then comfy_part "Middle ComfyUI" "$MIDDLE" ""
+else heading "Middle ComfyUI"; skip "Middle ComfyUI" "only with --all or COMFYUI_MIDDLE_PATH"
+fi
 if [ -z "$OLD" ] || [ "$OLD" != "$NEW" ]; then
   comfy_part "Oldest ComfyUI" "$OLD" "none was found; set COMFYUI_OLD_PATH to a ComfyUI 0.3.64 folder"
 fi
 ruff_part
+pyright_part
 js_part
 browser_part
 core_part

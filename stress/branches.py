@@ -187,11 +187,11 @@ def second_expert() -> dict:
 def two_experts(base, positive, negative, sigmas=None, **options):
     """Two models share a run: the one for high noise begins, the one for low noise ends (the second is the
     first, changed a little)."""
-    host = embedded.comfy_start.part("nodes.comfy.patching")
+    host, requests = (embedded.comfy_start.part(f"nodes.comfy.{name}") for name in ("patching", "requests"))
     other = base.clone()
     other.add_patches(second_expert())
-    if host.request_of(base) is not None:
-        other = host.patch(other, host.KEY, host.CacheRequest(host.request_of(base).settings))
+    if requests.request_of(base) is not None:
+        other = host.patch(other, host.KEY, host.CacheRequest(requests.request_of(base).settings))
     if sigmas is not None:
         middle = embedded.sample(base, positive, negative, sigmas=STILL_HALVES[0], **options)
         return embedded.sample(

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import tempfile
+import warnings
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -58,6 +61,22 @@ def part(name: str):
 
 
 def comfyui_version() -> str:
+    """The version of this ComfyUI."""
     import comfyui_version
 
     return comfyui_version.__version__
+
+
+def nearest(version: str, known: Iterable[str]) -> str:
+    """The version of `known` that is in force for this one: itself, else the newest that is older, else the
+    oldest; says so where it is another. ValueError where none is known."""
+    numbers = {name: tuple(int(part) for part in re.findall(r"\d+", name)) for name in known}
+    if not numbers:
+        raise ValueError("known must name at least one version.")
+    if version in numbers:
+        return version
+    own = tuple(int(part) for part in re.findall(r"\d+", version))
+    older = [name for name in numbers if numbers[name] < own]
+    found = max(older, key=numbers.get) if older else min(numbers, key=numbers.get)
+    warnings.warn(f"ComfyUI {version} is not in the tables; taking what they say of {found}.", stacklevel=2)
+    return found

@@ -24,7 +24,7 @@ def load():
     """A fresh MODEL of the embedded transformer."""
     from demo.weights import MODEL, WEIGHTS
 
-    return comfy_start.part("nodes.comfy.patching").load_flux(WEIGHTS / MODEL)
+    return comfy_start.part("nodes.comfy.loading").load_flux(WEIGHTS / MODEL)
 
 
 @cache
@@ -52,7 +52,7 @@ def cached(base, preset: str = "balanced", kinds: str | None = None, **changes):
 
 
 def report_of(patched):
-    return comfy_start.part("nodes.comfy.patching").request_of(patched).box.report
+    return comfy_start.part("nodes.comfy.requests").request_of(patched).box.report
 
 
 def sample(

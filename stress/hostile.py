@@ -1,4 +1,4 @@
-"""Files and texts from strangers: a reader gives what it read or one clear sentence, in little time and
+"""Files and texts from others: a reader gives what it read or one clear sentence, in little time and
 memory, and never runs code.
 
 Needs hypothesis, and atheris where it is installed; neither ComfyUI nor its Python.

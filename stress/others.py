@@ -212,7 +212,7 @@ def compose(name: str) -> Row:
     row = branches.try_case(name, case)
     if name in SAID and row.ok:
         patched = case.cached(case.model(embedded.model()))
-        case(patched, steps=6)
+        case(patched, steps=12)
         if not any(SAID[name] in m for m in report_of(patched).messages):
             return Row(name, False, "the report does not tell", row.numbers)
     return row

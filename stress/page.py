@@ -27,7 +27,7 @@ POLICY = """How samplers are treated:
 - Adding fresh noise (ancestral ones, SDE, lcm, ddpm, seeds, sa_solver): the plan runs, and the report says that the picture strays further
   from the uncached one, as the PSNR below shows.
 - CFG++ (names that end in cfg_pp): with Euler's method the plan runs, and the report says that the picture strays further. The others of
-  them made broken pictures of forecasts, so they are sampled plainly, in words.
+  them made broken pictures of forecasts, so they are sampled plainly, and the report says so.
 
 PSNR in dB of the latents to those of plain sampling, preset `balanced`, 12 steps, over the schedulers tried."""
 

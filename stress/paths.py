@@ -1,4 +1,4 @@
-"""Names of profiles from strangers' workflows: no file outside the profiles folder is read or written."""
+"""Names of profiles from workflows of others: no file outside the profiles folder is read or written."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from cache_core.base.errors import CacheMismatch
 from cache_core.base.names import FINAL, LEVELS
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.predictors.extrapolation import predictor
 from cache_core.predictors.grouped import ByChannel
@@ -42,7 +42,7 @@ def attempt(cache, model, sigma, data):
 def test_what_does_not_fit_is_repeated_in_full(model, kind, change):
     """The host's key did not tell the sizes apart: the result is the plain one and the cache starts
     afresh."""
-    cache = Controller(Settings(schedule=explicit("F" + kind * 3, 0.3)), [1.0, 0.8, 0.8, 0.5, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("F" + kind * 3, 0.3)), [1.0, 0.8, 0.8, 0.5, 0.0])
     evaluate(cache, model, 1.0)
     data = inputs(model, **change)
     ran_as, out, repeated = attempt(cache, model, 0.8, data)
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_repeated_in_full(model, kind, change):
 
 
 def test_a_rising_sigma_runs_in_full(model):
-    cache = Controller(Settings(schedule=explicit("FAAAA")), [1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FAAAA")), [1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
     kinds = [evaluate(cache, model, s)[0] for s in (1.0, 0.6, 0.6, 0.75, 0.7)]
     records = cache.finish().records
     assert kinds == list("FAAFA")
@@ -70,7 +70,7 @@ def test_a_rising_sigma_runs_in_full(model):
 
 
 def test_evaluations_beyond_the_plan_run_in_full(model):
-    cache = Controller(Settings(schedule=explicit("FAA")), [1.0, 0.6, 0.3, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FAA")), [1.0, 0.6, 0.3, 0.0])
     kinds = [evaluate(cache, model, s)[0] for s in (1.0, 0.8, 0.6, 0.4, 0.2)]
     records = cache.finish().records
     assert kinds == list("FAAFF")
@@ -79,13 +79,13 @@ def test_evaluations_beyond_the_plan_run_in_full(model):
 
 
 def test_heun_counts_phases_and_never_skips_more_than_planned(model):
-    result = run(model, Settings(schedule=explicit("FAFAFA")), sampler="heun", guidance=1)
+    result = run(model, CacheConfig(schedule=explicit("FAFAFA")), sampler="heun", guidance=1)
     assert ran(result) == "FFAAFFAAFFA"
     assert [(r.step, r.phase) for r in result.report.records] == [(i // 2, i % 2) for i in range(11)]
 
 
 def test_phases_do_not_share_their_cache(model, unchecked):
-    cache = Controller(Settings(schedule=explicit("FA")), [1.0, 0.5, 0.0], stages=2)
+    cache = Controller(CacheConfig(schedule=explicit("FA")), [1.0, 0.5, 0.0], stages=2)
     a, b = inputs(model, seed=1), inputs(model, seed=2)
     seen = []
     handle = model.final_layer.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
@@ -100,7 +100,7 @@ def test_phases_do_not_share_their_cache(model, unchecked):
 
 
 def test_a_branch_without_data_makes_the_whole_call_full(model):
-    cache = Controller(Settings(schedule=explicit("FAA")), [1.0, 0.6, 0.3, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FAA")), [1.0, 0.6, 0.3, 0.0])
     evaluate(cache, model, 1.0, ["cond"])
     kind, out = evaluate(cache, model, 0.6, ["uncond", "cond"], inputs(model, batch=2))
     assert kind == "F"
@@ -114,7 +114,7 @@ def test_branches_may_be_batched_anew_between_evaluations(model):
     step."""
     both = inputs(model, batch=2, seed=4)
     halves = [tuple(t[i : i + 1] for t in both) for i in range(2)]
-    settings = Settings(schedule=explicit("FCAC", 0.4), selector=Selector("value_norm_high"))
+    settings = CacheConfig(schedule=explicit("FCAC", 0.4), selector=Selector("value_norm_high"))
     together, apart = (Controller(settings, [1.0, 0.8, 0.6, 0.4, 0.0]) for _ in range(2))
     for i, sigma in enumerate((1.0, 0.8, 0.6, 0.4)):
         kind, expected = evaluate(together, model, sigma, ["u", "c"], both)
@@ -134,7 +134,7 @@ def test_branches_may_be_batched_anew_between_evaluations(model):
 
 def test_a_branch_called_twice_in_one_evaluation_keeps_two_caches(model):
     a, b = inputs(model, seed=1), inputs(model, seed=2)
-    cache = Controller(Settings(schedule=explicit("FA")), [1.0, 1.0, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FA")), [1.0, 1.0, 0.0])
     exact = [plain(model, 1.0, d) for d in (a, b)]
     for _ in range(2):
         for j, (data, out) in enumerate(zip((a, b), exact)):
@@ -144,7 +144,7 @@ def test_a_branch_called_twice_in_one_evaluation_keeps_two_caches(model):
 
 def test_equal_branches_in_one_call_keep_two_caches(model):
     both = inputs(model, batch=2, seed=6)
-    cache = Controller(Settings(schedule=explicit("FA")), [1.0, 1.0, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FA")), [1.0, 1.0, 0.0])
     exact = plain(model, 1.0, both)
     for kind in "FA":
         assert evaluate(cache, model, 1.0, ["same", "same"], both)[0] == kind
@@ -156,7 +156,7 @@ def test_equal_branches_in_one_call_keep_two_caches(model):
 def test_two_models_in_one_run_keep_two_caches(model):
     """In whatever order they are called."""
     other = random_flux(seed=9)
-    cache = Controller(Settings(schedule=explicit("FAA")), [1.0, 1.0, 1.0, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FAA")), [1.0, 1.0, 1.0, 0.0])
     for kind, order in (("F", (model, other)), ("A", (model, other)), ("A", (other, model))):
         for m in order:
             ran_as, out = evaluate(cache, m, 1.0, data=inputs(m), begin=m is order[0])
@@ -164,7 +164,7 @@ def test_two_models_in_one_run_keep_two_caches(model):
 
 
 class Mystery(nn.Module):
-    """A model that the block table does not have."""
+    """A model that the registry does not have."""
 
     def __init__(self):
         super().__init__()
@@ -181,7 +181,7 @@ class Mystery(nn.Module):
 def test_of_an_unknown_model_the_output_alone_is_put_back_with_one_sentence(level):
     mystery, seen = Mystery(), []
     mystery.layers[2].register_forward_hook(lambda *_: seen.append(1))
-    cache = Controller(Settings(schedule=explicit("FFAFA"), level=level), schedule_sigmas(5))
+    cache = Controller(CacheConfig(schedule=explicit("FFAFA"), level=level), schedule_sigmas(5))
     outs = []
     for i, sigma in enumerate(schedule_sigmas(5)[:-1]):
         cache.begin_evaluation(sigma)
@@ -203,9 +203,9 @@ def test_of_an_unknown_model_the_output_alone_is_put_back_with_one_sentence(leve
 def test_a_probe_gives_way_where_there_is_none():
     """A preset that looks at the first block's input, on a model of which nothing but the output is known."""
     mystery, x = Mystery(), torch.ones(2, 4)
-    cache = Controller(from_preset("balanced"), schedule_sigmas(9))
+    cache = Controller(from_preset("balanced"), schedule_sigmas(15))
     with torch.no_grad():
-        for sigma in schedule_sigmas(9)[:-1]:
+        for sigma in schedule_sigmas(15)[:-1]:
             cache.begin_evaluation(sigma)
             with cache.call(mystery, ["cond"]):
                 assert torch.allclose(mystery(x), Mystery.forward(mystery, x))
@@ -213,7 +213,7 @@ def test_a_probe_gives_way_where_there_is_none():
 
 
 def test_a_refused_call_runs_plainly_with_one_sentence(model):
-    cache = Controller(Settings(schedule=explicit("FAA")), schedule_sigmas(3))
+    cache = Controller(CacheConfig(schedule=explicit("FAA")), schedule_sigmas(3))
     data = inputs(model)
     for sigma in schedule_sigmas(3)[:-1]:
         cache.begin_evaluation(sigma)
@@ -233,7 +233,7 @@ def test_a_refused_call_runs_plainly_with_one_sentence(model):
 
 def test_history_holds_full_steps_only_and_corrections_end_at_the_next_one(model):
     """The mixed-age rule, seen in every site of a run."""
-    settings = Settings(
+    settings = CacheConfig(
         schedule=explicit("FFCACFC", 0.4), predictor=predictor("linear"), module_predictor=predictor("linear")
     )
     cache = Controller(settings, schedule_sigmas(7))
@@ -242,7 +242,7 @@ def test_history_holds_full_steps_only_and_corrections_end_at_the_next_one(model
         kind, _ = evaluate(cache, model, sigma)
         assert kind == settings.schedule.kinds[i]
         full += [i] if kind == "F" else []
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         assert len(branch.sites) == 2 * 4 + 2 * 2 + 1
         for name, site in branch.sites.items():
             assert [n.index for n in site.nodes] == [float(f) for f in reversed(full)][:2], name
@@ -260,7 +260,7 @@ def test_aggressive_steps_alone_keep_the_final_state_alone(model):
     cache = Controller(from_preset("fora", explicit("FAAFAA")), schedule_sigmas(6))
     for sigma in schedule_sigmas(6)[:-1]:
         evaluate(cache, model, sigma)
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         assert set(branch.sites) == {FINAL} and not branch.kept
     report = cache.finish()
     assert report.peak_bytes == (5 + 16) * 128 * 4
@@ -279,7 +279,7 @@ def ages(model, monkeypatch):
     monkeypatch.setattr(Selector, "choose", spy)
 
     def of(kinds):
-        settings = Settings(
+        settings = CacheConfig(
             schedule=explicit(kinds, 0.3), selector=Selector("value_norm_high", staleness=1.0)
         )
         sigmas, per_step = schedule_sigmas(len(kinds)), []
@@ -347,7 +347,7 @@ def test_the_linear_forecast_is_exact_on_a_straight_line():
         ("reuse", predictor("reuse")),
     ):
         line.calls = 0
-        cache = Controller(Settings(schedule=explicit("FFAAAFAA"), predictor=forecast), sigmas)
+        cache = Controller(CacheConfig(schedule=explicit("FFAAAFAA"), predictor=forecast), sigmas)
         outs = [evaluate(cache, model, s, data=data)[1] for s in sigmas[:-1]]
         assert line.calls == 3
         report = cache.finish()
@@ -373,7 +373,7 @@ def test_done_holds_the_evaluations_that_have_ended(model):
 @pytest.mark.parametrize(("field", "value"), [("attention", "hot"), ("ratio", 1.5), ("text_ratio", -0.1)])
 def test_bad_settings_name_the_field(field, value):
     with pytest.raises(ValueError, match=f"^{field} "):
-        Settings(**{field: value})
+        CacheConfig(**{field: value})
 
 
 def test_a_run_needs_two_noise_levels():
@@ -383,13 +383,13 @@ def test_a_run_needs_two_noise_levels():
 
 def test_curves_are_told_where_the_run_begins_and_ends_in_their_own_coordinate():
     pool = ByChannel((predictor("chebyshev", coordinate="index"), predictor("chebyshev")))
-    cache = Controller(Settings(predictor=pool, level="block"), schedule_sigmas(8))
+    cache = Controller(CacheConfig(predictor=pool, level="block"), schedule_sigmas(8))
     assert [p.span for p in cache.settings.predictor.pool] == [(0.0, 8.0), (0.0, 1.0)]
 
 
 def test_conservative_steps_of_an_unknown_model_run_in_full():
     net = nn.Linear(4, 4)
-    cache = Controller(Settings(schedule=explicit("FCAF"), level="output"), schedule_sigmas(4))
+    cache = Controller(CacheConfig(schedule=explicit("FCAF"), level="output"), schedule_sigmas(4))
     kinds = []
     for sigma in schedule_sigmas(4)[:-1]:
         cache.begin_evaluation(sigma)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.predictors.extrapolation import predictor
 from cache_core.recipes import from_preset, preset_names
@@ -16,17 +16,17 @@ from cache_core.schedule.plan import explicit
 from cache_core.selectors import token_selection as selectors
 from cache_core.selectors.token_selection import SCORES, Selector
 from demo.sampler import schedule_sigmas
-from tests.tiny_flux import BLUE, RED, STAR, assert_untouched, evaluate, inputs, plain, ran, random_flux, run
+from tests.tiny_flux import assert_untouched, evaluate, inputs, plain, ran, random_flux, run
 
 METHODS = {
     "duca": from_preset("duca", explicit("FCACAF", 0.3)),
     "forecast": from_preset("balanced", explicit("FFAAFA")),
-    "high": Settings(
+    "high": CacheConfig(
         schedule=explicit("FCCAFC", 0.3), selector=Selector("value_norm_high", spatial_bonus=0.4)
     ),
-    "low": Settings(schedule=explicit("FCCAFC", 0.3), selector=Selector("value_norm_low", staleness=1.0)),
-    "live": Settings(schedule=explicit("FCACFC", 0.3), attention="live"),
-    "modules": Settings(
+    "low": CacheConfig(schedule=explicit("FCCAFC", 0.3), selector=Selector("value_norm_low", staleness=1.0)),
+    "live": CacheConfig(schedule=explicit("FCACFC", 0.3), attention="live"),
+    "modules": CacheConfig(
         schedule=explicit("FFCCAC", 0.3),
         module_predictor=predictor("linear"),
         predictor=predictor("linear", gain=0.7),
@@ -50,7 +50,7 @@ def distance(a, b):
 
 @pytest.mark.parametrize(
     "settings",
-    [from_preset("off"), Settings(schedule=explicit("FFFFFF")), from_preset("duca", explicit("F"))],
+    [from_preset("off"), CacheConfig(schedule=explicit("FFFFFF")), from_preset("duca", explicit("F"))],
     ids=["off", "all full", "one letter"],
 )
 @pytest.mark.parametrize("how", HOW, ids=str)
@@ -67,7 +67,7 @@ def test_aggressive_after_full_at_the_same_sigma_is_exact(model, forecast, split
     sigmas = [1.0, 1.0, 0.7, 0.7, 0.7, 0.3, 0.0]  # equal neighbours leave x as it was
     result = run(
         model,
-        Settings(schedule=explicit("FAFAAF"), predictor=predictor(forecast)),
+        CacheConfig(schedule=explicit("FAFAAF"), predictor=predictor(forecast)),
         sigmas=sigmas,
         split=split,
     )
@@ -79,20 +79,20 @@ def test_aggressive_after_full_at_the_same_sigma_is_exact(model, forecast, split
 @pytest.mark.parametrize("attention", ["frozen", "live"])
 def test_conservative_after_full_at_the_same_sigma_changes_nothing(model, ratio, attention):
     sigmas = [1.0, 1.0, 0.6, 0.6, 0.6, 0.0]
-    result = run(model, Settings(schedule=explicit("FCFCC", ratio), attention=attention), sigmas=sigmas)
+    result = run(model, CacheConfig(schedule=explicit("FCFCC", ratio), attention=attention), sigmas=sigmas)
     assert ran(result) == "FCFCC"
     assert torch.allclose(result.latents, run(model, sigmas=sigmas).latents, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
 def test_conservative_with_every_token_and_live_attention_is_exact(model, how):
-    result = run(model, Settings(schedule=explicit("FCCCCC", 1.0), attention="live"), **how)
+    result = run(model, CacheConfig(schedule=explicit("FCCCCC", 1.0), attention="live"), **how)
     assert set(ran(result)) == {"F", "C"}
     assert (result.latents - run(model, **how).latents).abs().max() <= 1e-6
 
 
 def test_conservative_with_every_token_and_frozen_attention_differs(model):
-    result = run(model, Settings(schedule=explicit("FCCCCC", 1.0)))
+    result = run(model, CacheConfig(schedule=explicit("FCCCCC", 1.0)))
     assert ran(result) == "FCCCCC"
     assert distance(result.latents, run(model).latents) > 1e-3
 
@@ -103,7 +103,7 @@ def test_aggressive_steps_keep_the_last_hidden_state_and_take_the_new_modulation
         lambda m, args: seen.append([a.clone() for a in args])
     )
     try:
-        run(model, Settings(schedule=explicit("FAAA")), steps=4, guidance=1)
+        run(model, CacheConfig(schedule=explicit("FAAA")), steps=4, guidance=1)
     finally:
         handle.remove()
     hidden, modulation = zip(*seen)
@@ -116,7 +116,7 @@ def test_low_precision_stays_finite_and_exact_where_it_must_be(dtype):
     model = random_flux().to(dtype)
     data = tuple(t.to(dtype) for t in inputs(model))
     sigmas = [1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
-    cache = Controller(Settings(schedule=explicit("FAFCAF", 0.5), predictor=predictor("linear")), sigmas)
+    cache = Controller(CacheConfig(schedule=explicit("FAFCAF", 0.5), predictor=predictor("linear")), sigmas)
     outs = [evaluate(cache, model, s, data=data) for s in sigmas[:-1]]
     assert [kind for kind, _ in outs] == list("FAFCAF")
     assert torch.equal(outs[0][1], outs[1][1])
@@ -127,44 +127,23 @@ def test_low_precision_stays_finite_and_exact_where_it_must_be(dtype):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_guidance_in_one_call_equals_two_calls(model, name, sampler):
-    one = run(model, METHODS[name], guidance=3, sampler=sampler)
-    two = run(model, METHODS[name], guidance=3, sampler=sampler, split=True)
+def test_guidance_in_one_call_equals_two_calls_with_two_evaluations_per_step(model, name):
+    one = run(model, METHODS[name], guidance=3, sampler="heun")
+    two = run(model, METHODS[name], guidance=3, sampler="heun", split=True)
     assert ran(one) == ran(two) and set(ran(one)) != {"F"}
     assert two.calls == 2 * one.calls
     assert torch.allclose(one.latents, two.latents, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_batch_equals_its_pictures(model, name):
-    captions, seeds = [RED, BLUE, STAR], [3, 1, 2]
-    batch = run(model, METHODS[name], captions, seeds=seeds)
-    for i, (caption, seed) in enumerate(zip(captions, seeds)):
-        single = run(model, METHODS[name], [caption], seeds=[seed])
-        assert ran(single) == ran(batch)
-        assert torch.allclose(batch.latents[i], single.latents[0], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_runs_repeat_exactly(model, name):
-    torch.manual_seed(1)
-    first = run(model, METHODS[name]).latents
-    torch.manual_seed(2)
-    state = torch.get_rng_state()
-    assert torch.equal(first, run(model, METHODS[name]).latents)
-    assert torch.equal(state, torch.get_rng_state())
-
-
 def test_the_seed_of_the_token_choice_matters_and_repeats(model):
-    a, b, c = (run(model, Settings(schedule=explicit("FCCCCC", 0.3), seed=s)).latents for s in (0, 1, 0))
+    a, b, c = (run(model, CacheConfig(schedule=explicit("FCCCCC", 0.3), seed=s)).latents for s in (0, 1, 0))
     assert torch.equal(a, c) and not torch.equal(a, b)
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_every_selector_reaches_the_blocks(model, score):
-    base = run(model, Settings(schedule=explicit("FCCCCC", 0.0))).latents
-    some = run(model, Settings(schedule=explicit("FCCCCC", 0.4), selector=Selector(score)))
+    base = run(model, CacheConfig(schedule=explicit("FCCCCC", 0.0))).latents
+    some = run(model, CacheConfig(schedule=explicit("FCCCCC", 0.4), selector=Selector(score)))
     assert ran(some) == "FCCCCC" and not torch.equal(some.latents, base)
 
 
@@ -172,13 +151,13 @@ def test_text_ratio_rules_the_text_stream_alone(model):
     """Fresh text rows reach fresh image rows through live attention; replayed attention does not see them."""
     for attention in ("frozen", "live"):
         none = run(
-            model, Settings(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=0.0)
+            model, CacheConfig(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=0.0)
         ).latents
         text = run(
-            model, Settings(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=1.0)
+            model, CacheConfig(schedule=explicit("FCCCCC", 0.0), attention=attention, text_ratio=1.0)
         ).latents
         assert torch.equal(none, text)
-        half = Settings(schedule=explicit("FCCCCC", 0.5), attention=attention)
+        half = CacheConfig(schedule=explicit("FCCCCC", 0.5), attention=attention)
         image, both = (run(model, replace(half, text_ratio=r)).latents for r in (0.0, 1.0))
         assert not torch.equal(none, image)
         assert torch.equal(image, both) == (attention == "frozen")
@@ -187,7 +166,9 @@ def test_text_ratio_rules_the_text_stream_alone(model):
 def test_inputs_are_not_written_to(model):
     data = inputs(model, batch=2)
     before = [t.clone() for t in data]
-    cache = Controller(Settings(schedule=explicit("FCAC", 0.5), attention="live"), [1.0, 0.8, 0.5, 0.2, 0.0])
+    cache = Controller(
+        CacheConfig(schedule=explicit("FCAC", 0.5), attention="live"), [1.0, 0.8, 0.5, 0.2, 0.0]
+    )
     kinds = [evaluate(cache, model, sigma, ["a", "b"], data)[0] for sigma in (1.0, 0.8, 0.5, 0.2)]
     assert kinds == list("FCAC")
     assert all(torch.equal(now, then) for now, then in zip(data, before))
@@ -213,11 +194,11 @@ def stop_at(place, call):
 
 
 def cached_tensors(cache):
-    for branch in cache._branches.values():
+    for branch in cache._store.values():
         for site in branch.sites.values():
             yield from site.snapshots
             if site.correction is not None:
-                yield site.correction
+                yield from site.correction.tensors
         yield from branch.kept.values()
 
 
@@ -230,7 +211,7 @@ def test_nothing_survives_a_run(model):
     report = cache.finish()
     gc.collect()
     assert [r for r in held if r() is not None] == []
-    assert not cache._branches and not cache._blocks
+    assert not cache._store and not cache._models
     assert_untouched(model)
     assert report.totals()["peak_bytes"] > 0
 
@@ -246,7 +227,7 @@ def test_what_choosing_has_made_goes_with_the_run(model):
 
 @pytest.mark.parametrize("kind", "FCA")
 def test_a_model_that_raises_in_the_middle_leaves_nothing(model, kind):
-    cache = Controller(Settings(schedule=explicit("F" + kind, 0.5)), [1.0, 0.5, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("F" + kind, 0.5)), [1.0, 0.5, 0.0])
     evaluate(cache, model, 1.0)
     handle = stop_at(model.final_layer if kind == "A" else model.single_blocks[1].linear2, 1)
     try:
@@ -256,7 +237,7 @@ def test_a_model_that_raises_in_the_middle_leaves_nothing(model, kind):
         handle.remove()
     assert_untouched(model)
     report = cache.finish()
-    assert not cache._branches and len(report.records) == 2
+    assert not cache._store and len(report.records) == 2
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
@@ -280,7 +261,7 @@ def test_an_error_in_begin_leaves_a_controller_that_can_finish(model):
         cache.begin_evaluation("not a number")
     assert_untouched(model)
     assert len(cache.finish().records) == 1
-    assert not cache._branches
+    assert not cache._store
 
 
 def test_a_forward_that_another_pack_has_set_is_called_and_kept(model):
@@ -361,7 +342,7 @@ def test_the_report_says_how_far_a_forecast_was_off(model, unchecked):
     """Measured where a full step follows: the relative distance of what would have been put back from what
     came out."""
     sigmas, data, hidden = schedule_sigmas(4), inputs(model), []
-    cache = Controller(Settings(schedule=explicit("FAAF")), sigmas)
+    cache = Controller(CacheConfig(schedule=explicit("FAAF")), sigmas)
     handle = model.single_blocks[-1].register_forward_hook(lambda m, a, out: hidden.append(out.clone()))
     try:
         for sigma in sigmas[:-1]:

@@ -3,7 +3,7 @@ evaluation of it."""
 
 import torch
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.predictors.build import forecast
 from cache_core.schedule.plan import explicit
 from demo.flux import Flux, FluxConfig
@@ -108,8 +108,8 @@ PAIRS = [
 
 
 def cached(level, name, kinds, ratio=0.3):
-    """Settings with a forecast at a level."""
-    return Settings(schedule=explicit(kinds, ratio), predictor=forecast(FORECASTS[name]), **LEVELS[level])
+    """The config with a forecast at a level."""
+    return CacheConfig(schedule=explicit(kinds, ratio), predictor=forecast(FORECASTS[name]), **LEVELS[level])
 
 
 def follow(cache, model, sigmas, data=None):

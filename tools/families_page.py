@@ -1,4 +1,4 @@
-"""Writes docs/families.md from the block table and tests/fixtures/families.json, which the tests in each
+"""Writes docs/families.md from the registry and tests/fixtures/families.json, which the tests in each
 ComfyUI check.
 
 Run `python -m tools.regenerate` from the project's folder after a change of either; a test compares the
@@ -10,10 +10,14 @@ import json
 from pathlib import Path
 
 from cache_core.base.names import LEVELS, NAMES
+from cache_core.models.block_spec import Family
+from cache_core.models.capabilities import abilities
+from cache_core.models.read_rows import READ_ROWS
 from cache_core.models.registry import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 PAGE, FOUND = ROOT / "docs" / "families.md", ROOT / "tests" / "fixtures" / "families.json"
+READ = [row.name for row in READ_ROWS]
 MODELS = {
     "FLUX": "FLUX.1 dev, schnell, Fill, Kontext; LongCat-Image, Ovis-Image",
     "FLUX.2": "FLUX.2 dev, Klein",
@@ -26,14 +30,30 @@ MODELS = {
     "PixelDiT": "PixelDiT, PiD",
     "PixArt": "PixArt alpha and sigma",
     "Stable Audio": "Stable Audio 1 and 3",
-    "LTX-2": "LTX-2, video and sound",
+    "LTX-2": "LTX-2 and 2.5, video and sound",
+    "MiniMax H3": "MiniMax H3, video and sound",
+    "Kandinsky 6": "Kandinsky 6, video and sound",
+    "Prism": "Prism, video and sound",
+    "Mage-Flow": "Mage-Flow, and its edit model",
+    "JoyImage": "JoyAI-Image-Edit",
 }
 
 
-def _cell(abilities: list[str] | None, refused: bool) -> str:
+def _cell(row: Family, abilities: list[str] | None) -> str:
     if abilities is None:
         return "not in it"
-    return "sampled plainly" if refused else ", ".join(abilities)
+    return "sampled plainly" if row.refusal else ", ".join(abilities)
+
+
+def _read(rows: dict[str, Family]) -> list[str]:
+    """What the page says of rows that no ComfyUI of the tests has."""
+    return [
+        "Read, not run: the rows of these models follow their source in ComfyUI up to 0.38, and the tests "
+        "run them on models of the same",
+        "call shape, not on these models themselves. The self-check of a run decides.",
+        "",
+        *(f"- {MODELS.get(name, name)}: {', '.join(abilities(rows[name]))}." for name in READ),
+    ]
 
 
 def page() -> str:
@@ -67,7 +87,8 @@ def page() -> str:
         "taking one tensor of tokens first and",
         "giving it back alone. Such a model is cached at `final` or `output` only: the self-check sees "
         "the whole stack, but not whether",
-        "every block of a stranger does the same. This is experimental; a guess that it does not confirm "
+        "every block of an unknown model does the same. This is experimental; a guess that it does not "
+        "confirm "
         "ends at the model's output.",
         "",
         "On the first full step of a run a self-check looks whether the blocks are what this table says, "
@@ -84,9 +105,10 @@ def page() -> str:
         f"| family | models | {' | '.join(f'ComfyUI {v}' for v in found)} |",
         f"|---|---|{'---|' * len(found)}",
     ]
-    for name in sorted(rows, key=str.lower):
-        cells = [_cell(version.get(name), bool(rows[name].refusal)) for version in found.values()]
+    for name in sorted(set(rows) - set(READ), key=str.lower):
+        cells = [_cell(rows[name], version.get(name)) for version in found.values()]
         lines.append(f"| {name} | {MODELS.get(name, name)} | {' | '.join(cells)} |")
+    lines += ["", *_read(rows)]
     why = [
         (row.name, row.refusal or f"only its output is cached, because {row.output_only}")
         for row in rows.values()

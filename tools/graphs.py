@@ -30,7 +30,7 @@ def model_file(folder: str, url: str) -> tuple[str, str, str]:
 
 
 def counts(preset: str, steps: int) -> str:
-    """What a preset plans, in words."""
+    """What a preset plans, as text."""
     kinds = from_preset(preset).schedule_for(steps).counts()
     return ", ".join(
         f"{kinds[k]} {word}"
@@ -40,7 +40,7 @@ def counts(preset: str, steps: int) -> str:
 
 
 def memory(preset: str, steps: int) -> str:
-    """What a preset's cache holds for FLUX.1-dev at 1024 x 1024, in words."""
+    """What a preset's cache holds for FLUX.1-dev at 1024 x 1024, as text."""
     settings = from_preset(preset)
     held = settings.predictor.needs * (2 if settings.predictor.probe else 1)
     count = peak_bytes(settings.schedule_for(steps), FLUX_DEV, snapshots=held, level=settings.level)

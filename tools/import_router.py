@@ -1,4 +1,4 @@
-"""A trained router as a recipe for the Feature Forecast node: `python -m scripts.import_router FILE --blocks
+"""A trained router as a recipe for the Feature Forecast node: `python -m tools.import_router FILE --blocks
 double=19 single=38`."""
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+"""A choice of newer ComfyUI versions that brings inputs of its own."""
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 NOTE = "MarkdownNote"
 SEEDS, SEED_CONTROL, UPLOAD = ("seed", "noise_seed"), "control_after_generate", "upload"
 SPACE = uuid.UUID("6f1f9c1e-8d1c-5b5e-9d2b-1c2f7d5a4e31")
@@ -68,6 +70,8 @@ def is_widget(kind: str, options: dict) -> bool:
 
 def default_of(kind: str, options: dict):
     """The value of a widget that nobody has set."""
+    if kind == DYNAMIC:
+        return next((o["key"] for o in options.get("options") or []), "")
     if kind == "COMBO":
         return options.get("default", (options.get("options") or [""])[0])
     return options.get("default", {"STRING": "", "BOOLEAN": False}.get(kind, 0))
@@ -159,9 +163,12 @@ class Graph:
         """Adds a node and returns its outputs by name.
 
         values: by input name, a `Slot` to link from or a widget's value; widgets left out take their default,
-            and stay out of the file where they are optional. tall: least height. models: (name, url, folder)
-            of files to download. control: what a seed does after a run. Raises ValueError for an input the
-            node does not have, a link of another type, and a node of a foreign pack."""
+            and stay out of the file where they are optional ones of ComfyUI's nodes.
+        tall: least height.
+        models: (name, url, folder) of files to download.
+        control: what a seed does after a run.
+        Raises ValueError for an input the node does not have, a link of another type, and a node of a foreign
+        pack."""
         definition, number = self.definitions[kind], len(self.nodes) + 1
         inputs = inputs_of(definition)
         for name, value in values.items():
@@ -177,7 +184,8 @@ class Graph:
         )  # the front end's order, which counts for links
         pack = self._pack_of(kind, definition["python_module"])
         # Newer versions of ComfyUI give their own output nodes outputs, which older ones lack.
-        ends = definition["output_node"] and pack.get("cnr_id") == "comfy-core"
+        core = pack.get("cnr_id") == "comfy-core"
+        ends = definition["output_node"] and core
         outputs = [] if ends else list(zip(definition["output_name"], definition["output"]))
         data = {
             "type": kind,
@@ -188,7 +196,7 @@ class Graph:
                 {"name": name, "type": t, "slot_index": i, "links": []} for i, (name, t) in enumerate(outputs)
             ],
             "properties": {"Node name for S&R": kind, **pack},
-            "widgets_values": _widget_values(definition, values, control),
+            "widgets_values": _widget_values(definition, values, control, not core),
         }
         if models:
             data["properties"]["models"] = [
@@ -370,7 +378,8 @@ def _ends(graph: str, side: str, rows: list[tuple[str, str, list[int]]], x: floa
     ]
 
 
-def _widget_values(definition: dict, values: dict, control: str) -> list:
+def _widget_values(definition: dict, values: dict, control: str, own: bool) -> list:
+    """own: whether the node is of this pack; versions of ComfyUI differ in the optional inputs of theirs."""
     found = []
     for name, spec in widget_slots(definition):
         value = values.get(name)
@@ -378,6 +387,6 @@ def _widget_values(definition: dict, values: dict, control: str) -> list:
             found.append({SEED_CONTROL: control, UPLOAD: "image"}[name])
         elif value is not None and not isinstance(value, Slot):
             found.append(value)
-        elif not spec[1]["optional"]:  # optional ones come last
+        elif own or not spec[1]["optional"]:
             found.append(default_of(*spec))
     return found

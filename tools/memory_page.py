@@ -1,7 +1,7 @@
 """Writes docs/memory.md: what the caches of well-known models hold at their usual sizes, as the estimate
 before sampling gives it.
 
-Run `python -m tools.regenerate` from the project's folder after a change of the estimate, the block table or
+Run `python -m tools.regenerate` from the project's folder after a change of the estimate, the registry or
 the presets; a test compares the committed page with the result. The models are not built: the estimate reads
 their blocks and the sizes of their tokens alone."""
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from torch import nn
 
 from cache_core.base.wording import size
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.memory.estimate import Shapes, footprint
-from cache_core.models.block_spec import BlockLayout, Family
+from cache_core.models.block_spec import Family
 from cache_core.models.capabilities import fit, levels_of
 from cache_core.models.families import Block
 from cache_core.models.registry import FAMILIES
@@ -46,7 +46,7 @@ TAIL = """
 - Before the model is loaded: tokens of the picture or video by the model's patch size, text as long as it comes from its encoder, one
   branch per conditioning. ComfyUI's log and the node show it, and ComfyUI makes room for it while it loads the model. Padding (Z-Image),
   tokens that a model adds of its own (HiDream, AuraFlow), sound (LTX-2) and pixels (PixelDiT) are not in it.
-- At the first full call, at the door of the first block, before anything is kept: the same from the real sizes. On the embedded model and
+- At the first full call, before the first block runs and anything is kept: the same from the real sizes. On the embedded model and
   on tiny models of every row it is within 10 % of what is then held (tests), but where modules of a row have nothing to do in a run, such
   as the sound of HuMo without sound; there it is too high. The report has it beside the measured peak.
 
@@ -67,8 +67,8 @@ the model's own weights for up to a sixteenth.
 
 @dataclass(frozen=True)
 class Real:
-    """A model at one size. depth: blocks in each list of its row. streams: (name, tokens, width) at the first
-    block's door.
+    """A model at one size. depth: blocks in each list of its row. streams: (name, tokens, width) of what goes
+    into the first block.
 
     latent: values of the output. without: modules of the row that this model's blocks lack.
     """
@@ -141,10 +141,10 @@ REAL = (
 )
 
 
-def _module(layout, without) -> nn.Module:
+def _module(spec, without) -> nn.Module:
     """A block of bare modules at the places that the estimate looks at."""
     root = nn.Module()
-    for path in set(getattr(layout, "modules", ())) - set(without):
+    for path in set(spec.modules) - set(without):
         here = root
         for name in path.split("."):
             if name not in here._modules:
@@ -160,17 +160,15 @@ def _row(real: Real) -> Family:
 
 def _blocks(real: Real, row: Family) -> list[Block]:
     found = [
-        ((kind, i), layout)
-        for (_, kind, layout), n in zip(row.lists, real.depth, strict=True)
-        for i in range(n)
+        ((kind, i), spec) for (_, kind, spec), n in zip(row.lists, real.depth, strict=True) for i in range(n)
     ]
     return [
-        Block(name, _module(layout, real.without), layout, i == len(found) - 1)
-        for i, (name, layout) in enumerate(found)
+        Block(name, _module(spec, real.without), spec, i == len(found) - 1)
+        for i, (name, spec) in enumerate(found)
     ]
 
 
-def needed(real: Real, settings: Settings) -> int:
+def needed(real: Real, settings: CacheConfig) -> int:
     """Bytes of one branch of one picture or video in bfloat16."""
     row = _row(real)
     blocks, plan = (
@@ -185,11 +183,9 @@ def needed(real: Real, settings: Settings) -> int:
 
 def _cells(real: Real) -> list[str]:
     row = _row(real)
-    assert set(row.lists[0][2].streams if isinstance(row.lists[0][2], BlockLayout) else ("img", "txt")) == {
-        s for s, _, _ in real.streams
-    }
+    assert set(row.lists[0][2].streams) == {s for s, _, _ in real.streams}
     at = {
-        level: size(needed(real, Settings(schedule=explicit("FA"), level=level)))
+        level: size(needed(real, CacheConfig(schedule=explicit("FA"), level=level)))
         if level in levels_of(row)
         else "none"
         for level in ("output", "final", "block", "module")

@@ -12,6 +12,7 @@ import importlib
 import json
 import sys
 from dataclasses import asdict
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,8 +21,9 @@ from unittest.mock import MagicMock, patch
 from cache_core import recipes
 from cache_core.predictors.build import NAMES, forecast
 from cache_core.report import diagnosis as reasons
-from cache_core.schedule import cost
+from cache_core.schedule import cost, generators
 from cache_core.schedule import plan as schedule
+from tools import help_tables
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "web" / "presets.js"
@@ -29,6 +31,9 @@ BUILDER = ROOT / "tests" / "fixtures" / "builder.json"
 HEAD = """// Tables of the Python side, written by python -m tools.regenerate. Do not edit.
 
 """
+
+NEEDS_COMFYUI = ("executing", "patching", "requests", "samplers")
+"""Modules of nodes/comfy/ that the nodes with tables import; empty ones replace them here."""
 
 
 def _held(part) -> int:
@@ -43,9 +48,11 @@ def _presets() -> dict:
     for name, recipe in recipes.PRESETS.items():
         settings = recipes.from_preset(name)
         plan = {"kinds": recipe["kinds"]} if "kinds" in recipe else {"generator": settings.generator}
+        if settings.least_steps:
+            plan["least_steps"] = settings.least_steps
         run = sum(settings.blocks_run(["double"] * cost.FLUX_DEV.double + ["single"] * cost.FLUX_DEV.single))
         made[name] = {
-            "about": recipe["about"],
+            "about": help_tables.about(name),
             **plan,
             "level": settings.level,
             "snapshots": _held(settings.predictor),
@@ -54,13 +61,14 @@ def _presets() -> dict:
     return made
 
 
+@cache
 def nodes_module(name: str) -> ModuleType:
     """A module of nodes/ that needs nothing of ComfyUI but the node API, for which a stand-in serves."""
     names = (
         "dual_cache_pack",
         "dual_cache_pack.nodes",
         "dual_cache_pack.nodes.comfy",
-        "dual_cache_pack.nodes.comfy.patching",
+        *(f"dual_cache_pack.nodes.comfy.{name}" for name in NEEDS_COMFYUI),
         "comfy_api",
         "comfy_api.latest",
     )
@@ -70,7 +78,8 @@ def nodes_module(name: str) -> ModuleType:
         [str(ROOT / "nodes")],
     )
     made["dual_cache_pack.nodes.comfy"].__path__ = []
-    made["dual_cache_pack.nodes.comfy"].patching = made["dual_cache_pack.nodes.comfy.patching"]
+    for module in NEEDS_COMFYUI:
+        setattr(made["dual_cache_pack.nodes.comfy"], module, made[f"dual_cache_pack.nodes.comfy.{module}"])
     made["comfy_api.latest"].io = SimpleNamespace(ComfyNode=object, Custom=MagicMock())
     with patch.dict(sys.modules, made):
         return importlib.import_module(f"dual_cache_pack.nodes.{name}")
@@ -80,15 +89,15 @@ def build() -> dict:
     """The exported names with their values."""
     builder = nodes_module("schedule_builder")
     window = {
-        name: {key: value for key, value in settings.items() if value is not schedule._REQUIRED}
-        for name, settings in schedule.GENERATORS.items()
+        name: {key: value for key, value in settings.items() if value is not generators._REQUIRED}
+        for name, settings in generators.GENERATORS.items()
     }
     return {
         "FORMAT": schedule.FORMAT,
         "KIND": schedule.KIND,
         "MAX_STEPS": schedule.MAX_STEPS,
-        "DEFAULT_RATIO": schedule._DEFAULT_RATIO,
-        "GENERATORS": {name: list(settings) for name, settings in schedule.GENERATORS.items()},
+        "DEFAULT_RATIO": generators.DEFAULT_RATIO,
+        "GENERATORS": {name: list(settings) for name, settings in generators.GENERATORS.items()},
         "GENERATOR_DEFAULTS": window,
         "LAYOUTS": {name: list(rows) for name, rows in cost.LAYOUTS.items()},
         "FLUX_DEV": asdict(cost.FLUX_DEV),

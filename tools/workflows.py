@@ -1,6 +1,6 @@
-"""Writes workflows/*.json with their thumbnails, the subgraph blueprint, and the pictures of the help pages.
+"""Writes workflows/*.json with their thumbnails, the subgraph blueprint, and web/docs/demo.jpg.
 
-    python -m tools.workflows http://127.0.0.1:8188
+    python -m tools.regenerate workflows http://127.0.0.1:8188
 
 The address is that of a running ComfyUI, the oldest supported one, with this pack installed. It gives the
 node definitions, and runs the workflows that need no download, whose pictures go on their thumbnails."""
@@ -14,6 +14,7 @@ import re
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -27,7 +28,7 @@ from demo.weights import PROFILE, WEIGHTS
 from .api_form import to_api
 from .graphs import BLUEPRINT, PLANNED_SPEEDUP, WORKFLOWS, blueprint, embedded
 from .litegraph import Graph
-from .pictures import draw_thumbnail, plans_svg, tokens_svg
+from .pictures import draw_thumbnail
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -91,10 +92,11 @@ def kinds_of(preset: str, steps: int) -> str:
     ).schedule.kinds
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("address", help="a running ComfyUI, such as http://127.0.0.1:8188")
-    comfyui = ComfyUI(parser.parse_args().address)
+    comfyui = ComfyUI(parser.parse_args(arguments).address)
     definitions = comfyui.definitions()
 
     def write(path: Path, content: dict) -> None:
@@ -113,8 +115,6 @@ def main() -> None:
         if describe is embedded:
             pictures[0].convert("RGB").save(ROOT / "web/docs/demo.jpg", quality=90, optimize=True)
     write(ROOT / "subgraphs" / f"{BLUEPRINT}.json", blueprint(Graph(definitions, packs(definitions))))
-    (ROOT / "web/docs/plans.svg").write_text(plans_svg(), encoding="utf-8")
-    (ROOT / "web/docs/tokens.svg").write_text(tokens_svg(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-/** Puts the comparison on Cache Compare nodes, once they have run. */
+/** The extension that shows the comparison on Cache Compare nodes after a run. */
 
 import { api } from "../../scripts/api.js";
 import { ComparePanel, MIN_HEIGHT } from "./compare_panel.js";
-import { showOutcome } from "./outcome.js";
+import { showOutput } from "./output_panel.js";
 
-showOutcome({
+showOutput({
   name: "dual_cache.compare", type: "CacheCompare", widget: "comparison", height: MIN_HEIGHT, width: 460, above: 560,
   read: (output) => (output.dual_cache_compare ? JSON.parse(output.dual_cache_compare[0]) : undefined),
   make() {

@@ -1,4 +1,4 @@
-/** The page element of Cache Compare: two pictures under a slider, differences, a table. Knows its data, but no ComfyUI. */
+/** The page element of Cache Compare: two pictures under a slider, differences, a table. Needs a page, but no ComfyUI. */
 
 import { firstChoice, fitted, legend, moved, sidesOf, spelled, spokenPlace, within } from "./compare_view.js";
 import { addStyle, make } from "./elements.js";
@@ -9,7 +9,7 @@ import { addStyle, make } from "./elements.js";
  * @typedef {import("./compare_view.js").File} File
  */
 
-/** The element never grows with what it shows, so that nothing changes the size of a node and with it the workflow. */
+/** The element keeps its height whatever it shows, so that it does not change the node's size, which the workflow saves. */
 export const MIN_HEIGHT = 420;
 const STYLE = `
 .dual-cache-compare { --dc-line: var(--border-color, #4e4e4e); display: flex; flex-direction: column; gap: 5px; box-sizing: border-box;
@@ -178,7 +178,7 @@ export class ComparePanel {
     };
     head.append(row(heading, true));
     body.append(...rows.map((cells) => row(cells, false)));
-    table.append(make("caption", "dual-cache-unseen", "What each way took and how close it came"), head, body);
+    table.append(make("caption", "dual-cache-unseen", "Cost and closeness of each run"), head, body);
     this.figures.replaceChildren(table, ...[legend(data), ...data.notes].map((note) => make("p", "", note)));
   }
 
@@ -237,10 +237,10 @@ export class ComparePanel {
     this.publish();
   }
 
-  /** The pictures lie in ComfyUI's temporary folder, which it empties when it starts. */
+  /** ComfyUI deletes the pictures from its temporary folder when it starts. */
   fail() {
     if (!this.data) return;
-    this.hint.textContent = "The pictures are gone from ComfyUI's temporary folder; run again to see them.";
+    this.hint.textContent = "ComfyUI's temporary folder no longer holds the pictures. Run again to see them.";
     this.hint.hidden = false;
     this.stage.hidden = true;
   }

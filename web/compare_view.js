@@ -1,6 +1,6 @@
-/** What Cache Compare shows and says: which pictures lie under the slider, and its sentences. Pure, without a page. */
+/** The view state of Cache Compare: which pictures are under the slider, and its sentences. Pure, without a page. */
 
-import { plural } from "./view.js";
+import { plural } from "./wording.js";
 
 /**
  * @typedef {{filename: string, subfolder: string, type: string}} File as ComfyUI's /view takes it
@@ -9,13 +9,13 @@ import { plural } from "./view.js";
  * @property {number | null} steps
  * @property {number | null} median_seconds
  * @property {{psnr: number | string, ssim: number | null, psnr_worst: number | string, worst: number, count: number} | null} closeness
- * @typedef {object} Comparison as nodes/cache_compare.py gives it
+ * @typedef {object} Comparison as nodes/cache_compare.py sends it
  * @property {boolean} video
  * @property {Way[]} ways the uncached one first
  * @property {string[]} notes
  * @property {string[][]} table heading and a row per way
  * @property {{frames: number[], count: number, first: number, scale: number, pictures: File[][], maps: File[][]}} shown pictures: by way;
- *   maps: by way but the first; frames: which of `count` pictures they are; first: the place of the worst among them
+ *   maps: by way but the first; frames: their indices among `count` pictures; first: index of the worst one in `frames`
  * @typedef {object} Choice what the user looks at
  * @property {number} way index of the way on the right
  * @property {boolean} difference whether the right side shows where it differs
@@ -28,7 +28,7 @@ const STEP = 2, LEAP = 10;
 /** @param {Comparison} data @returns {Choice} */
 export const firstChoice = (data) => ({ way: 1, difference: false, frame: data.shown.first, split: 50 });
 
-/** The choice as far as the data has it, so that a new run is looked at as the last one. @param {Comparison} data @param {Choice} choice */
+/** The user's choice limited to what the new data has, so that the next run opens with it. @param {Comparison} data @param {Choice} choice */
 export function fitted(data, choice) {
   return { ...choice, way: Math.min(choice.way, data.ways.length - 1), frame: Math.min(choice.frame, data.shown.frames.length - 1) };
 }
@@ -54,17 +54,17 @@ export function moved(key, split) {
   return Object.hasOwn(places, key) ? within(places[key]) : null;
 }
 
-/** What the slider says of its place. @param {Comparison} data @param {Choice} choice */
+/** The slider's position for screen readers. @param {Comparison} data @param {Choice} choice */
 export function spokenPlace(data, choice) {
   const { names, frame } = sidesOf(data, choice);
   const share = Math.round(choice.split);
   return `${share} per cent ${names[0]} on the left, ${100 - share} per cent ${names[1]} on the right${frame && `, ${frame}`}`;
 }
 
-/** What the brightest colour stands for. @param {Comparison} data */
-export const legend = ({ shown }) => `Brightest: a mean difference of ${Number(shown.scale.toPrecision(2))}, where 1 is black against white.`;
+/** The legend of the difference map. @param {Comparison} data */
+export const legend = ({ shown }) => `The brightest colour is a mean difference of ${Number(shown.scale.toPrecision(2))} (1 is black against white).`;
 
-/** The comparison in sentences. @param {Comparison} data */
+/** The comparison in sentences, for screen readers. @param {Comparison} data */
 export function spelled(data) {
   const [first] = data.ways;
   const lines = data.ways.slice(1).map((way) => {

@@ -1,4 +1,4 @@
-/** What our page elements share on a node of ComfyUI: their place in the page, wheel and middle button, and calls that are listened to. */
+/** Helpers for page elements on ComfyUI's nodes: their place in the page, wheel and middle button, and calls after other methods. */
 
 import { app } from "../../scripts/app.js";
 
@@ -8,7 +8,7 @@ import { app } from "../../scripts/app.js";
  * Runs `then` after each call of a method, which need not exist yet.
  * @param {any} object @param {string} name @param {(...given: any[]) => void} then
  */
-export function follow(object, name, then) {
+export function afterCall(object, name, then) {
   const original = object[name];
   object[name] = function (/** @type {any[]} */ ...given) {
     const result = original?.apply(this, given);
@@ -17,19 +17,19 @@ export function follow(object, name, then) {
   };
 }
 
-/** Whether an element stands in a node that Nodes 2.0 has made of page elements. @param {HTMLElement} element */
+/** Whether an element is in a node that the Nodes 2.0 renderer has made. @param {HTMLElement} element */
 const inNodes2 = (element) => element.closest("[data-node-id]") !== null;
 
 /**
- * Gives wheel and middle button back to the graph.
- * @param {HTMLElement} element @param {AbortSignal} signal @param {() => boolean} [keeps] whether the element has use for the wheel itself
+ * Passes wheel and middle button on to the graph.
+ * @param {HTMLElement} element @param {AbortSignal} signal @param {() => boolean} [keeps] whether the element uses the wheel itself
  */
 export function passThrough(element, signal, keeps = () => false) {
   /** @param {string} type @param {(event: any) => void} handler @param {boolean} [passive] */
   const on = (type, handler, passive = true) => element.addEventListener(type, handler, { signal, passive });
   on("wheel", (event) => {
     if (keeps()) event.stopPropagation();
-    else if (!inNodes2(element)) { // the node around it takes the wheel there
+    else if (!inNodes2(element)) { // with Nodes 2.0 the node handles the wheel
       event.preventDefault();
       app.canvas.processMouseWheel(event);
     }
@@ -39,10 +39,10 @@ export function passThrough(element, signal, keeps = () => false) {
   on("pointerup", (event) => event.button === 1 && app.canvas.processMouseUp(event));
 }
 
-/** Calls `then` when what canvases show has to be drawn anew: the graph was zoomed, or the colours have changed. @param {() => void} then */
-export function onLook(then) {
+/** Calls `then` when canvases must be redrawn: the graph was zoomed, or the colours have changed. @param {() => void} then */
+export function onAppearanceChange(then) {
   let scale = 0;
-  follow(app.canvas, "onDrawForeground", () => {
+  afterCall(app.canvas, "onDrawForeground", () => {
     if (app.canvas.ds.scale === scale) return;
     ({ scale } = app.canvas.ds);
     then();
@@ -54,14 +54,14 @@ export function onLook(then) {
 }
 
 /**
- * Follows an element into the page. Nodes 2.0 keeps the page elements of a node that an undo or a reload makes anew under the same id, with
- * the element of the old node in them: the new one takes its place.
+ * Waits until an element is visible. After an undo or a reload, Nodes 2.0 keeps the page elements of the old node under the same id, with the
+ * old element in them; this function puts the new element in its place.
  * @param {GraphNode} node @param {HTMLElement} element of a class that no other element of the node has
  * @param {() => boolean} current whether the element is still the node's
- * @param {() => void} [then] once it can be seen
- * @param {number} [frames] how long to wait
+ * @param {() => void} [then] once it is visible
+ * @param {number} [frames] frames to wait
  */
-export function settle(node, element, current, then, frames = 30) {
+export function whenVisible(node, element, current, then, frames = 30) {
   requestAnimationFrame(() => {
     if (!current()) return;
     const here = node.graph === app.canvas.graph;
@@ -69,6 +69,6 @@ export function settle(node, element, current, then, frames = 30) {
     const old = here && !element.isConnected && document.querySelector(selector);
     if (old) old.replaceWith(element);
     if (element.getClientRects().length) then?.();
-    else if (frames) settle(node, element, current, then, frames - 1); // not in the page yet, or hidden
+    else if (frames) whenVisible(node, element, current, then, frames - 1); // not in the page yet, or hidden
   });
 }

@@ -1,4 +1,4 @@
-/** Page elements and their style, for panels that also stand in a page without ComfyUI. */
+/** Makes page elements and adds style sheets, for panels that also work in a page without ComfyUI. */
 
 /** @param {string} tag @param {string} [name] @param {string} [text] @returns {any} */
 export function make(tag, name = "", text = "") {

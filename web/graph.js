@@ -1,16 +1,16 @@
-/** What the inputs of a node hold, read off the graph: through links, reroutes and subgraphs. Needs litegraph's objects, but no page. */
+/** Reads the values of a node's inputs from the graph, through links, reroutes and subgraphs. Needs litegraph's objects, but no page. */
 
 /** @typedef {any} GraphNode a litegraph node, which has no types here */
 
 const SUBGRAPH_INPUTS = -10; // litegraph's node id of a subgraph's input side
-/** Widgets that the plot draws from; the value of any other does not matter here. */
+/** Widgets that the plot depends on. */
 const PLANNED = ["preset", "steps", "cfg", "forecast", "recipe", "level", "order", "interval", "pattern", "ratio", "warmup", "tail",
   "start", "end", "explicit"];
 
 /** @param {GraphNode} node @param {string} name */
 const widgetOf = (node, name) => node.widgets?.find((/** @type {any} */ widget) => widget.name === name);
 
-/** The nodes that stand for a subgraph, in the whole workflow. @param {any} graph @returns {GraphNode[]} */
+/** The instances of a subgraph in the whole workflow. @param {any} graph @returns {GraphNode[]} */
 function instancesOf(graph) {
   /** @type {GraphNode[]} */
   const found = [], seen = new Set();
@@ -29,10 +29,10 @@ function instancesOf(graph) {
 }
 
 /**
- * What feeds an input, through reroutes and through the walls of subgraphs, inwards and outwards.
+ * What feeds an input, through reroutes and through subgraphs, inwards and outwards.
  * @param {GraphNode} node @param {number} slot
  * @returns {{origin: GraphNode | null | undefined, outer: GraphNode | null, name: string}} origin: undefined when nothing is linked, null
- *   when it lies out of sight. outer, name: the subgraph node whose input stands for this one, if any, and the name of its widget.
+ *   when it cannot be found. outer, name: the subgraph node with a promoted input for this one, if any, and the name of its widget.
  */
 function originOf(node, slot) {
   /** @param {GraphNode} at @param {number} index @returns {number | null} */
@@ -66,10 +66,10 @@ function originOf(node, slot) {
 }
 
 /**
- * The widget that holds the value of an input: its own, that of a primitive node that feeds it, or the one that a subgraph shows for it.
+ * The widget that holds the value of an input: its own, that of a primitive node that feeds it, or the one that a subgraph node promotes.
  * @param {GraphNode} node @param {string} name
  * @returns {{owner: GraphNode, widget: any, known: boolean, fed: boolean}} known: whether its value is the one that will be used; fed:
- *   whether a link brings it, so that it is not for us to write
+ *   whether a link sets it, so that this pack must not write it
  */
 export function holderOf(node, name) {
   const widget = widgetOf(node, name);
@@ -84,7 +84,7 @@ export function holderOf(node, name) {
 }
 
 /**
- * Widget values by name, with those that come from elsewhere, and the names of those that matter here and cannot be known or written.
+ * Widget values by name, linked ones included, and the names of widgets that the plot depends on and that cannot be read or written.
  * @param {GraphNode} node
  */
 export function valuesOf(node) {
@@ -100,7 +100,7 @@ export function valuesOf(node) {
   return { values, foreign };
 }
 
-/** What feeds an input, as `originOf` tells it. @param {GraphNode} node @param {string} name */
+/** What feeds an input, as `originOf` returns it. @param {GraphNode} node @param {string} name */
 export function sourceOf(node, name) {
   return originOf(node, (node.inputs ?? []).findIndex((/** @type {any} */ input) => input.name === name)).origin;
 }

@@ -1,18 +1,20 @@
-/** The page element of the schedule plot: canvas, legend, sentences, keyboard and pointer. Knows view states, but no ComfyUI. */
+/** The page element of the schedule plot: canvas, legend, sentences, keyboard and pointer. Needs a page, but no ComfyUI. */
 
 import { addStyle, make } from "./elements.js";
+import { BUILDER } from "./node_ids.js";
 import { draw, heightsOf, stepAt } from "./plot.js";
 import { LETTERS } from "./schedule.js";
-import { BUILDER, WORDS, describe, nextKind, spelled } from "./view.js";
+import { describe, nextKind, spelled } from "./sentences.js";
+import { KIND_NAMES } from "./wording.js";
 
 /**
  * @typedef {import("./view.js").View} View
  * @typedef {object} Hooks
- * @property {(index: number, kind: string) => void} [edit] a step was given another kind
- * @property {() => void} [reset] the explicit list was dropped
+ * @property {(index: number, kind: string) => void} [edit] the user gave a step another kind
+ * @property {() => void} [reset] the user cleared the explicit list
  */
 
-/** The element never grows with its text, so that nothing it says changes the size of a node and with it the workflow. */
+/** The element keeps its height whatever its text, so that it does not change the node's size, which the workflow saves. */
 export const MIN_HEIGHT = 300;
 const STYLE = `
 .dual-cache { --dc-F: #4c8dff; --dc-C: #f0a52b; --dc-A: #8b93a1; --dc-letter: #10131a; --dc-alert: #ff6b6b; --dc-error: #d86bff;
@@ -73,7 +75,7 @@ export class SchedulePanel {
     this.selected = -1;
     this.hovered = -1;
     this.focused = false;
-    this.focusedAt = -Infinity; // or lost the focus at
+    this.focusedAt = -Infinity; // time of the last change of focus
     /** @type {number[]} */
     this.heights = [];
     this.pressed = [0, 0]; // where the pointer went down
@@ -98,7 +100,7 @@ export class SchedulePanel {
     this.live.setAttribute("aria-live", "polite");
     this.reset = make("button", "", "Clear list");
     this.reset.setAttribute("type", "button");
-    this.reset.title = "Empties explicit, so that the settings above make the plan again.";
+    this.reset.title = "Clears explicit, so that the settings above make the plan again.";
     this.spelled.id = id;
     this.frame.tabIndex = 0;
     this.frame.setAttribute("role", "application");
@@ -168,7 +170,7 @@ export class SchedulePanel {
     this.warnings.replaceChildren(...view.warnings.map((line) => make("p", view.error ? "error" : "", line)));
     this.legend.replaceChildren(...this.legendItems());
     this.reset.hidden = !view.listed || view.node !== BUILDER;
-    // A builder shows the run of another plot, which speaks of it.
+    // A Cache Schedule Builder shows the run of another node, whose own plot announces it.
     if (before?.mode === "running" && view.mode === "ran" && view.node !== BUILDER) this.live.textContent = view.summary.join(" ");
     this.tell();
     this.request();
@@ -183,7 +185,7 @@ export class SchedulePanel {
     const view = this.view;
     if (!view?.bars.length) return [];
     const kinds = new Set(view.bars.map((bar) => bar.actual));
-    const items = [...LETTERS].filter((kind) => kinds.has(kind)).map((kind) => make("span", kind, WORDS[kind]));
+    const items = [...LETTERS].filter((kind) => kinds.has(kind)).map((kind) => make("span", kind, KIND_NAMES[kind]));
     items.push(make("span", `sigma ${view.sigmas}`, view.sigmas === "planned" ? "noise level, planned" : "noise level"));
     if (view.bars.some((bar) => bar.changed)) items.push(make("span", "changed", "not as planned"));
     if (view.bars.some((bar) => bar.expected !== null)) items.push(make("span", "expected", "expected error"));
@@ -193,7 +195,7 @@ export class SchedulePanel {
     return items;
   }
 
-  /** Shows the sentence about the step in question and publishes the state for tests. @param {boolean} [aloud] */
+  /** Shows the sentence about the hovered or selected step and publishes the state for tests. @param {boolean} [aloud] also to screen readers */
   tell(aloud = false) {
     const { view } = this;
     if (!view) return;
@@ -260,7 +262,7 @@ export class SchedulePanel {
     else if (view.editable && (event.key === "Enter" || event.key === " ")) this.change(nextKind(view.bars[at].planned));
     else if (view.editable && letter.length === 1 && LETTERS.includes(letter)) this.change(letter);
     else return;
-    // The graph has keys of its own for most of these.
+    // ComfyUI's graph uses most of these keys too.
     event.preventDefault();
     event.stopPropagation();
     this.hovered = -1;
@@ -268,7 +270,7 @@ export class SchedulePanel {
     this.request();
   }
 
-  /** Asks for one drawing in the next frame, however often it is called. */
+  /** Draws once in the next frame, however often it is called. */
   request() {
     if (!this.connection || this.frameRequest) return;
     this.frameRequest = requestAnimationFrame(() => {
@@ -295,7 +297,7 @@ export class SchedulePanel {
     if (moving) this.request();
   }
 
-  /** Brings the drawn heights closer to the wanted ones; true while they still move. @param {View} view */
+  /** Moves the drawn heights towards the heights of the view; true while they still move. @param {View} view */
   moveHeights(view) {
     const wanted = heightsOf(view);
     if (this.stillness?.matches || this.heights.length !== wanted.length) this.heights = wanted;
@@ -310,7 +312,7 @@ export class SchedulePanel {
     const style = getComputedStyle(this.element);
     const unit = style.color.startsWith("rgb") ? 1 : 255; // color(srgb 1 1 1) counts to 1
     const [red, green, blue] = (style.color.match(/[\d.]+/g) ?? ["220", "220", "220"]).map((part) => unit * Number(part));
-    // Dark text means a light theme, whatever the palette is called.
+    // Dark text means a light theme, whatever the name of the palette.
     this.element.toggleAttribute("data-light", 0.3 * red + 0.59 * green + 0.11 * blue < 128);
     /** @param {string} name */
     const colour = (name) => style.getPropertyValue(`--dc-${name}`).trim();

@@ -1,4 +1,4 @@
-/** Draws a view state on a canvas: a bar per step, the noise levels over them, the measured times below. Knows neither nodes nor events. */
+/** Draws a view state on a canvas: a bar per step, the noise levels over them, the measured times below. Needs a canvas, but neither nodes nor events. */
 
 /**
  * @typedef {import("./view.js").View} View
@@ -11,7 +11,7 @@
  * @property {string} letter on a bar
  * @property {string} alert for steps that did not run as planned
  * @property {string} error for forecast errors
- * @property {string} indicator for what an adaptive forecast went by
+ * @property {string} indicator for the gain or agreement of an adaptive predictor
  * @typedef {object} Frame
  * @property {number} left
  * @property {number} bar width of a bar with its gap, in CSS pixels
@@ -26,14 +26,14 @@ export const HEIGHTS = { F: 1, C: 0.6, A: 0.3 };
 const SIDE = 8, ABOVE = 9, TICKS = 14, STRIP = 18, GAP = 4;
 const LETTER_FROM = 9, LETTER_HEIGHT = 12;
 
-/** Where things lie. @param {View} view @param {number} width @param {number} height @returns {Frame} */
+/** The layout of the plot. @param {View} view @param {number} width @param {number} height @returns {Frame} */
 export function frameOf(view, width, height) {
   const strip = view.bars.some((bar) => bar.ran) ? STRIP : 0;
   const bottom = height - TICKS - (strip ? strip + GAP : 0);
   return { left: SIDE, bar: Math.max(0, width - 2 * SIDE) / Math.max(1, view.bars.length), top: ABOVE, bottom, strip };
 }
 
-/** The step at a horizontal place, or -1. @param {View} view @param {number} x @param {number} width */
+/** The step at a horizontal position, or -1. @param {View} view @param {number} x @param {number} width */
 export function stepAt(view, x, width) {
   const { left, bar } = frameOf(view, width, 0);
   const index = Math.floor((x - left) / bar);
@@ -97,7 +97,7 @@ function drawBars(ctx, { left, bar, top, bottom }, view, theme, heights, hovered
   });
 }
 
-/** Whether a sampler has not come to a step yet, or was stopped before it. @param {View} view @param {import("./view.js").Bar} step */
+/** Whether the sampler has not reached a step yet, or was stopped before it. @param {View} view @param {import("./view.js").Bar} step */
 const isAhead = (view, step) => view.mode !== "plan" && !step.ran;
 
 /**
@@ -190,7 +190,7 @@ function drawTimes(ctx, { left, bar, strip }, view, theme, height) {
   if (!strip) return;
   const times = view.bars.map((step) => step.milliseconds ?? 0);
   const full = times.filter((_, i) => view.bars[i].ran && view.bars[i].actual === "F").sort((a, b) => a - b);
-  // The first step often carries the loading of the model, so the scale follows the usual full step.
+  // The first step often includes loading the model, so the median full step sets the scale.
   const most = 1.3 * (full.length ? full[Math.floor(full.length / 2)] : Math.max(...times)) || 1;
   const gap = bar > 4 ? Math.min(2, bar * 0.2) : 0;
   ctx.fillStyle = theme.faint;

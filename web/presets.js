@@ -90,7 +90,7 @@ export const LATENT_VALUES = 64;
 
 export const PRESETS = {
   "balanced": {
-    "about": "Every third step in full; between them every token takes reuse, a line or a parabola, whichever predicts a cheap look at the step.",
+    "about": "Every third step in full. In between, every token takes reuse, a line or a parabola, whichever predicts a cheap probe of the step best.",
     "generator": {
       "type": "uniform",
       "interval": 3,
@@ -99,12 +99,13 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
+    "least_steps": 12,
     "level": "final",
     "snapshots": 6,
     "aggressive": 0.0
   },
   "quality": {
-    "about": "Every second step in full; between them a line whose gain is learned at every full step, as in adaptive.",
+    "about": "Every second step in full. In between, a linear forecast whose gain is learned at every full step, as in adaptive.",
     "generator": {
       "type": "uniform",
       "interval": 2,
@@ -113,12 +114,13 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
+    "least_steps": 12,
     "level": "final",
     "snapshots": 2,
     "aggressive": 0.0
   },
   "fast": {
-    "about": "Every fourth step in full, the forecast of balanced between.",
+    "about": "Every fourth step in full, with the predictor of balanced in between.",
     "generator": {
       "type": "uniform",
       "interval": 4,
@@ -127,12 +129,13 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
+    "least_steps": 12,
     "level": "final",
     "snapshots": 6,
     "aggressive": 0.0
   },
   "adaptive": {
-    "about": "A linear forecast whose gain is learned at every full step from how the last forecast went.",
+    "about": "Every third step in full. In between, a linear forecast whose gain is learned at every full step from the last forecast error.",
     "generator": {
       "type": "uniform",
       "interval": 3,
@@ -141,12 +144,13 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
+    "least_steps": 12,
     "level": "final",
     "snapshots": 2,
     "aggressive": 0.0
   },
   "planned": {
-    "about": "The best full steps and weights for this model at a third of the calls, where a profile of it is at hand; else as balanced.",
+    "about": "Full steps and weights solved for this model at a third of the calls, if a profile of it is found; otherwise as balanced.",
     "generator": {
       "type": "uniform",
       "interval": 3,
@@ -155,12 +159,13 @@ export const PRESETS = {
       "start": 0.0,
       "end": 1.0
     },
+    "least_steps": 12,
     "level": "final",
     "snapshots": 6,
     "aggressive": 0.0
   },
   "duca": {
-    "about": "Dual caching: conservative and aggressive steps take turns; a tenth of the tokens is refreshed at random.",
+    "about": "Dual caching: conservative and aggressive steps alternate; a conservative step refreshes a random tenth of the tokens.",
     "generator": {
       "type": "dual",
       "interval": 5,
@@ -192,7 +197,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "toca": {
-    "about": "Token-wise caching: every step between full ones refreshes a tenth of the tokens, those with the largest values.",
+    "about": "Token-wise caching: every step between full steps refreshes a tenth of the tokens, those with the largest value norms.",
     "generator": {
       "type": "dual",
       "interval": 4,
@@ -208,7 +213,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "fora": {
-    "about": "Plain reuse of the final hidden state, every third step in full.",
+    "about": "Reuse of the final hidden state; every third step in full.",
     "generator": {
       "type": "uniform",
       "interval": 3,
@@ -222,7 +227,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "delta-dit": {
-    "about": "The double-stream blocks run on every step; what the single-stream blocks add is kept from every third.",
+    "about": "The double-stream blocks run on every step; what the single-stream blocks add is kept from every third step.",
     "generator": {
       "type": "uniform",
       "interval": 3,
@@ -236,7 +241,7 @@ export const PRESETS = {
     "aggressive": 0.3333333333333333
   },
   "taylorseer": {
-    "about": "Every module's output is drawn on along a Taylor series of finite differences.",
+    "about": "Extrapolates every module's output by a Taylor series of finite differences.",
     "generator": {
       "type": "uniform",
       "interval": 6,
@@ -264,7 +269,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "ab-cache": {
-    "about": "The model's output is extrapolated through its last two full values.",
+    "about": "Extrapolates the model's output through its last two full values.",
     "generator": {
       "type": "modulo",
       "interval": 6,
@@ -275,7 +280,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "foca": {
-    "about": "Every module's output by a BDF2 forecast calibrated with a Heun step.",
+    "about": "Extrapolates every module's output by BDF2, calibrated with a Heun step.",
     "generator": {
       "type": "uniform",
       "interval": 5,
@@ -289,7 +294,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "hyca": {
-    "about": "What each block adds, its channels in two clusters, each with the rule that predicts it best.",
+    "about": "Extrapolates what each block adds; its channels form two clusters, each with the rule that predicts it best.",
     "generator": {
       "type": "uniform",
       "interval": 5,
@@ -303,7 +308,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "hicache": {
-    "about": "TaylorSeer with damped Hermite polynomials in place of powers.",
+    "about": "TaylorSeer with damped Hermite polynomials instead of powers.",
     "generator": {
       "type": "uniform",
       "interval": 5,
@@ -317,7 +322,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "spectrum": {
-    "about": "The final hidden state by a ridge fit of Chebyshev polynomials to all full steps, blended with a line; intervals grow.",
+    "about": "Fits Chebyshev polynomials to the final hidden states of all full steps by ridge regression and blends the fit with a line; intervals grow.",
     "generator": {
       "type": "growing",
       "growth": 0.75,
@@ -328,7 +333,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "spectrum corrected": {
-    "about": "Spectrum with the constant term of its fit unpenalised, so that nothing shrinks.",
+    "about": "Spectrum without the penalty on the constant term of its fit, so that the feature does not shrink.",
     "generator": {
       "type": "growing",
       "growth": 0.75,
@@ -339,14 +344,14 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "meancache": {
-    "about": "The model's output by the mean velocity over the last full steps, on the published list of 17 full steps.",
+    "about": "Extrapolates the model's output by its mean velocity over the last full steps, with the published list of 17 full steps.",
     "kinds": "FFFFFFFFFAFAAAAAAFAAAAAAFAAAAAAFAAAAAAFAAAAAAFAAFF",
     "level": "output",
     "snapshots": 2,
     "aggressive": 0.0
   },
   "freqca": {
-    "about": "Low spatial frequencies of the final hidden state are kept, high ones drawn on.",
+    "about": "Reuses the low spatial frequencies of the final hidden state and extrapolates the high ones.",
     "generator": {
       "type": "uniform",
       "interval": 5,
@@ -374,7 +379,7 @@ export const PRESETS = {
     "aggressive": 0.0
   },
   "dicache": {
-    "about": "What all blocks add, moved along its last change as far as the first block's output has moved.",
+    "about": "Moves what all blocks add along its last change, as far as the first block's output has moved.",
     "generator": {
       "type": "uniform",
       "interval": 3,
@@ -439,6 +444,9 @@ export const LOW_STEPS = 10;
 export const REASONS = {
   "no_snapshot": "nothing was cached for this conditioning, size and batch",
   "plain": "this model or this way of sampling it cannot be cached",
+  "guard": "the model was given something else than at the step before",
+  "control": "what a control network adds has changed in strength",
+  "stale": "what was cached of a conditioning was older than the plan allows",
   "rising": "the sampler went back to a higher noise level, where cached features are out of date",
   "beyond": "the sampler evaluated the model more often than its steps say",
   "mismatch": "what was cached did not fit the running model call",

@@ -1,6 +1,6 @@
 /**
- * Which node of which workflow an event of a run means. Events name nodes by ids, which the same template in two tabs has in common; the
- * prompt that they belong to tells the tab, and what the settings were when it was queued. Takes ComfyUI's objects, needs no page.
+ * Finds the node and the workflow tab that an event belongs to. Events name nodes by id, and one template in two tabs has the same ids; the
+ * prompt of the event identifies the tab and the settings when it was queued. Takes ComfyUI's objects, needs no page.
  */
 
 /**
@@ -17,7 +17,7 @@ export const rootOf = (app) => app.rootGraph ?? app.graph;
 const tabs = new WeakMap();
 let opened = 0;
 
-/** The number of the workflow that is shown; ComfyUI names it a little after it has loaded the graph. @param {any} app */
+/** The number of the open workflow; ComfyUI sets it shortly after it has loaded the graph. @param {any} app */
 export function tabOf(app) {
   const workflow = app.extensionManager?.workflow?.activeWorkflow;
   if (!workflow) return 0;
@@ -26,16 +26,16 @@ export function tabOf(app) {
   return number;
 }
 
-/** The same for all that an undo or a reload makes of a node. @param {any} app @param {GraphNode} node */
+/** A key of a node that stays the same after an undo or a reload. @param {any} app @param {GraphNode} node */
 export const keyOf = (app, node) => `${tabOf(app)} ${rootOf(app)?.id} ${node.graph?.id} ${node.id}`;
 
-/** Whether a node still stands in the workflow that is shown, in whatever subgraph. @param {any} app @param {GraphNode} node */
+/** Whether a node is still in the open workflow, in any subgraph. @param {any} app @param {GraphNode} node */
 export function isReachable(app, node) {
   const root = rootOf(app), { graph } = node;
   return Boolean(graph) && (graph === root || root?.subgraphs?.get(graph.id) === graph) && graph.getNodeById(node.id) === node;
 }
 
-/** The node that an event names: its id, behind those of the subgraphs around it. @param {any} app @param {unknown} id @returns {GraphNode} */
+/** The node that an event names: its id, after the ids of the subgraphs around it, separated by colons. @param {any} app @param {unknown} id @returns {GraphNode} */
 export function nodeAt(app, id) {
   let graph = rootOf(app), node = null;
   for (const part of String(id).split(":")) {
@@ -46,16 +46,16 @@ export function nodeAt(app, id) {
 }
 
 /**
- * Remembers something about nodes whenever a prompt is queued.
+ * Calls `note` for the nodes of every prompt when it is queued, and finds what it returned when an event of that prompt arrives.
  * @template T
- * @param {any} app @param {any} api @param {(node: GraphNode) => T | null} note null for nodes that do not matter
- * @returns {(sender: Sender, then: (noted: T) => void) => void} calls `then` with what was noted about the sender when its prompt was
- *   queued, or with what is to be noted of it now if the prompt was queued elsewhere
+ * @param {any} app @param {any} api @param {(node: GraphNode) => T | null} note returns null for nodes to ignore
+ * @returns {(sender: Sender, then: (noted: T) => void) => void} calls `then` with what `note` returned for the sender when its prompt was
+ *   queued, or returns now if the prompt was queued elsewhere
  */
-export function track(app, api, note) {
-  /** By prompt and by the id that events give. @type {Map<string, Map<string, T>>} */
+export function trackPrompts(app, api, note) {
+  /** Notes by prompt, then by the node id in events. @type {Map<string, Map<string, T>>} */
   const prompts = new Map();
-  /** Prompts sent, whose id the server has not told yet. */
+  /** Number of prompts sent whose id the server has not returned yet. */
   let pending = 0;
   /** @type {(() => void)[]} */
   let waiting = [];
@@ -81,7 +81,7 @@ export function track(app, api, note) {
   };
   return function noted(sender, then) {
     const prompt = sender.prompt_id ? prompts.get(sender.prompt_id) : undefined;
-    if (!prompt && sender.prompt_id && pending) { // the run is faster than the answer that names it
+    if (!prompt && sender.prompt_id && pending) { // the event came before the server's answer with the prompt id
       waiting.push(() => noted(sender, then));
       return;
     }

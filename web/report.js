@@ -1,6 +1,6 @@
-/** Shows a run on Cache Report once it is over: its plot, its text, and how to read both. */
+/** The extension that shows a finished run on Cache Report nodes: its plot and its text. */
 
-import { showOutcome } from "./outcome.js";
+import { showOutput } from "./output_panel.js";
 import { SchedulePanel } from "./panel.js";
 import { reportView } from "./report_view.js";
 
@@ -40,7 +40,7 @@ function make() {
   };
 }
 
-export const { remember } = showOutcome({
+export const { remember } = showOutput({
   name: "dual_cache.report", type: "CacheReport", widget: "report_text", height: PLOT + TEXT, width: 520, above: 180, make,
   read: (output) => (output.dual_cache_report
     ? { report: JSON.parse(output.dual_cache_report[0]), text: [output.text].flat().join("\n") } : undefined),

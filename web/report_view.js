@@ -1,20 +1,21 @@
-/** The view state of a report that stands alone, without the settings of the node that made it. Pure, without a page. */
+/** The view state of a report alone, without the settings of the node that sampled. Pure, without a page. */
 
-import { barsOf, runSummary } from "./view.js";
+import { REPORT } from "./node_ids.js";
+import { runSummary } from "./sentences.js";
+import { barsOf } from "./view.js";
 
 /**
  * @typedef {import("./view.js").View} View
  * @typedef {import("./view.js").Run} Run
  */
 
-export const REPORT = "CacheReport";
 /** @param {string[]} warnings @returns {View} */
 const empty = (warnings) => ({
   node: REPORT, editable: false, listed: false, plan: null, error: null, bars: [], sigmas: "measured", mode: "ran", done: 0, stopped: false,
   speedup: 1, bytes: 0, summary: [], warnings,
 });
 
-/** @param {Record<string, any> | null} report as cache_core/report.py writes it; null before the first run @returns {View} */
+/** @param {Record<string, any> | null} report as cache_core/report/run_report.py writes it; null before the first run @returns {View} */
 export function reportView(report) {
   if (!report?.records?.length) return empty(report ? ["Nothing was evaluated in this run."] : []);
   const steps = Math.max(report.steps, ...report.records.map((/** @type {any} */ record) => record.step + 1));
@@ -26,6 +27,6 @@ export function reportView(report) {
   Object.assign(view, { plan, bars: barsOf(plan, run) });
   view.done = view.bars.filter((bar) => bar.ran).length;
   view.stopped = view.done < steps;
-  view.summary = runSummary(view, run).slice(0, view.stopped ? 2 : 1); // the text beside it says the rest
+  view.summary = runSummary(view, run).slice(0, view.stopped ? 2 : 1); // the text below the plot has the rest
   return view;
 }

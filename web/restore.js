@@ -1,16 +1,16 @@
-/** Gives runs that a picture or a workflow carries back to their nodes when it is opened. */
+/** Shows the runs in the metadata of a picture or workflow on their nodes when ComfyUI opens it. */
 
 import { app } from "../../scripts/app.js";
 import { sourceOf } from "./graph.js";
-import { runOf, taken } from "./keepsake.js";
+import { REPORT } from "./node_ids.js";
 import { isReachable, nodeAt, rootOf, tabOf } from "./prompts.js";
 import { remember } from "./report.js";
-import { REPORT } from "./report_view.js";
+import { readRun, takeRuns } from "./run_metadata.js";
 import { restoreRun } from "./widget.js";
 
 const FRAMES = 90;
-/** By id of the node that sampled. @type {Record<string, any>} */
-let carried = {};
+/** Runs of the workflow that is being opened, by id of the node that sampled. @type {Record<string, any>} */
+let opened = {};
 
 /** Nodes of all graphs of the workflow. @returns {any[]} */
 function allNodes() {
@@ -18,21 +18,21 @@ function allNodes() {
   return [root, ...(root.subgraphs?.values() ?? [])].flatMap((graph) => graph._nodes);
 }
 
-/** A run, or null where the picture says it in a way that cannot be read: the others are shown all the same. @param {any} kept */
-function readable(kept) {
+/** A run, or null and a warning where it cannot be read; the other runs are shown. @param {any} metadata */
+function readable(metadata) {
   try {
-    return runOf(kept);
+    return readRun(metadata);
   } catch (error) {
-    console.warn("Dual Cache: a run that this picture carries cannot be read.", error);
+    console.warn("Dual Cache: cannot read a run from the metadata of this picture.", error);
     return null;
   }
 }
 
 /** @param {Record<string, any>} runs */
-function giveBack(runs) {
+function restoreRuns(runs) {
   const reports = allNodes().filter((node) => node.comfyClass === REPORT), found = Object.entries(runs);
-  for (const [sampler, kept] of found) {
-    const run = readable(kept), source = nodeAt(app, sampler), owner = nodeAt(app, kept?.node ?? "");
+  for (const [sampler, metadata] of found) {
+    const run = readable(metadata), source = nodeAt(app, sampler), owner = nodeAt(app, metadata?.node ?? "");
     if (!run) continue;
     if (owner) restoreRun(owner, run);
     for (const node of reports) {
@@ -46,17 +46,17 @@ const EXTENSION = {
   name: "dual_cache.restore",
   /** @param {any} workflow */
   beforeConfigureGraph(workflow) {
-    carried = taken(workflow);
+    opened = takeRuns(workflow);
   },
   afterConfigureGraph() {
-    const runs = carried, tab = tabOf(app);
-    carried = {};
+    const runs = opened, tab = tabOf(app);
+    opened = {};
     if (!Object.keys(runs).length) return;
-    giveBack(runs);
-    // ComfyUI names the workflow a little later, and nodes are known by its name.
+    restoreRuns(runs);
+    // ComfyUI sets the active workflow a little later, and the keys of nodes depend on it.
     let frames = 0;
     const wait = () => {
-      if (tabOf(app) !== tab) giveBack(runs);
+      if (tabOf(app) !== tab) restoreRuns(runs);
       else if (++frames < FRAMES) requestAnimationFrame(wait);
     };
     requestAnimationFrame(wait);

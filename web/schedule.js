@@ -1,6 +1,6 @@
 /**
- * Cache schedules and what they cost, as cache_core/schedule.py and cache_core/cost.py compute them; pure, without a page.
- * Both sides are tested against tests/fixtures/schedules.json, so that they cannot disagree.
+ * Cache schedules and what they cost, as cache_core/schedule/plan.py and cost.py compute them. Pure, without a page.
+ * Both sides are tested against tests/fixtures/schedules.json, so that they agree.
  */
 
 import {
@@ -24,7 +24,7 @@ export const LETTERS = "FCA";
  * @property {number} single
  */
 
-/** A value that a user can put right; `message` is one sentence that begins with the field's name. */
+/** An invalid value that a user can correct; `message` is one sentence that begins with the field's name. */
 export class ScheduleError extends Error {}
 
 /** @param {unknown} value @returns {value is Record<string, any>} */
@@ -264,12 +264,13 @@ export function presetSchedule(name, steps) {
   return recipeSchedule(PRESETS[/** @type {keyof typeof PRESETS} */ (name)], steps);
 }
 
-/** The schedule of a recipe: of its list, scaled, or of its generator. @param {Record<string, any>} recipe @param {unknown} steps */
-export function recipeSchedule({ kinds, generator }, steps) {
-  return kinds === undefined ? fromGenerator(generator, steps) : scaled(explicit(kinds), steps);
+/** The schedule of a recipe: of its list, scaled, or of its generator, in full where the run is too short for it. @param {Record<string, any>} recipe @param {unknown} steps */
+export function recipeSchedule({ kinds, generator, least_steps = 0 }, steps) {
+  if (kinds !== undefined) return scaled(explicit(kinds), steps);
+  return fromGenerator(Number(steps) < least_steps ? { type: "full" } : generator, steps);
 }
 
-/** A list as JSON; its errors say where the text stands. @param {string} text @returns {Schedule} */
+/** A list as JSON; its errors name the input. @param {string} text @returns {Schedule} */
 function readList(text) {
   try {
     return fromJson(text);

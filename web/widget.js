@@ -1,12 +1,13 @@
-/** Puts the schedule plot on our nodes in ComfyUI: reads their widgets, writes the explicit list, listens to the events of a run. */
+/** The extension that shows the schedule plot on our nodes: reads their widgets, writes the explicit list, listens to the events of a run. */
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { follow, onLook, passThrough, settle } from "./dom.js";
+import { afterCall, onAppearanceChange, passThrough, whenVisible } from "./dom.js";
 import { holderOf, scheduleOf, valuesOf } from "./graph.js";
+import { BUILDER, FORECAST, PATCH, PLANNER, SAMPLER } from "./node_ids.js";
 import { MIN_HEIGHT, SchedulePanel } from "./panel.js";
-import { isReachable, keyOf, tabOf, track } from "./prompts.js";
-import { BUILDER, FORECAST, PATCH, PLANNER, SAMPLER, edited, planOf, viewOf } from "./view.js";
+import { isReachable, keyOf, tabOf, trackPrompts } from "./prompts.js";
+import { edited, planOf, viewOf } from "./view.js";
 
 /**
  * @typedef {import("./view.js").Context} Context
@@ -21,29 +22,29 @@ const RUNS_KEPT = 64;
 const REMEMBERED = 2000; // milliseconds
 const READ_ONLY_MODES = [2, 4]; // muted, bypassed
 
-/** Panels of the nodes that stand in a graph. @type {Map<GraphNode, SchedulePanel>} */
+/** Panels of the nodes in the graph. @type {Map<GraphNode, SchedulePanel>} */
 const panels = new Map();
 /**
- * Last runs by node, so that an undo, which makes all nodes anew, does not lose what they show. A builder shares the run of the node that it
+ * Last runs by node, so that they survive an undo, which makes all nodes anew. A Cache Schedule Builder shares the run of the node that it
  * feeds.
  * @type {Map<string, {run: Run, asked: string, number: number}>}
  */
 const runs = new Map();
 let started = 0;
-/** What Plan Cache nodes have solved last, and from which settings. @type {Map<string, {plan: Omit<Solved, "stale">, asked: string}>} */
+/** Last solutions of Plan Cache nodes, with the settings they were solved for. @type {Map<string, {plan: Omit<Solved, "stale">, asked: string}>} */
 const solved = new Map();
 
 /**
- * What has to be known of a node when its prompt is queued, since settings and even the workflow may be others once it runs.
- * @typedef {object} Place
+ * What is known of a node when its prompt is queued; its settings and even the open workflow may change before it runs.
+ * @typedef {object} Queued
  * @property {{key: string, context: Context}[]} owners of its run: the node and a builder that feeds it
- * @property {string} planner key of the Plan Cache that solves the plan only when it runs, or empty
+ * @property {string} planner key of the Plan Cache node that solves the plan in the run, or empty
  * @property {string} key of the node
  * @property {string} asked its settings
  */
 
-/** @param {GraphNode} node @returns {Place | null} */
-function placeOf(node) {
+/** @param {GraphNode} node @returns {Queued | null} */
+function queuedOf(node) {
   if (!NODES.includes(node.comfyClass)) return null;
   const feeding = scheduleOf(node), key = keyOf(app, node);
   const planner = feeding?.comfyClass === PLANNER && !READ_ONLY_MODES.includes(feeding.mode) ? keyOf(app, feeding) : "";
@@ -53,7 +54,7 @@ function placeOf(node) {
 }
 
 /** @typedef {import("./prompts.js").Sender} Sender */
-/** @type {(sender: Sender, then: (place: Place) => void) => void} */
+/** @type {(sender: Sender, then: (queued: Queued) => void) => void} */
 let noted = () => {};
 
 /** @param {GraphNode} node @returns {Solved | null} */
@@ -69,7 +70,7 @@ function contextOf(node) {
   let builder = null, plan = node.comfyClass === PLANNER ? solvedBy(node) : null;
   if (origin?.comfyClass === PLANNER) plan = READ_ONLY_MODES.includes(origin.mode) ? null : solvedBy(origin);
   if (plan) {
-    // The plan is known; nothing else decides.
+    // The plan is known; no other setting matters.
   } else if (origin?.comfyClass === BUILDER) {
     if (!READ_ONLY_MODES.includes(origin.mode)) {
       const upstream = valuesOf(origin);
@@ -83,13 +84,13 @@ function contextOf(node) {
   return { node: node.comfyClass, values, builder, foreign, run: kept ? { ...kept.run, asked: kept.asked } : null, solved: plan };
 }
 
-/** What each panel was last made of. @type {WeakMap<SchedulePanel, string>} */
+/** The state that each panel shows, as JSON. @type {WeakMap<SchedulePanel, string>} */
 const shown = new WeakMap();
 
 /** @param {GraphNode} node @param {SchedulePanel} panel */
 function refresh(node, panel) {
   const context = contextOf(node), kept = runs.get(keyOf(app, node));
-  // The records of a run only grow, so their number stands for them.
+  // Records are only added to a run, so their number is enough to compare.
   const made = JSON.stringify([{ ...context, run: kept && [kept.number, kept.asked, kept.run.records.length, !kept.run.report] }]);
   if (shown.get(panel) === made) return;
   shown.set(panel, made);
@@ -100,7 +101,7 @@ function refreshAll() {
   for (const [node, panel] of panels) {
     if (isReachable(app, node)) {
       refresh(node, panel);
-    } else { // a graph that is cleared tells its own nodes that they are removed, but not those of its subgraphs
+    } else { // clearing a graph calls onRemoved of its own nodes, but not of the nodes in its subgraphs
       panels.delete(node);
       panel.disconnect();
     }
@@ -130,19 +131,19 @@ function setWidget(node, name, value) {
   refreshAll();
 }
 
-/** Where the keyboard was when an undo took its node away. @type {{key: string, selected: number, time: number} | null} */
-let lost = null;
+/** The focused plot that an undo has removed. @type {{key: string, selected: number, time: number} | null} */
+let lostFocus = null;
 /** Keys of the plots in the page; a graph that is being cleared no longer knows its own id. @type {WeakMap<SchedulePanel, string>} */
 const placed = new WeakMap();
 
-/** The keyboard stays where it was. @param {GraphNode} node @param {SchedulePanel} panel */
-function arrive(node, panel) {
+/** Restores the keyboard focus after an undo. @param {GraphNode} node @param {SchedulePanel} panel */
+function restoreFocus(node, panel) {
   const key = keyOf(app, node);
   placed.set(panel, key);
-  if (lost?.key === key && performance.now() - lost.time < REMEMBERED) {
-    panel.selected = lost.selected;
+  if (lostFocus?.key === key && performance.now() - lostFocus.time < REMEMBERED) {
+    panel.selected = lostFocus.selected;
     panel.frame.focus({ preventScroll: true });
-    lost = null;
+    lostFocus = null;
   }
 }
 
@@ -155,7 +156,7 @@ function addPlot(node) {
     },
     reset: () => setWidget(node, "explicit", ""),
   });
-  // Templates open zoomed out as far as their width asks for; the bars are readable there too.
+  // Templates open zoomed out; the bars are readable there too.
   const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: () => MIN_HEIGHT + 2 * MARGIN };
   const widget = node.addDOMWidget("schedule_plot", "dual_cache_plot", panel.element, options);
   widget.serialize = false; // of the workflow; the option above is for the prompt
@@ -167,29 +168,29 @@ function addPlot(node) {
     forwarding = new AbortController();
     passThrough(panel.element, forwarding.signal);
     refresh(node, panel);
-    settle(node, panel.element, () => panels.get(node) === panel, () => arrive(node, panel));
+    whenVisible(node, panel.element, () => panels.get(node) === panel, () => restoreFocus(node, panel));
   };
-  follow(node, "onAdded", attach);
-  follow(node, "onRemoved", () => {
-    // The classic renderer takes the element out of the page, and the keyboard with it, before it removes the node.
+  afterCall(node, "onAdded", attach);
+  afterCall(node, "onRemoved", () => {
+    // The classic renderer removes the element from the page, which loses the focus, before it removes the node.
     const time = performance.now(), taken = document.activeElement === document.body && time - panel.focusedAt < REMEMBERED;
-    if (panel.focused || taken) lost = { key: placed.get(panel) ?? "", selected: panel.selected, time };
+    if (panel.focused || taken) lostFocus = { key: placed.get(panel) ?? "", selected: panel.selected, time };
     panels.delete(node);
     panel.disconnect();
     forwarding.abort();
   });
-  // Nodes 2.0 calls the widgets' callbacks only, the classic renderer tells the node too.
-  for (const other of node.widgets) if (other !== widget) follow(other, "callback", refreshAll);
-  follow(node, "onWidgetChanged", refreshAll);
-  follow(node, "onConfigure", refreshAll);
-  follow(node, "onConnectionsChange", () => queueMicrotask(refreshAll));
+  // Nodes 2.0 only calls the callbacks of widgets; the classic renderer also calls onWidgetChanged of the node.
+  for (const other of node.widgets) if (other !== widget) afterCall(other, "callback", refreshAll);
+  afterCall(node, "onWidgetChanged", refreshAll);
+  afterCall(node, "onConfigure", refreshAll);
+  afterCall(node, "onConnectionsChange", () => queueMicrotask(refreshAll));
   if (node.graph) attach();
   else refresh(node, panel);
   const [width, height] = node.computeSize();
   node.setSize?.([Math.max(WIDTH, width, node.size[0]), Math.max(height, node.size[1])]);
 }
 
-/** Drops all but the latest entries. @param {Map<string, unknown>} map */
+/** Keeps only the latest entries. @param {Map<string, unknown>} map */
 function trim(map) {
   for (const oldest of [...map.keys()].slice(0, Math.max(0, map.size - RUNS_KEPT))) map.delete(oldest);
 }
@@ -206,7 +207,7 @@ function onExecuted({ detail }) {
   });
 }
 
-/** @param {Place} place @param {Run} run */
+/** @param {Queued} queued @param {Run} run */
 function begin({ owners, planner }, run) {
   const number = ++started, plan = solved.get(planner)?.plan;
   for (const { key, context } of owners) {
@@ -217,22 +218,22 @@ function begin({ owners, planner }, run) {
   trim(runs);
 }
 
-/** What a run's caches will hold, before it samples. @param {CustomEvent} event {node, prompt_id, steps, text} */
+/** The expected memory of a run's caches, sent before it samples. @param {CustomEvent} event {node, prompt_id, steps, text} */
 function onExpect({ detail }) {
-  noted(detail, (place) => {
-    begin(place, { steps: detail.steps, records: [], report: null, text: "", expected: String(detail.text) });
+  noted(detail, (queued) => {
+    begin(queued, { steps: detail.steps, records: [], report: null, text: "", expected: String(detail.text) });
     refreshAll();
   });
 }
 
 /** @param {CustomEvent} event {node, prompt_id, steps, record} */
 function onStep({ detail }) {
-  noted(detail, (place) => {
-    const { steps, record } = detail, before = runs.get(place.key)?.run;
+  noted(detail, (queued) => {
+    const { steps, record } = detail, before = runs.get(queued.key)?.run;
     const starts = !before || before.report || (record.step === 0 && record.phase === 0 && before.records.length > 0);
     /** @type {Run} */
     const run = starts ? { steps, records: [], report: null, text: "" } : before;
-    if (starts) begin(place, run);
+    if (starts) begin(queued, run);
     run.records.push(record);
     refreshAll();
   });
@@ -240,27 +241,27 @@ function onStep({ detail }) {
 
 /** @param {CustomEvent} event {node, prompt_id, report, text} */
 function onReport({ detail }) {
-  noted(detail, (place) => {
-    const { report, text } = detail, before = runs.get(place.key)?.run;
+  noted(detail, (queued) => {
+    const { report, text } = detail, before = runs.get(queued.key)?.run;
     const run = before && !before.report ? before : { steps: report.steps, records: [], report: null, text: "" };
-    if (run !== before) begin(place, run);
+    if (run !== before) begin(queued, run);
     Object.assign(run, { records: report.records, report, text });
     refreshAll();
   });
 }
 
-/** Shows a run that is known from elsewhere. @param {GraphNode} node @param {Run} run */
+/** Shows a run from the metadata of a picture. @param {GraphNode} node @param {Run} run */
 export function restoreRun(node, run) {
-  const place = placeOf(node);
-  if (!place) return;
-  begin(place, run);
+  const queued = queuedOf(node);
+  if (!queued) return;
+  begin(queued, run);
   refreshAll();
 }
 
 const EXTENSION = {
   name: "dual_cache.schedule_plot",
   setup() {
-    noted = track(app, api, placeOf);
+    noted = trackPrompts(app, api, queuedOf);
     api.addEventListener("executed", onExecuted);
     api.addEventListener("dual_cache.expect", onExpect);
     api.addEventListener("dual_cache.step", onStep);
@@ -268,13 +269,13 @@ const EXTENSION = {
     api.addEventListener("graphChanged", refreshAll);
     app.canvas.canvas.addEventListener("litegraph:set-graph", refreshAll); // a subgraph is opened or left
     let tab = 0;
-    follow(app.canvas, "onDrawForeground", () => {
+    afterCall(app.canvas, "onDrawForeground", () => {
       if (tabOf(app) === tab) return;
       tab = tabOf(app);
       refreshAll();
       for (const [node, panel] of panels) if (placed.has(panel)) placed.set(panel, keyOf(app, node));
     });
-    onLook(() => panels.forEach((panel) => panel.request()));
+    onAppearanceChange(() => panels.forEach((panel) => panel.request()));
   },
   /** @param {GraphNode} node */
   nodeCreated(node) {

@@ -4,6 +4,7 @@ hold."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from .limits import MAX_STEPS
 
@@ -14,7 +15,7 @@ def _number(x) -> float | str:
     return x if math.isfinite(x) else str(x)
 
 
-def finite(x):
+def finite(x: Any) -> Any:
     """Plain data with its numbers as JSON can hold them: those that are not finite become strings."""
     if isinstance(x, dict):
         return {k: finite(v) for k, v in x.items()}

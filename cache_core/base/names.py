@@ -16,6 +16,8 @@ NAMES = {
 """What aggressive steps put back at each level."""
 
 
+STREAMS = ("img", "audio")
+"""What models of several streams give, in the order of their outputs."""
 FINAL = ("final", "hidden")
 OUTPUT = ("model", "output")
 STACK = ("stack", "residual")

@@ -1,4 +1,4 @@
-"""Words of sentences: names from a stranger's file, and numbers of things."""
+"""Wording of messages: names from files, numbers of things and sizes in bytes."""
 
 from __future__ import annotations
 

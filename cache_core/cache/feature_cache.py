@@ -6,62 +6,17 @@ scatter."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 
 from ..base.coordinates import Node
 from ..base.errors import CacheMismatch
-from .offload import Shelf
+from .corrections import Correction
+from .feature_predictor import FeaturePredictor
+from .offload import OffloadStore
 from .rows import put_rows_, take_rows
-
-
-class Forecast(Protocol):
-    """What a site asks of its predictor.
-
-    needs: snapshots worth keeping. probe: what it wants to see of the current step, "input" (the first
-        block's modulated input), "block" (the residual of the first blocks), "latent" (what the model is
-        given, at level output) or None."""
-
-    needs: int
-    probe: str | None
-
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        """Called on a full step, before `truth` joins the snapshots."""
-
-    def forecast(self, site: Site, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The site's value at `node`; see `Site.combine` about `out`."""
-
-
-def weighted_sum(
-    snapshots: Sequence[torch.Tensor],
-    weights: Sequence[float | torch.Tensor],
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Sum of weights times snapshots in the snapshots' dtype, accumulated in float32; a weight is a number or
-    broadcasts to a snapshot."""
-    first = snapshots[0]
-    pairs = [(s, w) for s, w in zip(snapshots, weights) if isinstance(w, torch.Tensor) or w]
-    if not pairs:
-        return torch.zeros_like(first) if out is None else out.zero_()
-    total = (
-        out
-        if out is not None and out.dtype == torch.float32
-        else torch.empty_like(first, dtype=torch.float32)
-    )
-    if first.dtype == torch.float32:
-        torch.mul(*pairs[0], out=total)
-    else:
-        total.copy_(pairs[0][0]).mul_(pairs[0][1])
-    for snapshot, weight in pairs[1:]:
-        if isinstance(weight, torch.Tensor):
-            total.addcmul_(snapshot if snapshot.dtype == torch.float32 else snapshot.float(), weight)
-        else:
-            total.add_(snapshot, alpha=weight)
-    if total.dtype == first.dtype:
-        return total
-    return total.to(first.dtype) if out is None else out.copy_(total)
+from .weighted_sums import cut, weighted_sum, within_range_
 
 
 class Site:
@@ -72,15 +27,15 @@ class Site:
         self,
         evidence: Evidence | None = None,
         stream: str = "",
-        name: Hashable = (),
-        shelf: Shelf | None = None,
+        name: tuple = (),
+        offloaded: OffloadStore | None = None,
     ):
         self.name = name
         self.nodes: list[Node] = []
         self.kept: list[torch.Tensor] = []
-        """The snapshots where they are kept, which is in main memory when there is a shelf."""
-        self._shelf = shelf
-        self.correction: torch.Tensor | None = None
+        """The snapshots where they are kept, which is in main memory when features are offloaded."""
+        self._offloaded = offloaded
+        self.correction: Correction | None = None
         self.evidence = evidence
         """What the branch has seen of the current step."""
         self.stream = stream
@@ -91,9 +46,9 @@ class Site:
     @property
     def snapshots(self) -> list[torch.Tensor]:
         """On the model's device."""
-        return self.kept if self._shelf is None else self._shelf.near(self, self.kept)
+        return self.kept if self._offloaded is None else self._offloaded.near(self, self.kept)
 
-    def record(self, tensor: torch.Tensor, node: Node, predictor: Forecast) -> None:
+    def record(self, tensor: torch.Tensor, node: Node, predictor: FeaturePredictor) -> None:
         """Stores a full step's tensor (which must never be written to again), keeping as many as the
         predictor needs."""
         if self.kept and self.kept[0].shape == tensor.shape:
@@ -104,7 +59,10 @@ class Site:
 
     def push(self, tensor: torch.Tensor, node: Node, keep: int) -> None:
         self.nodes = [node, *self.nodes][:keep]
-        self.kept = [tensor if self._shelf is None else self._shelf.put(self, tensor), *self.kept][:keep]
+        self.kept = [
+            tensor if self._offloaded is None else self._offloaded.put(self, tensor, keep),
+            *self.kept,
+        ][:keep]
         self.correction = None
 
     def combine(
@@ -116,7 +74,7 @@ class Site:
             return self.snapshots[0] if out is None else out.copy_(self.snapshots[0])
         if plain and len(weights) == 2 and abs(sum(weights) - 1) < 1e-9:
             # One fused lerp with a single rounding does it, also in bfloat16.
-            return torch.lerp(self.snapshots[0], self.snapshots[1], weights[1], out=out)
+            return within_range_(torch.lerp(self.snapshots[0], self.snapshots[1], weights[1], out=out))
         if (
             plain
             and len(weights) == 3
@@ -130,28 +88,63 @@ class Site:
             return torch.lerp(near, self.snapshots[2], weights[2], out=near)
         return weighted_sum(self.snapshots, weights, out)
 
-    def forecast(self, predictor: Forecast, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
+    def forecast(
+        self, predictor: FeaturePredictor, node: Node, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The predictor's value at `node`; the same rule about writing as `combine`."""
         return predictor.forecast(self, node, out)
 
-    def value(self, predictor: Forecast, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
+    def value(self, predictor: FeaturePredictor, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
         """Forecast plus correction; the same rule about writing as `forecast`."""
         base = self.forecast(predictor, node, out)
-        if self.correction is None:
-            return base
-        return base + self.correction if out is None else base.add_(self.correction)
+        return base if self.correction is None else self.correction.applied(base, owned=out is not None)
 
     def correct(
-        self, fresh: torch.Tensor, predictor: Forecast, node: Node, rows: torch.Tensor | None = None
+        self, fresh: torch.Tensor, predictor: FeaturePredictor, node: Node, rows: torch.Tensor | None = None
     ) -> None:
         """Keeps `fresh` minus forecast as correction, on the given rows ([1,k] or [B,k]) or on all."""
         base = self.forecast(predictor, node)
+        correction = self.correction = self.correction or Correction()
         if rows is None:
-            self.correction = fresh - base
-            return
-        if self.correction is None:
-            self.correction = torch.zeros_like(base)
-        put_rows_(self.correction, rows, fresh - take_rows(base, rows))
+            correction.set_whole(fresh - base)
+        else:
+            correction.add_rows(rows, fresh - take_rows(base, rows))
+
+    def refresh(
+        self,
+        fresh: torch.Tensor,
+        predictor: FeaturePredictor,
+        node: Node,
+        rows: torch.Tensor,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `correct` and then `value`, by one forecast, which is made in `out`."""
+        base = self.forecast(predictor, node, out)
+        correction = self.correction = self.correction or Correction()
+        difference = fresh - take_rows(base, rows)
+        value = put_rows_(correction.applied(base, owned=True), rows, fresh)
+        correction.add_rows(rows, difference)
+        return value
+
+    def part(self, where: slice) -> Site:
+        """A view of a slice of the tokens of this site and of its evidence, for forecasts of them alone."""
+        if where == slice(None):
+            return self
+        view = Site(self.evidence and self.evidence.part(where), self.stream, self.name)
+        view.nodes, view.learned = self.nodes, self.learned
+        view.kept = [cut(s, where) for s in self.snapshots]
+        return view
+
+    def sampled(self, predictor: FeaturePredictor, node: Node, stride: int) -> torch.Tensor:
+        """The value at every `stride`-th token, for measures that need no more."""
+        if stride == 1 or not predictor.by_token:
+            return self.value(predictor, node)[:, ::stride]
+        part = None if self.correction is None else self.correction.every(stride)
+        if self.correction is not None and part is None:  # its rows lie anywhere
+            return self.value(predictor, node)[:, ::stride]
+        view = self.part(slice(None, None, stride))
+        view.correction = part
+        return view.value(predictor, node)
 
     @property
     def text_tokens(self) -> int:
@@ -162,7 +155,7 @@ class Site:
 
     @property
     def bytes(self) -> int:
-        tensors = [*self.kept] + ([self.correction] if self.correction is not None else [])
+        tensors = [*self.kept, *(self.correction.tensors if self.correction is not None else ())]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -176,37 +169,67 @@ class Evidence:
         self.now: torch.Tensor | None = None
         self.text_tokens = 0
         self.grid: tuple[int, int] | None = None
+        self.branch: object = None
+        """The host's key of the branch, which tells the conditional one from the unconditional one."""
+
+    def part(self, where: slice) -> Evidence:
+        """A view of a slice of the tokens."""
+        view = Evidence()
+        view.past = self.past.part(where)
+        view.now = None if self.now is None else cut(self.now, where)
+        return view
+
+
+CONTROL_CHANGE = 0.25
+"""Relative change of what control networks add beyond which features of the last full step are out of
+date."""
+
+
+_STREAMS = {f"{stream}{part}": stream for stream in ("img", "txt") for part in ("", "_attn", "_mlp")}
+"""The stream of a block's site that holds one stream alone, by the last part of its name."""
 
 
 class Branch:
     """Everything remembered of one branch (one conditioning entry, one phase, one shape) of a run."""
 
-    def __init__(self, shelf: Shelf | None = None):
-        self._shelf = shelf
+    def __init__(self, offloaded: OffloadStore | None = None):
+        self._offloaded = offloaded
         self.evidence = Evidence()
         self.signature: tuple | None = None
         """Shape and dtype of the tokens of the last full step; None before one."""
         self.size = 0
         """Samples in that step."""
-        self.sites: dict[Hashable, Site] = {}
-        self.kept: dict[Hashable, torch.Tensor] = {}
+        self.full_at: int | None = None
+        """The last full step."""
+        self.input: tuple[int, torch.Size, torch.Tensor] | None = None
+        """The step of the last evaluation, and of the model's input there the size of a sample and some
+        values [b,k]."""
+        self.control: float | None = None
+        """Size of what control networks added at the last full step."""
+        self.sites: dict[tuple, Site] = {}
+        self.kept: dict[tuple, torch.Tensor] = {}
         """Working tensors refreshed in place: keys and values for live attention, and value norms."""
-        self.refreshed: dict[Hashable, torch.Tensor] = {}
-        """At which step each token [b,N] was last computed, by block and stream, since the last full step."""
+        self.refreshed: dict[tuple, torch.Tensor] = {}
+        """At which step each token was last computed since the last full step: [b,blocks,n] by stream, or
+        [b,n] by block and stream."""
         self.refusal: str | None = None
         """Why rows of this branch cannot be refreshed alone, or None."""
 
-    def site(self, name: Hashable) -> Site:
+    def site(self, name: tuple) -> Site:
         if name not in self.sites:
-            part = str(name[-1]) if isinstance(name, tuple) else ""
-            self.sites[name] = Site(
-                self.evidence, part[:3] if part.startswith(("img", "txt")) else "", name, self._shelf
-            )
+            stream = _STREAMS.get(name[-1], "") if isinstance(name, tuple) else ""
+            self.sites[name] = Site(self.evidence, stream, name, self._offloaded)
         return self.sites[name]
 
     def clear(self) -> None:
         """Frees every tensor."""
-        self.__init__(self._shelf)
+        self.__init__(self._offloaded)
+
+    def control_changed(self, control: float | None) -> bool:
+        """Whether control networks add much more or much less than at the last full step."""
+        if control is None or self.control is None:
+            return control is not self.control
+        return abs(control - self.control) > CONTROL_CHANGE * max(control, self.control)
 
     def forget_choices(self) -> None:
         """A full step computes every token, so none is older than another."""
@@ -220,12 +243,20 @@ class Branch:
 
 class Batch:
     """The branches that one model call evaluates together, in batch order; tensors are [len(branches) * b,
-    ...]."""
+    ...].
 
-    def __init__(self, branches: list[Branch], node: Node):
-        self.branches, self.node = branches, node
+    keeps: False where nothing of the run is ever put back, as in a run that is only observed.
+    longest_gap: steps after which a snapshot is too old to be put back.
+    """
 
-    def record(self, name: Hashable, tensor: torch.Tensor, predictor: Forecast) -> None:
+    def __init__(
+        self, branches: list[Branch], node: Node, keeps: bool = True, longest_gap: float = float("inf")
+    ):
+        self.branches, self.node, self.keeps, self.longest_gap = branches, node, keeps, longest_gap
+
+    def record(self, name: tuple, tensor: torch.Tensor, predictor: FeaturePredictor) -> None:
+        if not self.keeps:
+            return
         for branch, part in zip(self.branches, tensor.chunk(len(self.branches))):
             branch.site(name).record(part, self.node, predictor)
 
@@ -234,51 +265,90 @@ class Batch:
         for branch, part in zip(self.branches, probe.chunk(len(self.branches))):
             branch.evidence.now = part
 
-    def value(self, name: Hashable, predictor: Forecast, owned: bool = False) -> torch.Tensor:
+    def value(self, name: tuple, predictor: FeaturePredictor, owned: bool = False) -> torch.Tensor:
         """The site's value for the whole batch; `owned` promises a tensor that the caller may write to."""
         sites = self._sites(name)
+        if any(self.node.index - site.nodes[0].index > self.longest_gap for site in sites):
+            raise CacheMismatch(
+                "A feature was older than the plan allows, as its block did not run on the last full step; "
+                "this call runs in full."
+            )
         if len(sites) == 1 and not owned:
             return sites[0].value(predictor, self.node)
-        first = sites[0].snapshots[0]
-        out = torch.empty(
-            (first.shape[0] * len(sites), *first.shape[1:]), dtype=first.dtype, device=first.device
-        )
+        out = self._room(sites)
         for site, part in zip(sites, out.chunk(len(sites))):
             site.value(predictor, self.node, out=part)
         return out
 
     def correct(
-        self, name: Hashable, fresh: torch.Tensor, predictor: Forecast, rows: torch.Tensor | None = None
+        self,
+        name: tuple,
+        fresh: torch.Tensor,
+        predictor: FeaturePredictor,
+        rows: torch.Tensor | None = None,
     ) -> None:
         n = len(self.branches)
         own_rows = [rows] * n if rows is None or rows.shape[0] == 1 else rows.chunk(n)
         for site, part, r in zip(self._sites(name), fresh.chunk(n), own_rows):
             site.correct(part, predictor, self.node, r)
 
-    def _sites(self, name: Hashable) -> list[Site]:
+    def refresh(
+        self, name: tuple, fresh: torch.Tensor, predictor: FeaturePredictor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """The site's value with fresh rows in it, which become its correction; the caller may write to it."""
+        sites, n = self._sites(name), len(self.branches)
+        own_rows = [rows] * n if rows.shape[0] == 1 else rows.chunk(n)
+        out = self._room(sites)
+        for site, part, r, place in zip(sites, fresh.chunk(n), own_rows, out.chunk(n)):
+            site.refresh(part, predictor, self.node, r, place)
+        return out
+
+    def dimensions(self, name: tuple) -> int:
+        """Of a site's tensors."""
+        return self._sites(name)[0].kept[0].ndim
+
+    @staticmethod
+    def _room(sites: list[Site]) -> torch.Tensor:
+        first = sites[0].snapshots[0]
+        return torch.empty(
+            (first.shape[0] * len(sites), *first.shape[1:]), dtype=first.dtype, device=first.device
+        )
+
+    def probed(self) -> int:
+        """Bytes of the probes of this call."""
+        seen = [b.evidence.now for b in self.branches if b.evidence.now is not None]
+        return sum(t.numel() * t.element_size() for t in seen)
+
+    def end(self) -> None:
+        """The call has ended: its probes are freed, but for those that were kept."""
+        for branch in self.branches:
+            branch.evidence.now = None
+
+    def _sites(self, name: tuple) -> list[Site]:
         """The site in every branch; CacheMismatch where a block did not run on the last full step, as other
         nodes may have it."""
         if any(name not in b.sites for b in self.branches):
             raise CacheMismatch(
-                "A block that runs now did not run on the last full step, so this call ran in full."
+                "A block that runs now did not run on the last full step; this call runs in full."
             )
         return [b.sites[name] for b in self.branches]
 
-    def keep(self, name: Hashable, tensor: torch.Tensor) -> None:
+    def keep(self, name: tuple, tensor: torch.Tensor) -> None:
         for branch, part in zip(self.branches, tensor.chunk(len(self.branches))):
             branch.kept[name] = part
 
-    def kept(self, name: Hashable) -> torch.Tensor | None:
-        parts = [b.kept.get(name) for b in self.branches]
-        if any(p is None for p in parts):
+    def kept(self, name: tuple) -> torch.Tensor | None:
+        if any(name not in b.kept for b in self.branches):
             return None
+        parts = [b.kept[name] for b in self.branches]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def refreshed(self, name: Hashable) -> torch.Tensor | None:
-        parts = [b.refreshed.get(name) for b in self.branches]
-        return None if any(p is None for p in parts) else torch.cat(parts)
+    def refreshed(self, name: tuple) -> torch.Tensor | None:
+        if any(name not in b.refreshed for b in self.branches):
+            return None
+        return torch.cat([b.refreshed[name] for b in self.branches])
 
-    def note_refreshed(self, name: Hashable, steps: torch.Tensor) -> None:
+    def note_refreshed(self, name: tuple, steps: torch.Tensor) -> None:
         for branch, part in zip(self.branches, steps.chunk(len(self.branches))):
             branch.refreshed[name] = part
 

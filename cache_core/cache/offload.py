@@ -1,7 +1,8 @@
 """Snapshots that lie in main memory between two uses, and are on their way back before they are needed.
 
 On CUDA both ways go through pinned memory on a stream of their own, beside the model's work. On the device
-there are the snapshots of the site in use and of the one that came after it the last time."""
+there are the snapshots of the site in use and of the one that came after it the last time, and those of as
+many sites as the budget has room for, which never leave it."""
 
 from __future__ import annotations
 
@@ -22,13 +23,18 @@ class _Near:
 
     tensors: list[torch.Tensor]
     source: Sequence[torch.Tensor]
-    arrived: torch.cuda.Event | None
+    arrived: torch.cuda.Event | torch.Event | None
 
 
-class Shelf:
-    """Where the sites of one run keep their snapshots."""
+class OffloadStore:
+    """Where the sites of one run keep their snapshots.
 
-    def __init__(self):
+    room: bytes on the device for sites that stay there, beside the two that are in use."""
+
+    def __init__(self, room: float = 0):
+        self.room = room
+        self._staying: dict[Site, int] = {}
+        """Sites that stay on the device, and the bytes that they may come to."""
         self._near: dict[Site, _Near] = {}
         self._after: dict[Site, Site] = {}
         self._last: Site | None = None
@@ -39,12 +45,12 @@ class Shelf:
 
     @property
     def near_bytes(self) -> int:
-        """Bytes on the device now."""
+        """Bytes on the device now, of copies of snapshots that are kept in main memory."""
         return sum(t.numel() * t.element_size() for near in self._near.values() for t in near.tensors)
 
     def clear(self) -> None:
         """Lets go of everything."""
-        self.__init__()
+        self.__init__(self.room)
 
     def start(self) -> None:
         """A step that uses snapshots begins: those of its first site are sent for."""
@@ -52,8 +58,19 @@ class Shelf:
         if self._first is not None:
             self._send_for(self._first)
 
-    def put(self, site: Site, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a tensor in main memory, to be handed to `near` later as it is."""
+    def _stays(self, site: Site, tensor: torch.Tensor, keep: int) -> bool:
+        """Whether a site's snapshots stay on the device; decided at its first one."""
+        if site not in self._staying and not site.kept:
+            wanted = keep * tensor.numel() * tensor.element_size()
+            if sum(self._staying.values()) + wanted <= self.room:
+                self._staying[site] = wanted
+        return site in self._staying
+
+    def put(self, site: Site, tensor: torch.Tensor, keep: int = 1) -> torch.Tensor:
+        """A tensor of which the site keeps `keep`, where it is kept, to be handed to `near` later as it is: a
+        copy in main memory, or itself."""
+        if self._stays(site, tensor, keep):
+            return tensor
         self._follow(site)
         self._near.pop(site, None)
         self._device = tensor.device
@@ -69,8 +86,8 @@ class Shelf:
 
     def near(self, site: Site, source: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The site's snapshots on the device; those of the next site are sent for."""
-        if not source:
-            return []
+        if not source or site in self._staying:
+            return list(source)
         self._follow(site)
         here, following = self._send_for(site), self._after.get(site)
         self._near = {s: n for s, n in self._near.items() if s is site or s is following}
@@ -92,13 +109,13 @@ class Shelf:
         self._last = site
 
     def _send_for(self, site: Site) -> _Near:
-        source, found = site.kept, self._near.get(site)
+        source, found, stream = site.kept, self._near.get(site), self._stream
         if found is not None and found.source is source:
             return found
-        cuda = self._stream is not None
-        with torch.cuda.stream(self._stream) if cuda else nullcontext():
+        cuda = stream is not None
+        with torch.cuda.stream(stream) if cuda else nullcontext():
             tensors = [t.to(self._device, non_blocking=True) if cuda else t.clone() for t in source]
-            arrived = self._stream.record_event() if cuda else None
+            arrived = None if stream is None else stream.record_event()
         found = self._near[site] = _Near(tensors, source, arrived)
         return found
 

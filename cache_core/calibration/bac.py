@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 
@@ -127,7 +128,8 @@ def shared_mask(profile: Profile, budget: int, objective: str = "error") -> Mask
     """One plan for all modules from the sum of their costs: what block-wise plans must beat."""
     _need_modules(profile)
     lengths = _lengths(profile)
-    costs = sum(segment_costs(gram, objective, lengths) for gram in profile.modules.values())
+    grams = profile.modules.values()
+    costs = cast(torch.Tensor, sum(segment_costs(gram, objective, lengths) for gram in grams))
     return Mask.of(profile.steps, {ALL: refresh_steps(costs, budget)})
 
 

@@ -11,13 +11,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
 from ..base.coordinates import Node
 from ..base.limits import DIGITS
 from ..predictors.extrapolation import Predictor
-from ..predictors.solved_weights import ChannelTable, Table
+from ..predictors.solved_weights import ClusterWeights, SolvedWeights
 from ..schedule.plan import CacheSchedule, explicit
 from .profile import Profile
 
@@ -154,7 +155,8 @@ def _planned(profile: Profile, full: Sequence[int], window: int, clusters: bool,
     steps, full = profile.steps, sorted(set(full))
     if not full or full[0] != 0 or full[-1] >= steps:
         raise ValueError(f"full steps must begin with 0 and lie below {steps}.")
-    lengths, tables, single, summed = step_lengths(profile), [], 0.0, 0.0
+    lengths, tables = step_lengths(profile), []
+    single = summed = torch.zeros((), dtype=torch.float64)
     for part, grams in enumerate(_parts(profile, clusters)):
         gram = grams.mean(0)
         rows, misses = {}, torch.zeros(steps, steps, dtype=torch.float64)
@@ -169,12 +171,11 @@ def _planned(profile: Profile, full: Sequence[int], window: int, clusters: bool,
         summed = summed + _squares(grams, (lengths[:, None] * misses).sum(0))
     final = summed.sqrt().mean() / lengths.abs().sum().clamp_min(1e-30)
     kinds = "".join("F" if t in full else "A" for t in range(steps))
-    solved_for = tuple(Table.of(steps, rows, profile.sigmas) for rows in tables)
-    rule = (
-        ChannelTable("".join(DIGITS[i] for i in profile.clusters.labels.tolist()), solved_for)
-        if clusters
-        else solved_for[0]
-    )
+    solved_for = tuple(SolvedWeights.of(steps, rows, profile.sigmas) for rows in tables)
+    rule = solved_for[0]
+    if clusters:
+        assert profile.clusters is not None  # `_parts` has read them
+        rule = ClusterWeights("".join(DIGITS[i] for i in profile.clusters.labels.tolist()), solved_for)
     schedule = replace(
         explicit(kinds), name="planned", forecast=json.dumps(rule.to_dict()) if "A" in kinds else None
     )
@@ -194,9 +195,8 @@ def segment_costs(
     if profile.steps > MOST_STEPS:
         raise ValueError(f"plans can be made for at most {MOST_STEPS} steps, not {profile.steps}.")
     lengths = step_lengths(profile)
-    return sum(
-        _segment_squares(grams.mean(0), lengths, ridge, window) for grams in _parts(profile, clusters)
-    ).sqrt()
+    squares = (_segment_squares(grams.mean(0), lengths, ridge, window) for grams in _parts(profile, clusters))
+    return cast(torch.Tensor, sum(squares)).sqrt()
 
 
 def _segment_squares(gram: torch.Tensor, lengths: torch.Tensor, ridge: float, window: int) -> torch.Tensor:

@@ -134,8 +134,8 @@ class Profile:
         )
 
     def differences(self, identity: Mapping, sigmas=None) -> list[str]:
-        """What of a run is not as in the profile, in words; empty where it fits. Fields the run does not tell
-        are not compared."""
+        """What of a run differs from the profile, as a sentence; empty where it fits. Fields the run does not
+        tell are not compared."""
         wrong = [
             f"{name} is {identity[name]}, the profile's {self.identity[name]}"
             for name in IDENTITY

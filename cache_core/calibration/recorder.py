@@ -1,14 +1,16 @@
-"""Watches uncached runs and keeps what a profile holds: products of features over steps. It is a forecast
-that forecasts nothing."""
+"""Observes uncached runs and keeps what a profile holds: products of features over steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 
 from ..base.coordinates import Node
-from ..cache.feature_cache import Site
+from ..base.handles import Handle
+from ..base.names import FINAL, PATH
+from ..cache.feature_cache import Branch
 from ..predictors.grouped import descriptors, k_means
 from .profile import MOST_CLUSTERS, Clusters, Profile
 
@@ -42,64 +44,65 @@ def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """[b]: the inner product of each sample, some values at a time, since double precision takes four times
     the room."""
     parts = zip(*(x.flatten(1).split(max(1, AT_ONCE // len(x)), 1) for x in (one, other)))
-    return sum(torch.linalg.vecdot(x.double(), y.double()) for x, y in parts)
+    return cast(torch.Tensor, sum(torch.linalg.vecdot(x.double(), y.double()) for x, y in parts))
 
 
-class Recorder:
-    """A forecast that forecasts nothing: it watches full steps and keeps the products of what it sees. One
-    per run.
+class Recorder(Handle):
+    """Observer of one run: keeps the products of the final hidden state over the steps.
 
-    It holds all features of a run on the CPU until the run ends, steps times the size of a site; on the
-    model's device lies the newest.
-    tokens: how many rows of every module's output are kept beside them, 0 for none; `modules` is then the
-        forecast that watches the modules. clusters: into how many clusters channels are put by how they move
-        (HyCa), 0 for none, or `labels` [d] of channels from an earlier run."""
+    It holds all features of a run on the CPU until the run ends: steps times the size of a site.
 
-    name, needs, probe, gain = "recorder", 1, None, 1.0
-    watches = True
-    """Full steps are looked at though nothing is skipped."""
+    tokens: how many rows of every module's output are kept beside them, 0 for none.
+    clusters: into how many clusters the channels are put by how they move (HyCa), 0 for none.
+    labels: [d], the clusters of the channels from an earlier run, instead of `clusters`.
+    """
 
     def __init__(self, tokens: int = 0, clusters: int = 0, labels: torch.Tensor | None = None):
         if isinstance(clusters, bool) or not isinstance(clusters, int) or not 0 <= clusters <= MOST_CLUSTERS:
             raise ValueError(f"clusters must be a whole number from 0 to {MOST_CLUSTERS}, not {clusters!r}.")
-        self._seen: dict[Site, _Seen] = {}
+        self._seen: dict[tuple, _Seen] = {}
+        self._branches: list[Branch] = []  # held, so that their ids stay their own
         self._changed, self._abandoned = False, ""
         self._clusters, self._labels = clusters, labels
-        self.modules = ModuleRecorder(tokens) if tokens else None
+        self.module_recorder = ModuleRecorder(tokens) if tokens else None
         self.path = PathRecorder()
 
-    def over_run(self, first: Node, last: Node) -> Recorder:
-        return self
+    @property
+    def modules(self) -> bool:
+        """Whether module outputs are recorded too."""
+        return self.module_recorder is not None
 
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        seen = self._seen.get(site)
-        if seen is None:
-            seen = self._seen[site] = _Seen(truth.device)
-            seen.add(site.snapshots[0])
-        self._changed |= seen.features[0].shape != truth.shape
-        if not self._changed:
-            seen.add(truth)
+    def observe(self, branch: Branch, name: tuple, truth: torch.Tensor, node: Node) -> None:
+        """Keeps what `truth` [b,...] adds to the profile; see `cache.observer.Observer`."""
+        if branch not in self._branches:
+            self._branches.append(branch)
+        key = (id(branch), name)
+        if name == PATH:
+            self.path.add(key, truth)
+        elif name[: len(FINAL)] == FINAL:
+            seen = self._seen.get(key)
+            if seen is None:
+                seen = self._seen[key] = _Seen(truth.device)
+            self._changed |= bool(seen.features) and seen.features[0].shape != truth.shape
+            if not self._changed:
+                seen.add(truth)
+        elif self.module_recorder is not None:
+            self.module_recorder.add(key, truth)
 
     def abandon(self, why: str) -> None:
         """Forgets what was recorded; whoever asks for it is told why, as a ValueError."""
         self._abandoned = why
         self._seen.clear()
         self.path = PathRecorder()
-        if self.modules:
-            self.modules._kept.clear()
-
-    def forecast(self, site: Site, node: Node, out=None) -> torch.Tensor:
-        return site.combine([1.0], out)
-
-    def to_dict(self) -> dict:
-        raise ValueError("a recorder is no part of a recipe.")
+        if self.module_recorder is not None:
+            self.module_recorder.clear()
 
     def grams(self) -> torch.Tensor:
         """Gram matrices [samples, T, T] of all sites seen, oldest step first, each by its mean energy.
         ValueError before any run."""
         if self._abandoned:
             raise ValueError(f"{self._abandoned}.")
-        if not self._seen:
+        if not any(len(seen.features) > 1 for seen in self._seen.values()):
             raise ValueError("nothing was recorded: sample at least two full steps.")
         if self._changed:
             raise ValueError("the size of the features changed during the run.")
@@ -139,7 +142,11 @@ class Recorder:
     def profile(self, sigmas: Sequence[float], identity: Mapping | None = None, prompt: str = "") -> Profile:
         """All that was recorded; prompt: a mark of the run, see `Profile.prompts`. ValueError where nothing
         was or it does not fit."""
-        modules = self.modules.grams() if self.modules and self.modules.seen else {}
+        modules = (
+            self.module_recorder.grams()
+            if self.module_recorder is not None and self.module_recorder.seen
+            else {}
+        )
         return Profile(
             self.grams(),
             tuple(sigmas),
@@ -189,23 +196,18 @@ def _by_cluster(run: Sequence[torch.Tensor], labels: torch.Tensor, device: torch
     return out
 
 
-class PathRecorder:
-    """Watches what the model is given and what it gives on full steps; one per run. It keeps both on the CPU
-    until the run ends."""
-
-    name, needs, probe, gain = "path recorder", 1, None, 1.0
+class PathRecorder(Handle):
+    """Keeps the input and the output of the model on full steps, on the CPU, until the run ends."""
 
     def __init__(self):
-        self._kept: dict[int, tuple[Site, list[torch.Tensor]]] = {}
+        self._kept: dict[tuple, list[torch.Tensor]] = {}
         self._odd = False
 
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
+    def add(self, key: tuple, truth: torch.Tensor) -> None:
         """truth [b, 2, ...]: input and output."""
-        rows = self._kept.setdefault(id(site), (site, []))[1]
-        if not rows:
-            rows.append(site.snapshots[0].float().cpu())
+        rows = self._kept.setdefault(key, [])
         rows.append(truth.float().cpu())
-        self._odd |= rows[0].shape != rows[-1].shape
+        self._odd |= rows[0].shape != truth.shape
 
     def grams(self) -> torch.Tensor | None:
         """Products [samples, 2 T + 1, 2 T + 1] as in `Profile.path`; None where inputs and outputs cannot be
@@ -213,7 +215,7 @@ class PathRecorder:
         if self._odd or not self._kept:
             return None
         made = []
-        for _, rows in self._kept.values():
+        for rows in self._kept.values():
             x = torch.stack(rows, 2).flatten(3).flatten(1, 2).double()  # [b, 2 T, values]
             x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
             made.append(x @ x.mT / x.shape[-1])
@@ -234,57 +236,52 @@ def _joined(grams: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(grams)
 
 
-class ModuleRecorder:
-    """Watches module outputs on full steps, as `Recorder` does the final hidden state. One per run.
+class ModuleRecorder(Handle):
+    """Keeps rows of module outputs on full steps, as `Recorder` does the final hidden state.
 
     Of every module it keeps the same `tokens` rows, chosen at random, at every step: steps * tokens * width
-    values in the model's own precision, on the CPU, and the newest output."""
-
-    name, needs, probe, gain = "module recorder", 1, None, 1.0
-    watches = True
+    values in the model's own precision, on the CPU.
+    """
 
     def __init__(self, tokens: int, seed: int = 0):
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
             raise ValueError(f"tokens must be a whole number of at least 1, not {tokens!r}.")
         self.tokens, self.seed = tokens, seed
-        self._kept: dict[int, tuple[Site, int, list[torch.Tensor]]] = {}
+        self._kept: dict[tuple, tuple[int, list[torch.Tensor]]] = {}
         self._changed = False
 
     @property
     def seen(self) -> bool:
-        """Whether the model let any module be seen."""
+        """Whether any module output was recorded."""
         return bool(self._kept)
 
-    def over_run(self, first: Node, last: Node) -> ModuleRecorder:
-        return self
-
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        _, count, rows = self._kept.setdefault(id(site), (site, truth.shape[1], []))
+    def add(self, key: tuple, truth: torch.Tensor) -> None:
+        """key: (id of the branch, name of the site); truth [b,n,d]."""
+        count, rows = self._kept.setdefault(key, (truth.shape[1], []))
         self._changed |= count != truth.shape[1]
-        if not rows:
-            rows.append(self._some(site.snapshots[0]))
         rows.append(self._some(truth))
+
+    def clear(self) -> None:
+        """Frees every kept row."""
+        self._kept.clear()
 
     def _some(self, x: torch.Tensor) -> torch.Tensor:
         chosen = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(self.seed))[: self.tokens]
         return x.index_select(1, chosen.sort().values.to(x.device)).cpu()
-
-    def forecast(self, site: Site, node: Node, out=None) -> torch.Tensor:
-        return site.combine([1.0], out)
 
     def grams(self) -> dict[str, torch.Tensor]:
         """Gram matrices [samples, T, T] by module in running order, as `Recorder.grams` gives them.
 
         The rows stand for all tokens of their stream; what text and image add to a module's products is
         summed. ValueError before any run."""
-        if not self._kept:
+        if not any(len(rows) > 1 for _, rows in self._kept.values()):
             raise ValueError("nothing was recorded: sample at least two full steps.")
         if self._changed:
             raise ValueError("the size of the features changed during the run.")
         parts: dict[tuple[str, int], torch.Tensor] = {}
-        for site, count, rows in self._kept.values():
+        for (branch, site), (count, rows) in self._kept.items():
             x = torch.stack(rows, 1).double().flatten(2)  # [b, T, rows * width]
-            gram, key = x @ x.mT * (count / rows[0].shape[1]), (_module(site.name), id(site.evidence))
+            gram, key = x @ x.mT * (count / rows[0].shape[1]), (_module(site), branch)
             parts[key] = parts[key] + gram if key in parts else gram
         names = dict.fromkeys(name for name, _ in parts)
         return {
@@ -294,8 +291,8 @@ class ModuleRecorder:
 
 
 def _module(site: tuple) -> str:
-    """Name of a site's module as in `masks`: streams of text and image are one, and a fused block is a
-    whole."""
-    kind, index, part = site
+    """Name of a site's module as in `schedule.masks`: the streams of text and image are one, and a fused
+    block is a whole. site: (kind, index, part), or (kind, index, path, place, count)."""
+    kind, index, part = site[:3]
     part = part.removeprefix("img_").removeprefix("txt_")
     return f"{kind}.{index}" if part == "out" else f"{kind}.{index}.{part}"

@@ -1,40 +1,61 @@
-"""A model under torch.compile: where steps are skipped, its blocks are compiled one by one and everything
-around them runs as it stands.
+"""A model under torch.compile: where steps are skipped, its blocks are compiled one by one, and everything
+around them runs uncompiled.
 
-Compiled as a whole, every kind of step would be a graph of its own, and what counts and keeps features would
-be traced along and compiled again at every change, until torch gives up on the model's own code too. One
-graph for all blocks of a class is also made in less time (PyTorch's recipe of regional compilation)."""
+If the model were compiled as a whole, every kind of step would be a graph of its own, and torch would trace
+the code that keeps features and compile it again at every change, until it gives up on the model's own code
+too. One graph for all blocks of a class also takes less time to make (PyTorch's regional compilation). Nodes
+that compile blocks in place (each replaced by torch's `OptimizedModule`) are treated alike, for the blocks
+that they have compiled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..models.families import Block
+from ..models.block_spec import Family
+from ..models.families import Block, compilers_of
 from .shims import shim, shimmed
 
 AVAILABLE = hasattr(torch.compiler, "set_stance")
 """torch 2.6 and newer; before, compiled models run as torch traces them."""
 SAID = "With torch.compile the blocks are compiled one by one, and only for calls that run them as they are."
 NO_GRAPHS = (
-    "With torch.compile's CUDA graphs the blocks run uncompiled, as graphs of single blocks "
-    "would overwrite each other's results."
+    "With torch.compile's backend cudagraphs, which does nothing else, the blocks run uncompiled: graphs of "
+    "single blocks would overwrite each other's results."
 )
-_WITH_GRAPHS = ("reduce-overhead", "max-autotune")
+WITHOUT_GRAPHS = (
+    "With torch.compile the blocks are compiled one by one, without the CUDA graphs that were asked for: "
+    "graphs of single blocks would overwrite each other's results."
+)
+_WITHOUT_GRAPHS = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
+"""Modes of inductor that use CUDA graphs, and what is nearest to them without."""
 
 
-def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None:
-    """torch.compile as it was asked for, by its own arguments; None where that means CUDA graphs.
+def uses_graphs(asked: Mapping) -> bool:
+    """Whether these arguments of torch.compile ask for CUDA graphs."""
+    options = asked.get("options") or {}
+    graphs = asked.get("mode") in _WITHOUT_GRAPHS or options.get("triton.cudagraphs")
+    return asked.get("backend") == "cudagraphs" or bool(graphs)
+
+
+def compiler(asked: Mapping[str, Any], ours: str) -> Callable[[Callable], Callable] | None:
+    """torch.compile as it was asked for, by its own arguments, but without CUDA graphs; None where nothing is
+    left without them.
 
     ours: guards on names that hold it are left out, since no block reads the entries of transformer_options
         that are called so, and runs with other settings would be compiled anew."""
     backend, mode, options = asked.get("backend", "inductor"), asked.get("mode"), asked.get("options") or {}
-    if backend == "cudagraphs" or mode in _WITH_GRAPHS or options.get("triton.cudagraphs"):
+    if backend == "cudagraphs":
         return None
+    if uses_graphs(asked):
+        mode = _WITHOUT_GRAPHS.get(mode, mode) if mode else mode
+        options = {k: v for k, v in options.items() if k != "triton.cudagraphs"}
+        asked = {**asked, "mode": mode, "options": options or None}
     if mode is not None or not isinstance(backend, str):  # torch takes no options beside a mode
         return partial(torch.compile, **asked)
 
@@ -43,7 +64,8 @@ def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None
 
     def made(function: Callable) -> Callable:
         try:
-            return torch.compile(function, **{**asked, "options": {**options, "guard_filter_fn": others}})
+            filtered: dict[str, Any] = {**asked, "options": {**options, "guard_filter_fn": others}}
+            return torch.compile(function, **filtered)
         except RuntimeError:  # a torch that knows no such filter
             return torch.compile(function, **asked)
 
@@ -51,22 +73,36 @@ def compiler(asked: Mapping, ours: str) -> Callable[[Callable], Callable] | None
 
 
 class Compilation:
-    """How a model is compiled in a run. compile: gives the compiled form of a function; None runs blocks as
-    they were written."""
+    """How a model is compiled in a run.
 
-    def __init__(self, compile: Callable[[Callable], Callable] | None):
-        self._compile, self._made, self._begun = compile, {}, False
-        self.said = NO_GRAPHS if compile is None else SAID
+    compile: gives the compiled form of a function; None runs blocks uncompiled.
+    only: ids of the blocks that are compiled; None for all.
+    graphs: whether CUDA graphs were asked for."""
+
+    def __init__(
+        self,
+        compile: Callable[[Callable], Callable] | None,
+        only: frozenset[int] | None = None,
+        graphs: bool = False,
+    ):
+        self._compile, self._only, self._made, self._begun = compile, only, {}, False
+        self.said = NO_GRAPHS if compile is None else WITHOUT_GRAPHS if graphs else SAID
+
+    @classmethod
+    def of_blocks(cls, model: nn.Module, family: Family | None) -> Compilation | None:
+        """How other nodes have compiled blocks of a model in place; None where they have not."""
+        found = compilers_of(model, family) if AVAILABLE and family else {}
+        return cls(next(iter(found.values())), frozenset(map(id, found))) if found else None
 
     def around(self) -> AbstractContextManager:
-        """Inside it compiled modules run as they were written."""
+        """A context in which compiled modules run uncompiled."""
         self._begun = True
         return torch.compiler.set_stance("force_eager")
 
     @contextmanager
     def left_alone(self, model: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
-        """Around a call of which nothing is skipped: where this run has compiled blocks one by one, it goes
-        on with these."""
+        """Around a call of which nothing is skipped: where this run has compiled blocks one by one, it uses
+        these."""
         with ExitStack() as stack:
             if self._begun:
                 stack.enter_context(self.around())
@@ -79,9 +115,9 @@ class Compilation:
     ) -> Iterator[tuple[nn.Module, Callable]]:
         """(module, maker of its shim) of a call, as `Wiring.shims` gives them, and of all other blocks.
 
-        whole: whether this call runs blocks as they are, so that they are worth compiling; those whose inside
-            is led another way are not, as that would be compiled anew each time. A model without known blocks
-            is taken for one."""
+        whole: whether this call runs blocks unchanged, so that they are worth compiling. A block whose
+            sub-modules are replaced is not, as it would be compiled anew each time. A model without known
+            blocks counts as one block."""
         inner = {id(block.module) for block in blocks} or {id(model)}
         shims = list(shims)
         met = {id(part) for part, _ in shims}
@@ -105,9 +141,11 @@ class Compilation:
         return make
 
     def _of(self, part: nn.Module, original: Callable) -> Callable:
-        """The compiled form of a module's forward, one for all modules of a class; another node's, or a
-        compiled one, stays itself."""
+        """The compiled form of a module's forward, one for all modules of a class; a forward that another
+        node has set stays as it is."""
         own = type(part).forward
+        if self._only is not None and id(part) not in self._only:
+            return original
         if self._compile is None or getattr(original, "__func__", None) is not own:
             return original
         if own not in self._made:

@@ -1,4 +1,4 @@
-"""What is known of a model for the length of a run."""
+"""A model of a run: its family, its blocks, and the settings fitted to it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ from functools import cached_property
 
 from torch import nn
 
-from ..config import Settings
-from ..models.block_spec import BlockLayout, Family
+from ..config import CacheConfig
+from ..models.block_spec import Family
 from ..models.capabilities import coarser, fit, gave_way
 from ..models.detection import DETECTED, detect
-from ..models.families import Block, asides_of, blocks_of, find_family
+from ..models.families import Block, blocks_of, find_family, side_modules_of
 from ..schedule.masks import Mask
-from .block_spans import RunWiring
+from .block_spans import SpanWiring
 from .call_context import Call
-from .layout_wiring import LayoutWiring
 from .wiring import Wiring
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of this run, which is held so that its id stays its own, and the settings fitted to it.
+    """A model of this run, and the settings fitted to it.
 
-    unchecked: kinds of planned steps that no self-check has looked at. rows: whether token rows of it can be
-        trusted. runs: places of the first and last block of those that the mask holds back together, None
-        without such a mask."""
+    module: the model itself, held so that its id is not given to another object.
+    family: its row in the registry or a guessed one; None without.
+    blocks: in running order; empty where none are known.
+    settings: fitted to the model.
+    unchecked: kinds of planned steps that no self-check has compared yet.
+    rows: whether the self-check allows conservative steps.
+    runs: places of the first and last block of each span that the mask skips together; None without such a
+        mask.
+    refused: why this run samples the model plainly, as its calls have shown, or None.
+    """
 
     module: nn.Module
     family: Family | None
     blocks: list[Block]
-    settings: Settings
+    settings: CacheConfig
     unchecked: frozenset[str] = frozenset()
     rows: bool = True
     runs: tuple[tuple[int, int], ...] | None = None
+    refused: str | None = None
 
     @property
     def name(self) -> str:
@@ -41,7 +48,8 @@ class Model:
 
     @property
     def refusal(self) -> str | None:
-        return self.family and self.family.refusal
+        """Why the model is sampled plainly, or None."""
+        return self.refused or (self.family and self.family.refusal)
 
     @cached_property
     def _run(self) -> tuple[int, int]:
@@ -57,8 +65,8 @@ class Model:
         """Share of the blocks that aggressive steps run."""
         return sum(self._run) / max(len(self.blocks), 1)
 
-    def lowered(self, settings: Settings, kinds: str, rows: bool) -> Model:
-        """The model with other settings for steps of these kinds; rows: as in `meet`."""
+    def lowered(self, settings: CacheConfig, kinds: str, rows: bool) -> Model:
+        """The model with other settings, for steps of these kinds; rows: as in `meet`."""
         if not self.refusal:
             settings, _ = fit(settings, self.family, self.blocks, type(self.module).__name__, rows)
         runs = self.runs if self.runs is None or "C" in kinds else ()
@@ -70,36 +78,36 @@ class Model:
             return False
         if self.runs is not None:
             return bool(self.runs)
-        if masked:
-            return (
-                bool(self.blocks)
-                and self.family.modules
-                and all(hasattr(b.adapter, "parts") for b in self.blocks)
-            )
-        return bool(self.blocks) and self.family.tokens
+        if self.family is None or not self.blocks:
+            return False
+        return self.family.modules if masked else self.family.tokens
 
     def wiring(self, call: Call) -> Wiring:
+        """The shims of a call."""
         if self.runs is not None:
-            return RunWiring(call, self.blocks, runs=self.runs if self.rows else ())
-        if any(isinstance(b.adapter, BlockLayout) for b in self.blocks):
-            return LayoutWiring(call, self.blocks, *self._run, asides_of(self.module, self.family))
-        return Wiring(call, self.blocks, *self._run)
+            return SpanWiring(call, self.blocks, runs=self.runs if self.rows else ())
+        side = side_modules_of(self.module, self.family) if self.family and self.blocks else ()
+        return Wiring(call, self.blocks, *self._run, side)
 
 
 def meet(
-    module: nn.Module, settings: Settings, kinds: str, mask: Mask | None, rows: bool, skips: bool
+    module: nn.Module, settings: CacheConfig, kinds: str, mask: Mask | None, rows: bool, skips: bool
 ) -> tuple[Model, list[str]]:
-    """What is known of a model at its first call, and sentences on what of the settings it cannot have.
+    """A model at its first call, and a sentence for each of the settings that it cannot have.
 
-    kinds: of the planned steps. rows: whether conservative steps are among them. skips: whether anything is
-        to be skipped."""
+    module: the model that really runs.
+    settings: as the user asked.
+    kinds: of the planned steps.
+    mask: of this run, scaled to its steps.
+    rows: whether conservative steps are among the planned ones.
+    skips: whether anything is to be skipped."""
     family = find_family(module)
     if family is None and settings.detect and skips:
         family = detect(module)
     blocks = blocks_of(module, family) if family else []
     sentences, runs = [], None
     if (
-        mask is not None and mask.runs and blocks and skips and family.module != DETECTED
+        mask is not None and mask.runs and family and blocks and skips and family.module != DETECTED
     ):  # guessed blocks are put back as a whole only
         runs, wanted = mask.held([b.name for b in blocks]), settings
         settings = coarser(settings, "block")
@@ -119,26 +127,21 @@ def meet(
     ]
 
 
-def _to_check(settings: Settings, blocks: list[Block], kinds: str) -> frozenset[str]:
-    """Kinds of steps to come that the self-check looks at."""
+def _to_check(settings: CacheConfig, blocks: list[Block], kinds: str) -> frozenset[str]:
+    """Kinds of steps to come that the self-check compares."""
     planned = set(kinds) - {"F"} if blocks else set()
     return frozenset(planned - {"A"} if settings.level == "output" else planned)
 
 
 def _unknown(mask: Mask | None, blocks: list[Block]) -> list[str]:
-    """Tells which names of the mask this model does not have."""
+    """A sentence about the names of the mask that this model does not have."""
     known = {
-        ".".join(map(str, (*b.name, *part)))
-        for b in blocks
-        for part in ((), *((p,) for p in getattr(b.adapter, "parts", ())))
+        ".".join(map(str, (*b.name, *part))) for b in blocks for part in ((), *((p,) for p in b.spec.parts))
     }
     unknown = [n for n in mask.names if n not in known] if mask and blocks else []
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
     return (
-        [
-            "The mask names what this model does not have, which plays no part: "
-            f"{', '.join(unknown[:3])}{more}."
-        ]
+        [f"Ignored mask entries that this model does not have: {', '.join(unknown[:3])}{more}."]
         if unknown
         else []
     )

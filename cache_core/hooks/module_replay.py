@@ -1,22 +1,24 @@
-"""Replaying sub-modules of blocks that the table describes by their layout.
+"""Replaying the sub-modules of a block.
 
-What a sub-module gave is kept before its gate and put back by a shim on it; the unmodified block gates it
-with the current step's modulation. Rows of an MLP are computed afresh by the MLP itself, on gathered rows of
-what the block gives it."""
+A sub-module's output is kept before its gate and put back by a shim on it; the unmodified block gates it with
+the current step's modulation. Rows of an MLP are computed afresh by the MLP itself, on gathered rows of its
+input. Blocks with an adapter are recorded and replayed by that."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 
 from ..base.errors import CacheMismatch
-from ..cache.rows import put_rows_, take_rows
-from ..models.block_spec import BlockLayout
+from ..cache.rows import take_rows
+from ..models.block_spec import BlockSpec
 from ..models.families import Block
 from .call_context import Call
-from .shims import shim
+from .flux_adapter import adapter_of, bind
+from .shims import capture, shim
 
 
 def present(block: Block, paths) -> dict[str, nn.Module]:
@@ -32,8 +34,10 @@ def present(block: Block, paths) -> dict[str, nn.Module]:
 
 
 def record(original, block: Block, call: Call, args, kwargs):
-    """Runs the block and keeps what its sub-modules give."""
-    layout, seen, again = block.adapter, {}, []
+    """Runs the block and keeps the outputs of its sub-modules."""
+    if (adapter := adapter_of(block.spec)) is not None:
+        return adapter.record(original, block, call, bind(adapter, args, kwargs))
+    spec, seen, again = block.spec, {}, []
 
     def recorder(path):
         def make(inner):
@@ -48,7 +52,7 @@ def record(original, block: Block, call: Call, args, kwargs):
         return make
 
     with ExitStack() as stack:
-        for path, module in present(block, layout.modules).items():
+        for path, module in present(block, spec.modules).items():
             stack.enter_context(shim(module, recorder(path)))
         out = original(*args, **kwargs)
     if again:
@@ -59,17 +63,18 @@ def record(original, block: Block, call: Call, args, kwargs):
         parts = (value,) if bare else value
         for i, part in enumerate(parts):
             if isinstance(part, torch.Tensor):
-                call.record(
-                    (*block.name, path, i, 0 if bare else len(parts)), part.clone() if layout.writes else part
-                )
+                kept = spec.batched(part.clone() if spec.writes else part)
+                call.record((*block.name, path, i, 0 if bare else len(parts)), kept)
     return out
 
 
 def replay(original, block: Block, call: Call, args, kwargs):
-    """Runs the block on what its sub-modules gave, with the chosen rows of its MLPs computed afresh on a
-    conservative step."""
-    layout = block.adapter
-    computed = call.parts(block.name, layout.parts)
+    """Runs the block on the kept outputs of its sub-modules, with the chosen rows of its MLPs computed afresh
+    on a conservative step."""
+    if (adapter := adapter_of(block.spec)) is not None:
+        return adapter.conserve(original, block, call, bind(adapter, args, kwargs))
+    spec = block.spec
+    computed = call.parts(block.name, spec.parts)
     kept: dict[str, list[tuple]] = {}
     for name in call.batch.branches[0].sites:
         if name[:2] == block.name and len(name) == 5:
@@ -80,15 +85,17 @@ def replay(original, block: Block, call: Call, args, kwargs):
             def forward(*a, **k):
                 if path not in kept:
                     raise CacheMismatch(
-                        "A module that runs now did not run on the last full step, so this call ran in full."
+                        "A module that runs now did not run on the last full step; this call runs in full."
                     )
                 sites = {site[3]: site for site in kept[path]}
-                if computed & {"", layout.part(path)}:
-                    return _computed(inner, sites, call, *a, **k)
-                if path in layout.rows and call.kind == "C":
-                    return _refresh(inner, sites[0], call, block, layout.rows[path], *a, **k)
+                if computed & {"", spec.part(path)}:
+                    return _computed(inner, sites, call, spec, *a, **k)
+                if path in spec.rows and call.kind == "C":
+                    return _refresh(inner, sites[0], call, block, spec.rows[path], *a, **k)
                 count = sites[min(sites)][4]
-                values = {i: call.module_value(site, owned=layout.writes) for i, site in sites.items()}
+                values = {
+                    i: spec.unbatched(call.module_value(site, owned=spec.writes)) for i, site in sites.items()
+                }
                 return tuple(values.get(i) for i in range(count)) if count else values[0]
 
             return forward
@@ -96,36 +103,34 @@ def replay(original, block: Block, call: Call, args, kwargs):
         return make
 
     with ExitStack() as stack:
-        for path, module in present(block, layout.modules).items():
+        for path, module in present(block, spec.modules).items():
             stack.enter_context(shim(module, player(path)))
         return original(*args, **kwargs)
 
 
-def _computed(inner, sites, call: Call, *args, **kwargs):
+def _computed(inner, sites, call: Call, spec: BlockSpec, *args, **kwargs):
     """A sub-module's output on all tokens, which becomes the correction of its sites."""
     out = inner(*args, **kwargs)
     for i, part in enumerate((out,) if isinstance(out, torch.Tensor) else out):
         if i in sites:
-            call.batch.correct(sites[i], part, call.settings.modules)
+            call.batch.correct(sites[i], spec.batched(part), call.settings.modules)
     return out
 
 
 def _refresh(
     inner, site, call: Call, block: Block, stream: str, x: torch.Tensor, *args, **kwargs
 ) -> torch.Tensor:
-    """An MLP's output with the chosen rows computed from x [B,...,d]; they become the site's correction."""
-    flat = x.flatten(1, -2)
+    """An MLP's output with the chosen rows computed from x [B,...,d] or [n,d]; they become the
+    site's correction."""
+    spec = block.spec
+    flat = spec.batched(x).flatten(1, -2)
     rows = call.choose(block.name, stream, flat.shape[1], x.device)
-    out = call.module_value(site, owned=True)
     if rows is None:
-        return out
-    fresh = inner(take_rows(flat, rows), *args, **kwargs)
-    if out.ndim > 3:
-        raise CacheMismatch(
-            "A module gives its tokens in another shape than the block table says, so this call ran in full."
-        )
-    call.batch.correct(site, fresh, call.settings.modules, rows)
-    return put_rows_(out, rows, fresh)
+        return spec.unbatched(call.module_value(site, owned=True))
+    fresh = spec.batched(inner(spec.unbatched(take_rows(flat, rows)), *args, **kwargs))
+    if call.batch.dimensions(site) > 3:
+        raise CacheMismatch("A module's output does not have the registered shape; this call runs in full.")
+    return spec.unbatched(call.batch.refresh(site, fresh, call.settings.modules, rows))
 
 
 def opened(value):
@@ -143,21 +148,22 @@ def copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             return type(value)(map(one, value))
         return value.clone() if isinstance(value, torch.Tensor) else opened(value)
 
-    return one(args), {k: one(v) for k, v in kwargs.items()}
+    return tuple(map(one, args)), {k: one(v) for k, v in kwargs.items()}
 
 
 class _Seen(Exception):
-    """Ends a block at its attention, whose input is all that was wanted."""
+    """Ends a block at its attention, once its input is known."""
 
 
 def modulated_input(original, block: Block, args, kwargs) -> torch.Tensor | None:
-    """What the block's attention reads, [B,n,d] in the order of `BlockLayout.joined` of the last blocks; None
-    where the table has no word.
+    """What the block's attention reads, [B,n,d] in the order of `BlockSpec.joined` of the last blocks; None
+    where the registry does not say which module that is.
 
-    The unmodified block runs up to there: its norm and its modulation.
-    """
-    layout: BlockLayout = block.adapter
-    path, places = layout.probe or ((layout.modules[0], (0,)) if layout.modules else ("", ()))
+    The unmodified block runs up to there: its norm and its modulation."""
+    spec = block.spec
+    if (adapter := adapter_of(spec)) is not None:
+        return adapter.modulated_input(block, bind(adapter, args, kwargs))
+    path, places = spec.probe or ((spec.modules[0], (0,)) if spec.modules else ("", ()))
     module = present(block, [path] if path else []).get(path)
     if module is None:
         return None
@@ -170,11 +176,27 @@ def modulated_input(original, block: Block, args, kwargs) -> torch.Tensor | None
 
         return forward
 
-    if layout.writes:  # a block that leaves its attention out runs to its end
+    if spec.writes:  # a block that leaves its attention out runs to its end
         args, kwargs = copied(args, kwargs)
     with shim(module, make):
         try:
             original(*args, **kwargs)
         except _Seen:
-            return torch.cat([layout.flat(found[i]) for i in places], 1) if len(found) > max(places) else None
+            return torch.cat([spec.flat(found[i]) for i in places], 1) if len(found) > max(places) else None
     return None
+
+
+@contextmanager
+def modulated_inputs_read(block: Block) -> Iterator[list[torch.Tensor]]:
+    """Around a block that runs: a list that then holds what its attention has read, as `modulated_input`
+    gives it. It stays empty for blocks without an adapter, and where another node has replaced the inside."""
+    found: list[torch.Tensor] = []
+    adapter = adapter_of(block.spec)
+    if adapter is None:
+        yield found
+        return
+    paths = adapter.inputs
+    with capture({path: block.module.get_submodule(path) for path in paths}, inputs=True) as seen:
+        yield found
+    if len(seen) == len(paths):
+        found.append(torch.cat([seen[path] for path in paths], 1))

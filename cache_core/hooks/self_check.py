@@ -1,12 +1,12 @@
-"""The self-check: on a model's first full call, is what later steps will put back the real thing?
+"""The self-check: on a model's first full call, does what later steps will put back give the real result?
 
-One block of every sort is run once more as conservative steps, or aggressive ones at the levels `block` and
-`module`, would run it, on what was just kept of it, and compared with what it gave. At `final` and `stack`
-the model is run once more with all blocks skipped and
-the end of the last one put back, and compared with its own output: then the last block really is the last,
-    and nothing else reads the blocks. Where a mask holds back runs of blocks, those are skipped and the end
-    of each is put back. That costs as much as one skipped step; nothing of it is kept, and the call's own
-    result is handed on as it is."""
+One block of every kind is run once more as conservative steps, or aggressive ones at the levels `block` and
+`module`, would run it, on what was just kept of it, and compared with its real result. At `final` and `stack`
+the model is run once more with all blocks skipped and the end of the last one put back, and compared with its
+own output: this shows that the last block really is the last, and that nothing else reads the blocks. Of
+blocks that are guessed, no weight may be used in that call, and a guess that could not be compared is wrong.
+Where a mask skips spans of blocks, those are skipped and the end of each is put back. The check costs as much
+as one skipped step; nothing of it is kept, and the call returns its own result."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ from torch import nn
 from ..base.errors import CacheMismatch, CacheTooLarge, is_out_of_memory
 from ..base.names import NAMES
 from ..cache.feature_cache import Batch, Branch
-from ..config import Settings
-from ..models.block_spec import BlockLayout
+from ..config import CacheConfig
 from ..models.capabilities import coarser, gave_way
 from ..models.families import Block
 from ..predictors.extrapolation import predictor
-from .block_spans import RunWiring
+from .block_spans import SpanWiring
 from .call_context import Call
 from .module_replay import copied, replay
-from .shims import shim
+from .shims import WeightsUsed, shim
 from .wiring import Wiring
 
 COARSER = {"module": "block", "block": "final", "stack": "final", "final": "output"}
-"""The level that stands in for one that did not pass."""
+"""The level that replaces one that did not pass."""
 _REUSE = predictor("reuse")
 _BROKEN = (CacheMismatch, TypeError, AttributeError, LookupError, ValueError, RuntimeError)
-"""What code runs into that was written for other blocks; running out of memory, also a RuntimeError, is left
-out."""
+"""Errors of code that was written for other blocks; running out of memory, also a RuntimeError, is not one of
+them."""
 
 
 class SelfCheck:
     """The check of one full call.
 
-    call: the running one. blocks: the model's. wiring: makes the wiring of a call. planned: kinds of steps to
-        come, of "A" and "C".
+    call: the running one.
+    blocks: of the model.
+    wiring: makes the wiring of a call.
+    planned: kinds of steps to come, of "A" and "C".
     ratio: share of tokens that conservative steps refresh, or None where a mask says what they compute.
-        guess: whether the blocks are one.
-    passed: for each kind whether what was put back was right; a kind that could not be looked at, as a block
-        did not run or gave numbers that are not finite, is not in it."""
+    guess: whether the blocks are guessed (`models.detection`).
+    passed: for each kind whether what was put back was right; a kind that could not be compared, since a
+        block did not run or gave numbers that are not finite, is not in it."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class SelfCheck:
             ratio,
             guess,
         )
-        runs = isinstance(wiring(call), RunWiring)
+        runs = isinstance(wiring(call), SpanWiring)
         self._by_block = (
             [] if runs else sorted(k for k in planned if k == "C" or level in ("block", "module"))
         )
@@ -89,9 +90,11 @@ class SelfCheck:
                 recording.enter_context(shim(part, maker))
             for i, block, original in self._blocks:
                 recording.enter_context(
-                    shim(block.module, lambda kept, at=(i, block), real=original: self._one(kept, *at, real))
+                    shim(block.module, lambda kept, i=i, b=block, real=original: self._one(kept, i, b, real))
                 )
             yield
+        if self._guess and self._tail and self._tail not in self._unseen:
+            self.passed.setdefault(self._tail, False)  # as where the model is being compiled
         self.passed = {
             kind: right for kind, right in self.passed.items() if not (right and kind in self._unseen)
         }
@@ -132,11 +135,12 @@ class SelfCheck:
             recording.close()
             ended = not any(b.signature is None for b in twin.batch.branches)
             if self._tail and ended and any(b.signature is None for b in self._call.batch.branches):
-                self.passed[self._tail] = False  # the stack's first block did not run, so nothing was kept
-            elif self._tail and not ended and self._guess:
                 self.passed[self._tail] = (
-                    False  # the last of its blocks did not run, or gave something else than a tensor
+                    False  # the skipped run's first block did not run, so nothing was kept
                 )
+            elif self._tail and not ended and self._guess:
+                # The last of its blocks did not run, or gave something else than a tensor.
+                self.passed[self._tail] = False
             elif self._tail and ended:
                 with random:
                     self._judge(
@@ -152,14 +156,20 @@ class SelfCheck:
         """The model's output with all blocks skipped and their real end put back."""
         wiring, run = self._wired(twin), original
         if self._call.settings.level == "stack" or self._call.settings.predictor.probe:
-            wiring.asides = ()  # they run on its aggressive steps
+            wiring.side_modules = ()  # they run on its aggressive steps
         with ExitStack() as stack:
             for part, maker in wiring.shims(model):
                 if part is model:
-                    run = maker(original)
+                    run = maker(run)
                 else:
                     stack.enter_context(shim(part, maker))
-            return [run(*again[0], **again[1])]
+            if not self._guess:
+                return [run(*again[0], **again[1])]
+            with WeightsUsed(block.module for block in wiring.blocks) as weights:
+                out = run(*again[0], **again[1])
+            if weights.used:
+                raise CacheMismatch("A guessed block ran where all were to be skipped.")
+            return [out]
 
     # --- one block ------------------------------------------------------------------------------
 
@@ -173,7 +183,9 @@ class SelfCheck:
                 level if level in ("block", "module") else "final", "C" in self._planned or level == "module"
             )
             random = _Random(args, kwargs)
-            out = self._wired(twin)._block(i, block)(kept)(*args, **kwargs)
+            maker = self._wired(twin)._block(i, block)
+            assert maker is not None  # the twin keeps what this block gives
+            out = maker(kept)(*args, **kwargs)
             if any(b.refusal is not None for b in twin.batch.branches):
                 return out
             for kind in self._by_block:
@@ -192,41 +204,32 @@ class SelfCheck:
 
     def _replayed(self, kind: str, block: Block, original, twin: Call, again):
         """What a step of the kind makes of the block from what the twin call kept of it."""
-        (args, kwargs), adapter = again, block.adapter
+        args, kwargs = again
         twin = replace(
             twin, kind=kind, **({"computed": frozenset()} if self._ratio is None else {"ratio": self._ratio})
         )
-        whole = kind == "A" and twin.settings.level == "block"
-        if isinstance(adapter, BlockLayout):
-            return (
-                self._wired(twin)._add(block, adapter.take(args, kwargs))
-                if whole
-                else replay(original, block, twin, args, kwargs)
-            )
-        bound = adapter.bind(args, kwargs)
-        if whole:
-            return self._wired(twin)._add(block, adapter.skip(bound))
-        return adapter.conserve(original, block.module, block.name, twin, bound)
+        if kind == "A" and twin.settings.level == "block":
+            return self._wired(twin)._add(block, block.spec.take(args, kwargs))
+        return replay(original, block, twin, args, kwargs)
 
     # --- judging --------------------------------------------------------------------------------
 
-    def _judge(self, kind: str, run: Callable, real, block: Block | None = None, again=None) -> None:
-        """Runs what stands in for the `real` result, and notes whether it does; numbers that are not finite
-        tell nothing."""
+    def _judge(
+        self,
+        kind: str,
+        run: Callable,
+        real,
+        block: Block | None = None,
+        again: tuple[tuple, dict] | None = None,
+    ) -> None:
+        """Runs what replaces the `real` result, and notes whether both are alike; a result that is not finite
+        decides nothing."""
         if not _finite(real):
             self._unseen.add(kind)
             return
         try:
             given = run()
-            before = (
-                []
-                if block is None
-                else _tensors(
-                    block.adapter.take(*again).values()
-                    if isinstance(block.adapter, BlockLayout)
-                    else block.adapter.skip(block.adapter.bind(*again))
-                )
-            )
+            before = [] if block is None or again is None else list(block.spec.take(*again).values())
             self.passed[kind] = _alike(given, real, before)
         except _BROKEN as error:
             if is_out_of_memory(error):
@@ -235,10 +238,12 @@ class SelfCheck:
 
 
 def verdict(
-    settings: Settings, passed: dict[str, bool], family: str, host: str = ""
-) -> tuple[Settings, str | None]:
-    """Settings at a level that may do where aggressive steps did not pass, and a sentence about all that did
-    not; None where all did."""
+    settings: CacheConfig, passed: dict[str, bool], family: str, host: str = "", guess: bool = False
+) -> tuple[CacheConfig, str | None]:
+    """The config at a coarser level where aggressive steps did not pass, and a sentence about all that did
+    not; None where all did.
+
+    guess: whether the blocks are guessed."""
     instead, before = [], settings
     if not passed.get("A", True):
         settings = coarser(settings, COARSER[settings.level])
@@ -247,9 +252,14 @@ def verdict(
         instead.append("conservative steps run in full")
     if not instead:
         return settings, None
+    if guess:
+        found = f"The blocks found in {family} do not work as one stack that can be skipped"
+        return settings, " ".join(
+            [f"{found}; {' and '.join(instead)}.", *filter(None, [gave_way(before, settings)])]
+        )
     where, forecast = f" in {host}" if host else "", gave_way(before, settings)
     return settings, (
-        f"The blocks of {family} do not behave{where} as this pack's table says, or another node has "
+        f"The blocks of {family} do not behave{where} as registered in this pack, or another node has "
         "changed them; "
         f"{' and '.join(instead)}.{f' {forecast}' if forecast else ''}"
     )
@@ -279,7 +289,7 @@ def _finite(value) -> bool:
 
 
 def _alike(given, real, before=()) -> bool:
-    """Whether one result can stand for the other: same structure, and equal but for rounding.
+    """Whether one result can replace the other: same structure, and equal but for rounding.
 
     before: what a block was given. Rows that are computed apart from the others are rounded otherwise, so a
         part of what the block adds is allowed beside the rounding of its sum; of results of whole models a
@@ -304,7 +314,7 @@ def _alike(given, real, before=()) -> bool:
 
 
 class _Random:
-    """Lets what runs inside draw the random numbers that the call drew, and puts the generators back behind
+    """Lets what runs inside draw the random numbers that the call drew, and resets the generators after
     it."""
 
     def __init__(self, args, kwargs):

@@ -1,17 +1,18 @@
-"""Where features are taken and put back: `forward` shims on blocks and their sub-modules, for the length of
-one call.
+"""`forward` shims on blocks and their sub-modules, for the length of one model call: where features are taken
+and put back.
 
-No module is replaced and no weight is touched; a shim stands in the instance's `forward` while one model call
-runs and is removed in `finally`. A `forward` that another pack has put there before is kept, called and
+No module is replaced and no weight is touched. A shim is set as the instance's `forward` while one model
+call runs and is removed in `finally`. A `forward` that another pack has set before is kept, called and
 restored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..base.errors import CacheMismatch
 
@@ -84,10 +85,45 @@ def with_override(options: dict | None, override: Callable) -> dict:
 
         if not kwargs.get("skip_reshape"):
             raise CacheMismatch(
-                "The attention of this model hands over its tensors in another layout than the block "
-                "table says."
+                "Attention tensors do not match the registered layout; this call runs in full."
             )
         return override(attend, q, k, v)
 
     options["optimized_attention_override"] = chained
     return options
+
+
+PREFETCH = "prefetch_dynamic_vbars"
+"""The entry of ComfyUI's transformer_options by which a model's loop fetches the weights of the next block
+before it calls the block (DynamicVRAM)."""
+
+
+def without_prefetch(original):
+    """The forward of a model of whose blocks most are skipped: a block that runs fetches its own weights, and
+    those of skipped blocks stay where they are."""
+
+    def forward(*args, **kwargs):
+        options = kwargs.get("transformer_options")
+        if isinstance(options, dict) and options.get(PREFETCH):
+            kwargs["transformer_options"] = {**options, PREFETCH: False}
+        return original(*args, **kwargs)
+
+    return forward
+
+
+class WeightsUsed(TorchFunctionMode):
+    """Inside it, `used` tells whether any computation read a weight of these modules, by whichever function
+    of a module. Questions about a weight, such as its device, do not count."""
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        super().__init__()
+        self.used = False
+        self._weights = {
+            id(weight) for module in modules for weight in (*module.parameters(), *module.buffers())
+        }
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        given = (*args, *(kwargs or {}).values())
+        if getattr(func, "__name__", "") != "__get__":
+            self.used = self.used or any(id(value) in self._weights for value in given)
+        return func(*args, **(kwargs or {}))

@@ -1,20 +1,19 @@
 """What a run's caches may hold: the estimate against the budget, and what gives way when they would not fit.
 
-The check is made at the door of the first block of every kind on a full step, when the sizes of the tokens
-are known and nothing has been kept yet. What does not fit is lowered there, and the call is repeated from its
+The check is made before the first block of every kind runs on a full step, when the sizes of the tokens are
+known and nothing has been kept yet. What does not fit is lowered there, and the call is repeated from its
 beginning; the expensive blocks have not run."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from ..base.names import NAMES, OUTPUT
+from ..base.names import OUTPUT
 from ..base.wording import size
-from ..config import Settings
+from ..config import CacheConfig
 from ..models.families import Block
-from ..predictors.extrapolation import predictor
 from ..schedule.masks import Mask
 from .estimate import Footprint, Shapes, Sizes, footprint
 
@@ -42,7 +41,7 @@ class Wanted:
     """What a model's branches are cached by: its fitted settings, blocks, and the rest as `footprint` takes
     it."""
 
-    settings: Settings
+    settings: CacheConfig
     kinds: str
     ratios: Sequence[float]
     mask: Mask | None
@@ -54,47 +53,6 @@ class Wanted:
         return footprint(
             self.settings, self.kinds, self.ratios, self.mask, self.blocks, shapes, self.first, self.conserves
         )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One way to need less: the settings and kinds of steps, and what it means in words. settings None:
-    nothing is cached."""
-
-    settings: Settings | None
-    kinds: str
-    words: str
-
-
-def steps_down(settings: Settings, kinds: str, blocks: bool) -> Iterator[Step]:
-    """Ways to need less, from the mildest; each holds what those before it changed.
-
-    Conservative steps go first: they need the most and gave the least wherever they were measured. blocks:
-        whether the model has any."""
-    words: dict[str, str] = {}
-
-    def step(part: str, what: str) -> Step:
-        words[part] = what
-        return Step(settings, kinds, ", ".join(words.values()))
-
-    if "C" in kinds:
-        kinds = kinds.replace("C", "A" if settings.mask is None else "F")
-        yield step(
-            "steps", f"conservative steps run as {'aggressive' if settings.mask is None else 'full'} ones"
-        )
-    if settings.level in ("module", "block") and blocks:
-        settings = replace(settings, level="final", module_predictor=None)
-        yield step("level", f"aggressive steps put back {NAMES['final']}")
-    if settings.predictor.needs > 2 or settings.predictor.probe:
-        settings = replace(settings, predictor=predictor("linear", gain=0.9))
-        yield step("forecast", "forecasts follow a line through two snapshots")
-    if settings.predictor.needs > 1:
-        settings = replace(settings, predictor=predictor("reuse"))
-        yield step("forecast", "one snapshot is kept and reused")
-    if settings.level != "output":
-        settings = replace(settings, level="output", first=0)
-        yield step("level", f"aggressive steps put back {NAMES['output']}")
-    yield Step(None, "F" * len(kinds), "nothing is cached")
 
 
 class Memory:
@@ -128,8 +86,8 @@ class Memory:
     def note(
         self, model: Hashable, keys: Iterable[Hashable], kind: str, sizes: Sizes, item: int, samples: int
     ) -> bool:
-        """Sizes at the door of a kind of block of a model, for these branches, or of its output; whether they
-        are news."""
+        """Takes the sizes of what goes into a kind of block of a model, or of its output, for these branches;
+        whether they are new."""
         news = False
         for key in keys:
             _, old = self._seen.get(key, (model, Shapes({}, self._output)))
@@ -139,7 +97,7 @@ class Memory:
                 )
             else:
                 new = replace(
-                    old, doors={**old.doors, kind: dict(sizes)}, bytes_per_value=item, samples=samples
+                    old, blocks={**old.blocks, kind: dict(sizes)}, bytes_per_value=item, samples=samples
                 )
             if self._seen.get(key) != (model, new):
                 news, self._seen[key] = True, (model, new)
@@ -152,7 +110,7 @@ class Memory:
         for model, shapes in self._seen.values():
             mark = (
                 model,
-                tuple((k, tuple(d.items())) for k, d in shapes.doors.items()),
+                tuple((k, tuple(d.items())) for k, d in shapes.blocks.items()),
                 shapes.output,
                 shapes.samples,
             )
@@ -166,14 +124,33 @@ class Memory:
             round(share * sum(f.snapshots for f in each)),
             round(share * sum(f.rest for f in each)),
             max(f.largest for f in each),
+            round(share * sum(f.pinned for f in each)),
         )
 
     def fits(self, need: Footprint, away: bool) -> bool:
-        """Whether this may be held, all of it on the model's device or its snapshots elsewhere."""
+        """Whether this may be held, all of it on the model's device or as many snapshots as must be
+        elsewhere."""
         if not away:
             return need.total <= self.budget.limit
+        room = self.room_beside(need)
+        if room < 0:
+            return False
+        share = 1 - min(1.0, room / need.snapshots) if need.snapshots else 0.0
+        return share * need.pinned <= self.budget.elsewhere
+
+    def room_beside(self, need: Footprint) -> float:
+        """Bytes for snapshots that stay on the device while others are elsewhere, beside those in use;
+        negative where not even these fit."""
         window = min(need.snapshots, WINDOW * need.largest * self.budget.branches)
-        return need.snapshots <= self.budget.elsewhere and need.rest + window <= self.budget.limit
+        return self.budget.limit - need.rest - window
+
+    def moved(self, need: Footprint, room: float) -> str:
+        """What keeping snapshots elsewhere means, for `too_much`."""
+        away = need.snapshots - min(room, need.snapshots)
+        return (
+            f"about {size(round(away))} of the {size(need.snapshots)} of snapshots are kept in main memory "
+            "between two uses"
+        )
 
     def too_much(self, need: Footprint, words: str) -> str:
         """The sentence about what gave way."""

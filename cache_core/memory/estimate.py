@@ -1,9 +1,9 @@
 """How many bytes the caches of a run will hold, from the model's blocks and the sizes of its tokens, before
 anything is kept.
 
-The plan is followed step by step: snapshots pile up with full steps, corrections stand from a conservative
-    step to the next full one. Left out is what a forecast learns beside them (labels of channels, gains),
-    which is less than one token's worth per site."""
+The plan is followed step by step: every full step adds a snapshot, and corrections are held from a
+conservative step to the next full one. The estimate leaves out what a forecast learns beside them (labels of
+channels, gains), which is less than one token per site."""
 
 from __future__ import annotations
 
@@ -14,45 +14,42 @@ from math import ceil, prod
 import torch
 from torch import nn
 
-from ..config import Settings
-from ..hooks.flux_adapter import FluxDouble, FluxSingle
+from ..config import CacheConfig
 from ..hooks.module_replay import present
-from ..models.block_spec import BlockLayout, Family
+from ..models.block_spec import BlockSpec, Family
 from ..models.families import Block
-from ..predictors.build import watches
 from ..schedule.masks import Mask
 from ..selectors.token_selection import count_rows
 
 Sizes = Mapping[str, tuple[int, int]]
-"""Tokens per sample and width of each main tensor at a block's door."""
+"""Tokens per sample and width of each main tensor that goes into a block."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of one branch of one model: `doors` by kind of block, in running order, and the `output`'s values per
-    sample.
+    """Sizes in one branch of one model.
 
-    bytes_per_value: of the tokens and of the output. samples: in the branch.
-    """
+    blocks: of what goes into each kind of block, in running order.
+    output: values of the model's output per sample.
+    bytes_per_value: of the tokens and of the output.
+    samples: in the branch."""
 
-    doors: Mapping[str, Sizes]
+    blocks: Mapping[str, Sizes]
     output: int
     bytes_per_value: int = 2
     samples: int = 1
 
     def at(self, block: Block) -> Sizes:
         """Of a block; where its kind has not been seen they follow from those before."""
-        if block.name[0] in self.doors or not self.doors:
-            return self.doors.get(block.name[0], {})
+        if block.name[0] in self.blocks or not self.blocks:
+            return self.blocks.get(block.name[0], {})
         before: dict[str, tuple[int, int]] = {}
-        for door in self.doors.values():
-            before.update(door)
+        for sizes in self.blocks.values():
+            before.update(sizes)
         joint = (sum(n for n, _ in before.values()), max(d for _, d in before.values()))
-        if not isinstance(block.adapter, BlockLayout):
-            return {"x": joint}
-        if block.adapter.joined:
-            return {block.adapter.streams[0]: joint}
-        return {s: before.get(s, joint) for s in block.adapter.streams}
+        if block.spec.joined:
+            return {block.spec.streams[0]: joint}
+        return {s: before.get(s, joint) for s in block.spec.streams}
 
 
 @dataclass(frozen=True)
@@ -60,11 +57,13 @@ class Footprint:
     """Bytes of one branch at the worst moment of a run.
 
     snapshots: of full steps, which may lie elsewhere between two uses. rest: corrections, probes, keys and
-        values. largest: the snapshots of the largest site."""
+        values. largest: the snapshots of the largest site.
+        pinned: what the snapshots take in pinned main memory."""
 
     snapshots: int = 0
     rest: int = 0
     largest: int = 0
+    pinned: int = 0
 
     @property
     def total(self) -> int:
@@ -80,11 +79,7 @@ def _level_sites(level: str, blocks: Sequence[Block], shapes: Shapes) -> list[in
     if level == "output" or not blocks:
         return [shapes.output]
     if level in ("final", "stack"):
-        last = blocks[-1]
-        sizes = shapes.at(last)
-        if isinstance(last.adapter, BlockLayout):
-            return [_area(sizes, (s,)) for s in last.adapter.reads]
-        return [_area(sizes)]
+        return [_area(shapes.at(blocks[-1]), (s,)) for s in blocks[-1].spec.reads]
     if level == "block":
         return [n * d for b in blocks for n, d in shapes.at(b).values()]
     return []
@@ -99,59 +94,46 @@ def _run_sites(mask: Mask, blocks: Sequence[Block], shapes: Shapes) -> list[int]
 
 @dataclass(frozen=True)
 class _Module:
-    """A module's site: its key, its `values`, the `part` that a mask names, and the stream whose rows a
-    conservative step refreshes."""
+    """A module's site.
+
+    key: its name.
+    values: per sample.
+    part: of the block, as a mask may name it.
+    rows: the streams of which a conservative step refreshes rows."""
 
     key: tuple
     values: int
     part: str = ""
-    rows: str | None = None
+    rows: tuple[str, ...] = ()
 
 
 def _modules(block: Block, sizes: Sizes, live: bool) -> Iterator[_Module]:
     """The sites of a block's modules, as `record` makes them."""
-    layout = block.adapter
-    if layout is FluxDouble:
-        for key in layout.outputs:
-            stream, part = key.split("_")
-            yield _Module(
-                (*block.name, key), _area(sizes, (stream,)), part, stream if live or part == "mlp" else None
-            )
-    elif layout is FluxSingle:
-        yield _Module((*block.name, "out"), _area(sizes), "", "any")
-    elif isinstance(layout, BlockLayout):
-        for path in present(block, layout.modules):
-            yield _Module(
-                (*block.name, path),
-                _area(sizes, _streams_of(layout, path)),
-                layout.part(path),
-                layout.rows.get(path),
-            )
+    spec = block.spec
+    for path in present(block, spec.modules):
+        streams, part = spec.streams_of(path), spec.part(path)
+        refreshed = path in spec.rows or (live and spec.adapter is not None)
+        yield _Module(
+            (*block.name, path),
+            _area(sizes, streams),
+            part,
+            (spec.joined if spec.fused else streams) if refreshed else (),
+        )
 
 
-def _streams_of(layout: BlockLayout, path: str) -> tuple[str, ...]:
-    """The streams that a module's output has tokens of."""
-    if path in layout.rows:
-        return (layout.rows[path],)
-    if len(layout.streams) == 1:
-        return layout.streams
-    if layout.packed:  # each module has one of both, and is named by it
-        return ("audio",) if path.startswith("audio_attn") or path.endswith("to_audio_attn") else ("img",)
-    return ("img",) if "self_attn" in path else layout.streams
+def _refreshed(settings: CacheConfig, ratio: float, sizes: Sizes, streams: tuple[str, ...]) -> float:
+    """Share of the rows of these streams that a conservative step computes."""
+    known = [(s, max(sizes.get(s, (1, 0))[0], 1)) for s in streams]
 
+    def share(name: str) -> float:
+        return settings.text_ratio if name == "txt" and settings.text_ratio is not None else ratio
 
-def _refreshed(settings: Settings, ratio: float, sizes: Sizes, stream: str) -> bool:
-    """Whether a conservative step computes any row of a stream."""
-
-    def some(name: str) -> bool:
-        share = settings.text_ratio if name == "txt" and settings.text_ratio is not None else ratio
-        return bool(count_rows(share, max(sizes.get(name, (1, 0))[0], 1)))
-
-    return some("img") or some("txt") if stream == "any" else some(stream)
+    total = sum(n for _, n in known)
+    return sum(count_rows(share(s), n) for s, n in known) / total if total else 0.0
 
 
 def footprint(
-    settings: Settings,
+    settings: CacheConfig,
     kinds: str,
     ratios: Sequence[float],
     mask: Mask | None,
@@ -163,82 +145,87 @@ def footprint(
     """What one branch holds at the worst moment of a run; nothing when no step is skipped.
 
     settings: as fitted to the model. kinds, ratios: of its steps, as in `CacheSchedule`. first: see
-        `Settings.blocks_run`. conserves: whether the model can run conservative steps."""
+        `CacheConfig.blocks_run`. conserves: whether the model can run conservative steps."""
     conservative = conserves and "C" in kinds
-    if "A" not in kinds and not conservative and not watches(settings.predictor):
+    if "A" not in kinds and not conservative:
         return Footprint()
     live, level = settings.attention == "live", settings.level
     runs = mask is not None and mask.runs
-    sites = _run_sites(mask, blocks, shapes) if runs else _level_sites(level, blocks, shapes)
+    sites = _run_sites(mask, blocks, shapes) if mask and runs else _level_sites(level, blocks, shapes)
     rows = conservative and mask is None
     modules: list[_Module] = []
     fixed = 0  # bytes that do not grow with the run
     item = shapes.bytes_per_value
-    if not runs and (conservative or level == "module" or watches(settings.modules)):
+    if not runs and (conservative or level == "module"):
         for block in blocks:
             sizes = shapes.at(block)
             modules += _modules(block, sizes, live)
-            if not rows or isinstance(block.adapter, BlockLayout):
+            if not rows or block.spec.adapter is None:
                 continue
             if live:
                 fixed += 2 * _area(sizes) * item
-            elif block.adapter is FluxSingle:
+            elif block.spec.fused:
                 modules.append(_Module((*block.name, "attn"), _area(sizes), "none"))
             if settings.selector.score != "random":
                 fixed += 4 * sum(n for n, _ in sizes.values())
     probe = _probe(settings, blocks, shapes, first)
-    full, corrected, worst = 0, set(), Footprint()
+    full, corrected, worst = 0, {}, Footprint()
     for step, kind in enumerate(kinds):
         if not full or kind == "F" or (kind == "C" and not conservative):
-            full, corrected = full + 1, set()
+            full, corrected = full + 1, {}
         elif kind == "C" and not runs:  # whose deltas are those of full steps
-            corrected |= {("level", i) for i in range(len(sites))}
-            corrected |= {
-                m.key
-                for m in modules
-                if _computed(m, settings, ratios[step], shapes, blocks, mask and mask.at(step))
-            }
+            corrected.update((("level", i), v) for i, v in enumerate(sites))
+            for m in modules:  # each conservative step adds the rows that it computes
+                share = _computed(m, settings, ratios[step], shapes, mask and mask.at(step))
+                if share:
+                    before = 0 if mask else corrected.get(m.key, 0)
+                    corrected[m.key] = before + share * m.values
         kept, kept_modules = min(full, settings.predictor.needs), min(full, settings.modules.needs)
         snapshots = kept * sum(sites) + kept_modules * sum(m.values for m in modules)
-        fresh = sum(v for i, v in enumerate(sites) if ("level", i) in corrected) + sum(
-            m.values for m in modules if m.key in corrected
-        )
-        rest = (fresh + kept * probe) * item + fixed
+        each = [(kept, v) for v in sites] + [(kept_modules, m.values) for m in modules]
+        looks = kept + (step + 1 < len(kinds))  # that of the next step lies beside those of full ones
+        rest = round(sum(corrected.values()) + looks * probe) * item + fixed
         if snapshots * item + rest > worst.total:
             largest = max([kept * v for v in sites] + [kept_modules * m.values for m in modules], default=0)
-            worst = Footprint(snapshots * item, rest, largest * item)
-    return Footprint(*(shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest)))
+            pinned = sum(n * _pinned(shapes.samples * v * item) for n, v in each)
+            worst = Footprint(snapshots * item, rest, largest * item, pinned)
+    snapshots, rest, largest = (shapes.samples * v for v in (worst.snapshots, worst.rest, worst.largest))
+    return Footprint(snapshots, rest, largest, worst.pinned)
 
 
-def _computed(module: _Module, settings, ratio: float, shapes: Shapes, blocks, names) -> bool:
-    """Whether a conservative step leaves a correction of this module."""
+def _pinned(size: int) -> int:
+    """Bytes of pinned memory that torch takes for a tensor: the next power of two."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def _computed(module: _Module, settings, ratio: float, shapes: Shapes, names) -> float:
+    """Share of this module's rows that a conservative step leaves a correction of."""
     block = ".".join(map(str, module.key[:2]))
     if names is not None:
-        return module.part != "none" and (
-            block in names or (module.part and f"{block}.{module.part}" in names)
+        return float(
+            module.part != "none"
+            and (block in names or bool(module.part and f"{block}.{module.part}" in names))
         )
-    if module.rows is None:
-        return False
-    first = next(iter(shapes.doors.values()), {})
+    first = next(iter(shapes.blocks.values()), {})
     return _refreshed(settings, ratio, first, module.rows)
 
 
-def _probe(settings: Settings, blocks: Sequence[Block], shapes: Shapes, first: int) -> int:
-    """Values of what a forecast looks at on a step, which is kept for each of its full steps."""
+def _probe(settings: CacheConfig, blocks: Sequence[Block], shapes: Shapes, first: int) -> int:
+    """Values of the probe that a forecast needs of a step, which is kept for each of its full steps."""
     if settings.level == "output" and settings.predictor.probe == "latent":
         return shapes.output
     probe = settings.predictor.probe if settings.level in ("final", "stack") else None
     if probe is None or not blocks:
         return 0
     block = blocks[min(first, len(blocks) - 1)]
-    sizes, layout = shapes.at(block), block.adapter
-    if not isinstance(layout, BlockLayout):
-        return _area(sizes)
+    sizes, spec = shapes.at(block), block.spec
     if probe == "block":
-        return _area(sizes, layout.reads[:1])
-    if layout.probe is None and not layout.modules:
+        return _area(sizes, spec.reads[:1])
+    if spec.adapter is not None:
+        return _area(sizes)
+    if spec.probe is None and not spec.modules:
         return 0
-    places = layout.probe[1] if layout.probe else (0,)
+    places = spec.probe[1] if spec.probe else (0,)
     return _area(sizes) if len(places) > 1 else _area(sizes, ("img",) if "img" in sizes else tuple(sizes)[:1])
 
 
@@ -263,7 +250,7 @@ _WIDTHS = (
 _PATCHES = ("patch_size", "patch_spatial")
 
 
-def _attribute(model: nn.Module, names: Sequence[str], kind=int):
+def _attribute(model: nn.Module, names: Sequence[str], kind: type | tuple[type, ...] = int):
     """The first of these attributes that a model, its parameters or its configuration has."""
     for holder in (
         model,
@@ -322,23 +309,18 @@ def expected_shapes(
     width = _width(model, blocks[0])
     if width is None:
         return None
-    image, first = sum(_tokens(model, family, latent) for latent in latents), blocks[0].adapter
-    if not isinstance(first, BlockLayout):
-        streams = (
-            {"img": (image, width), "txt": (text, width)}
-            if first is FluxDouble
-            else {"x": (image + text, width)}
-        )
-    elif len(first.streams) > 1:
+    image, first = sum(_tokens(model, family, latent) for latent in latents), blocks[0].spec
+    if len(first.streams) > 1:
         second = (0, width) if first.packed else (text, width)
         streams = {s: (image, width) if s == first.reads[0] else second for s in first.streams}
     else:
-        streams = {first.streams[0]: (image + (0 if _reads_text_aside(first) else text), width)}
+        tokens = image + (0 if _reads_text_by_cross_attention(first) else text)
+        streams = dict.fromkeys(first.streams, (tokens, width))
     return Shapes({blocks[0].name[0]: streams}, output, item, samples)
 
 
-def _reads_text_aside(layout: BlockLayout) -> bool:
-    """Whether text comes to the blocks through cross-attention, and is no token of theirs."""
-    return not layout.modules or any(
-        path.startswith(("cross_attn", "cross_attention", "attn2")) for path in layout.modules
+def _reads_text_by_cross_attention(spec: BlockSpec) -> bool:
+    """Whether the blocks read text through cross-attention, so that it is no token of theirs."""
+    return not spec.modules or any(
+        path.startswith(("cross_attn", "cross_attention", "attn2")) for path in spec.modules
     )

@@ -1,5 +1,5 @@
-"""Which of the levels a model can have: settings are fitted to it, coarser where the block table does not
-reach."""
+"""Which of the levels a model can have. The config is fitted to it, at a coarser level where the registry
+does not describe its blocks far enough."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..base.names import LEVELS, NAMES
-from ..config import Settings
+from ..config import CacheConfig
+from ..predictors.data_prediction import DataPrediction
 from ..predictors.extrapolation import predictor
-from .block_spec import BlockLayout, Family
+from .block_spec import BlockSpec, Family
 from .detection import DETECTED
 from .families import Block
 
 
 def levels_of(family: Family | None) -> tuple[str, ...]:
-    """The levels that models of a row can have; those without a row have their output alone."""
+    """The levels that models of a family can have; those without one can be cached at their output only."""
     if family is not None and family.refusal:
         return ()
     if family is None or not family.lists:
@@ -32,27 +33,33 @@ def abilities(family: Family | None) -> list[str]:
 
 
 def fit(
-    settings: Settings, family: Family | None, blocks: Sequence[Block], model: str, conservative: bool
-) -> tuple[Settings, list[str]]:
-    """Settings that a model with these blocks can have, and a sentence for everything in which they differ.
+    settings: CacheConfig, family: Family | None, blocks: Sequence[Block], model: str, conservative: bool
+) -> tuple[CacheConfig, list[str]]:
+    """The config that a model with these blocks can have, and a sentence for everything in which they
+    differ.
 
-    model: the name of its class. conservative: whether the plan has such steps. Without blocks a model's
-        output is all there is; a family's refusal is not looked at."""
+    settings: as the user asked.
+    family: the model's row; its refusal is not looked at.
+    blocks: of the model; without any, only its output can be cached.
+    model: the name of its class.
+    conservative: whether the plan has conservative steps."""
     fitted, sentence = _levelled(settings, family, blocks, model)
     said = [s for s in (sentence, gave_way(settings, fitted)) if s]
     settings = fitted
-    if blocks and family.module == DETECTED:
+    if blocks and family is not None and family.module == DETECTED:
         said.insert(
             0,
             f"{family.name} is not a model this pack knows; the {len(blocks)} blocks found at "
             f"{family.lists[0][0]} are taken "
             "for its own, which is experimental.",
         )
-    if not conservative or settings.mask is not None or not blocks or not family.tokens or family.attention:
+    if family is None or not blocks or not conservative or settings.mask is not None:
+        return settings, said
+    if not family.tokens or family.attention:
         return settings, said
     if settings.selector.needs_values:
         settings = replace(settings, selector=replace(settings.selector, score="random"))
-        said.append(f"The attention values of {family.name} are out of reach; tokens are chosen at random.")
+        said.append(f"The attention values of {family.name} cannot be read; tokens are chosen at random.")
     if settings.attention == "live":
         settings = replace(settings, attention="frozen")
         said.append(f"Attention of single tokens of {family.name} cannot be computed afresh; it is replayed.")
@@ -60,10 +67,10 @@ def fit(
 
 
 def _levelled(
-    settings: Settings, family: Family | None, blocks: Sequence[Block], model: str
-) -> tuple[Settings, str | None]:
+    settings: CacheConfig, family: Family | None, blocks: Sequence[Block], model: str
+) -> tuple[CacheConfig, str | None]:
     """The settings at a level that the model can have."""
-    if not blocks:
+    if family is None or not blocks:
         if family is None:
             why = f"{model} is not a model this pack knows"
         elif family.output_only and settings.level == "output":
@@ -73,6 +80,12 @@ def _levelled(
         else:
             why = f"The blocks of {family.name} are not where this pack knows them to be"
         return coarser(settings, "output"), f"{why}; aggressive steps put back {NAMES['output']}."
+    held = sorted(set(family.mixed) & set(settings.streams)) if settings.level != "output" else []
+    if held:
+        return coarser(settings, "output"), (
+            f"The blocks of {family.name} hold all streams in one sequence, of which {held[0]} is not to be "
+            f"forecast; aggressive steps put back {NAMES['output']}."
+        )
     if family.module == DETECTED and settings.level not in levels_of(family):
         return coarser(
             settings, "final"
@@ -82,7 +95,7 @@ def _levelled(
             f"{family.name} has no level of modules in this pack; aggressive steps put back {NAMES['block']}."
         )
     if settings.level == "stack" and not _one_run(
-        blocks[settings.blocks_run([b.name[0] for b in blocks])[0]].adapter, blocks[-1].adapter
+        blocks[settings.blocks_run([b.name[0] for b in blocks])[0]].spec, blocks[-1].spec
     ):
         return coarser(settings, "final"), (
             f"The blocks of {family.name} change their tokens on the way; aggressive steps put back "
@@ -91,29 +104,29 @@ def _levelled(
     return settings, None
 
 
-def coarser(settings: Settings, level: str) -> Settings:
-    """The settings at another level; a predictor that looks at a probe gives way to its first rule where
+def coarser(settings: CacheConfig, level: str) -> CacheConfig:
+    """The settings at another level; a predictor that needs a probe is replaced by its first rule where
     there is none."""
     rule = settings.predictor
     if rule.probe and level not in ("final", "stack") and not (rule.probe == "latent" and level == "output"):
-        rule = getattr(rule, "pool", (predictor("reuse"),))[0]
+        if level == "output":
+            rule = DataPrediction(predictor("linear", gain=0.9))
+        else:
+            rule = rule.without_probe() or predictor("reuse")
     return replace(settings, level=level, predictor=rule)
 
 
-def gave_way(before: Settings, after: Settings) -> str | None:
+def gave_way(before: CacheConfig, after: CacheConfig) -> str | None:
     """A sentence where a level has no probe for the forecast of the settings, None elsewhere."""
     if after.predictor == before.predictor:
         return None
     return (
-        f"The forecast {before.predictor.name} looks at the first blocks of a step, which is of no use "
-        f"here; {after.predictor.name} "
-        "stands in."
+        f"The forecast {before.predictor.name} needs the first blocks of a step, which do not run at this "
+        f"level; {after.predictor.name} is used instead."
     )
 
 
-def _one_run(first: type | BlockLayout, last: type | BlockLayout) -> bool:
-    """Whether what the blocks from one of the `first` sort to one of the `last` add can be put back as one
+def _one_run(first: BlockSpec, last: BlockSpec) -> bool:
+    """Whether what the blocks from one of the `first` kind to one of the `last` add can be put back as one
     tensor per stream."""
-    if not isinstance(last, BlockLayout) or first == last:
-        return True
-    return set(last.joined or last.reads) <= set(first.streams)
+    return first == last or set(last.joined or last.reads) <= set(first.streams)

@@ -1,15 +1,36 @@
-"""The block table: one row per model class of ComfyUI. A new model costs a row here and no code.
+"""The registry of model families: one row per model class of ComfyUI. A new model needs a row here and no
+code.
 
-Layouts were read off the loops over the blocks in ComfyUI 0.3.64 to 0.26; tests/comfy/test_families.py
-samples a tiny model of every row."""
+Specs were read off the loops over the blocks in ComfyUI 0.3.64 to 0.33; tests/comfy/test_families.py
+samples a tiny model of every row. Rows of models that ComfyUI has had since then are in `read_rows`."""
 
 from __future__ import annotations
 
-from ..hooks.flux_adapter import FluxDouble, FluxSingle
-from .block_spec import Aside, BlockLayout, Family, one, two
+from .block_spec import BlockSpec, Family, SideModule, one, two
+from .read_rows import READ_ROWS
 
 _LDM = "comfy.ldm."
-_FLUX = (("double_blocks", "double", FluxDouble), ("single_blocks", "single", FluxSingle))
+_FLUX = (
+    (
+        "double_blocks",
+        "double",
+        two(
+            ("img", 0),
+            ("txt", 1),
+            "img_attn.proj",
+            "txt_attn.proj",
+            rows=("img_mlp", "txt_mlp"),
+            module_streams={"img_attn.proj": "img", "txt_attn.proj": "txt"},
+            writes=True,
+            adapter="flux_double",
+        ),
+    ),
+    (
+        "single_blocks",
+        "single",
+        one("x", rows="linear2", joined=("txt", "img"), writes=True, fused=True, adapter="flux_single"),
+    ),
+)
 _WAN = (
     (
         "blocks",
@@ -26,7 +47,7 @@ _IMAGE_TEXT = two(
 )
 _COSMOS = one("x_B_T_H_W_D", "self_attn", "cross_attn", "mlp")
 _LUMINA = (("layers", "block", one("x", "attention", rows="feed_forward")),)
-_REFINERS = (Aside("noise_refiner"), Aside("context_refiner"))
+_REFINERS = (SideModule("noise_refiner"), SideModule("context_refiner"))
 
 
 def _row(name: str, module: str, model: str, *lists, **rest) -> Family:
@@ -59,18 +80,47 @@ FAMILIES = (
     _row("Hunyuan3D 2", "hunyuan3d.model", "Hunyuan3Dv2", *_FLUX),
     # Video.
     _row(
-        "Wan VACE", "wan.model", "VaceWanModel", *_WAN, asides=(Aside("vace_blocks", copies=2, chained=True),)
+        "Wan VACE",
+        "wan.model",
+        "VaceWanModel",
+        *_WAN,
+        side_modules=(SideModule("vace_blocks", copies=2, chained=True),),
     ),
-    _row("Wan S2V", "wan.model", "WanModel_S2V", *_WAN, asides=(Aside("audio_injector"),)),
+    _row("Wan S2V", "wan.model", "WanModel_S2V", *_WAN, side_modules=(SideModule("audio_injector"),)),
     _row(
         "Wan Animate",
         "wan.model_animate",
         "AnimateWanModel",
         *_WAN,
-        asides=(Aside("face_adapter.fuser_blocks"),),
+        side_modules=(SideModule("face_adapter.fuser_blocks"),),
     ),
-    _row("WanDancer", "wan.model_wandancer", "WanDancerModel", *_WAN, asides=(Aside("music_injector"),)),
+    _row(
+        "WanDancer",
+        "wan.model_wandancer",
+        "WanDancerModel",
+        *_WAN,
+        side_modules=(SideModule("music_injector"),),
+    ),
+    _row(
+        "Wan Animate 2",
+        "wan.model_animate2",
+        "WanAnimate2Model",
+        output_only="it runs its blocks by two functions of theirs, once for the pose and once for the video",
+    ),
     _row("Wan", "wan.model", "WanModel", *_WAN),
+    _row(
+        "MiniMax H3",
+        "minimax.model",
+        "MiniMaxH3Model",
+        ("blocks", "block", one("x", "attn", rows="mlp", batch=None, writes=True)),
+        mixed=("audio",),
+    ),  # text, sound and picture in one sequence [n,d] of one sample
+    _row(
+        "SeedVR2",
+        "seedvr.model",
+        "NaDiT",
+        refusal="it restores a video in one step, so there is no step to skip",
+    ),
     _row(
         "LTX-2",
         "lightricks.av_model",
@@ -78,7 +128,7 @@ FAMILIES = (
         (
             "transformer_blocks",
             "block",
-            BlockLayout(
+            BlockSpec(
                 (("img", "x", 0), ("audio", "x", 0)),
                 ("img", "audio"),
                 ("img", "audio"),
@@ -95,6 +145,14 @@ FAMILIES = (
                     "audio_ff",
                 ),
                 rows={"ff": "img", "audio_ff": "audio"},
+                module_streams={
+                    "attn1": "img",
+                    "audio_attn1": "audio",
+                    "attn2": "img",
+                    "audio_attn2": "audio",
+                    "audio_to_video_attn": "img",
+                    "video_to_audio_attn": "audio",
+                },
             ),
         ),
     ),
@@ -130,7 +188,7 @@ FAMILIES = (
             "block",
             one("visual_embed", "self_attention", "cross_attention", rows="feed_forward"),
         ),
-        asides=(Aside("text_transformer_blocks"),),
+        side_modules=(SideModule("text_transformer_blocks"),),
     ),
     # Images.
     _row(
@@ -139,8 +197,29 @@ FAMILIES = (
         "QwenImageTransformer2DModel",
         ("transformer_blocks", "block", _IMAGE_TEXT),
     ),
-    _row("Z-Image (pixel)", "lumina.model", "NextDiTPixelSpace", *_LUMINA, asides=_REFINERS),
-    _row("Lumina2, Z-Image", "lumina.model", "NextDiT", *_LUMINA, asides=_REFINERS),
+    _row(
+        "Mage-Flow",
+        "mage_flow.model",
+        "MageFlowTransformer2DModel",
+        ("transformer_blocks", "block", _IMAGE_TEXT),
+    ),
+    _row(
+        "JoyImage",
+        "joyimage.model",
+        "JoyImageTransformer3DModel",
+        (
+            "double_blocks",
+            "block",
+            two(
+                ("hidden_states", 0),
+                ("encoder_hidden_states", 1),
+                "attn",
+                rows=("img_mlp", "txt_mlp"),
+            ),
+        ),
+    ),
+    _row("Z-Image (pixel)", "lumina.model", "NextDiTPixelSpace", *_LUMINA, side_modules=_REFINERS),
+    _row("Lumina2, Z-Image", "lumina.model", "NextDiT", *_LUMINA, side_modules=_REFINERS),
     _row(
         "HiDream-I1",
         "hidream.model",
@@ -207,7 +286,7 @@ FAMILIES = (
         "omnigen.omnigen2",
         "OmniGen2Transformer2DModel",
         ("layers", "block", one("hidden_states", "attn", rows="feed_forward")),
-        asides=(*_REFINERS, Aside("ref_image_refiner")),
+        side_modules=(*_REFINERS, SideModule("ref_image_refiner")),
     ),
     _row(
         "Boogu",
@@ -222,6 +301,7 @@ FAMILIES = (
                 "img_instruct_attn",
                 "img_self_attn",
                 rows=("img_feed_forward", "instruct_feed_forward"),
+                module_streams={"img_self_attn": "img"},
                 probe=("img_instruct_attn", (1, 0)),
             ),
         ),
@@ -230,7 +310,7 @@ FAMILIES = (
             "single",
             one("hidden_states", "attn", rows="feed_forward", joined=("txt", "img")),
         ),
-        asides=(*_REFINERS, Aside("ref_image_refiner")),
+        side_modules=(*_REFINERS, SideModule("ref_image_refiner")),
     ),
     _row("Krea 2", "krea2.model", "SingleStreamDiT", ("blocks", "block", one("x", "attn", rows="mlp"))),
     _row(
@@ -283,7 +363,19 @@ FAMILIES = (
         "triposplat.model",
         "LatentSeqMMFlowModel",
         ("blocks", "block", one("h", "attn", rows="mlp")),
-        asides=_REFINERS,
+        side_modules=_REFINERS,
+    ),
+    _row(
+        "MiniMax Music 3",
+        "minimax_music.dit",
+        "MiniMaxMusic3DiT",
+        output_only="it runs its blocks once for every eight seconds of sound",
+    ),
+    _row(
+        "Trellis 2",
+        "trellis2.model",
+        "Trellis2",
+        output_only="it has one transformer for each of its stages, most of them on sparse points",
     ),
     _row(
         "Hunyuan3D 2.1",
@@ -307,4 +399,5 @@ FAMILIES = (
             ("single_blocks", "single", one("x", joined=("txt", "img"))),
         ),
     ),
+    *READ_ROWS,
 )

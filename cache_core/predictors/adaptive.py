@@ -7,11 +7,14 @@ its images."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from ..base.coordinates import Node
 from ..cache.feature_cache import Site
+from ..cache.feature_predictor import FeaturePredictor
+from ..cache.weighted_sums import cut, pieces
 from .extrapolation import Predictor
 
 ADAPTATIONS = ("least_squares", "back_off")
@@ -27,8 +30,32 @@ def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
 
 
+def _products(rows, truth: torch.Tensor, *snapshots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner products of the directions with each other [b,k,k] and with what the newest snapshot misses of
+    `truth` [b,k]; rows: weights of the directions.
+
+    In float32, because the differences are small beside the features."""
+    newest = snapshots[0].float()
+    sums = [sum(w * (s.float() - newest) for s, w in zip(snapshots, r) if w) for r in rows]
+    steps = cast("list[torch.Tensor]", sums)  # no row is empty
+    miss = truth.float() - newest
+    gram = torch.stack([torch.stack([_inner(a, b) for b in steps], -1) for a in steps], -2)
+    return gram, torch.stack([_inner(a, miss) for a in steps], -1)
+
+
+def _moves(now: torch.Tensor, newest: torch.Tensor, older: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean absolute differences [b] of a probe and of the newest one to the older one, in float32."""
+    parts = []
+    for where in pieces(now):
+        a, b, c = (cut(x, where).float().flatten(1) for x in (now, newest, older))
+        share = a.shape[1] / now[0].numel()
+        parts.append(((a - c).abs().mean(1) * share, (b - c).abs().mean(1) * share))
+    moved, known = zip(*parts)
+    return torch.stack(moved).sum(0), torch.stack(known).sum(0)
+
+
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(FeaturePredictor):
     """A predictor whose orders are weighed at every full step by how well they would have predicted it, for
     the interval that follows.
 
@@ -50,8 +77,6 @@ class Adaptive:
         if not self.rule.order:
             raise ValueError(f"{self.rule.name} has no gain to adapt.")
 
-    probe = None
-
     @property
     def name(self) -> str:
         return f"{self.rule.name}, {self.how.replace('_', ' ')}"
@@ -59,9 +84,6 @@ class Adaptive:
     @property
     def needs(self) -> int:
         return self.rule.needs
-
-    def over_run(self, first: Node, last: Node) -> Adaptive:
-        return self
 
     def _directions(self, site: Site, node: Node) -> list[list[float]]:
         """Weights that each order adds at gain 1: rows that sum to 0."""
@@ -81,14 +103,11 @@ class Adaptive:
         rows = [r for r in self._directions(site, node) if any(r)]
         if not rows:
             return
-        # In float32: the differences are small beside the features.
-        newest = site.snapshots[0].float()
-        steps = [sum(w * (s.float() - newest) for s, w in zip(site.snapshots, r) if w) for r in rows]
-        miss = truth.float() - newest
-        count = len(steps)
-        gram = torch.stack([torch.stack([_inner(a, b) for b in steps], -1) for a in steps], -2)
-        against = torch.stack([_inner(a, miss) for a in steps], -1)
-        prior = self.rule.gain
+        products = [_products(rows, *(cut(x, p) for x in (truth, *site.snapshots))) for p in pieces(truth)]
+        gram, against = products[0]
+        for more, beside in products[1:]:
+            gram, against = gram + more, against + beside
+        count, prior = len(rows), self.rule.gain
         if self.how == "least_squares":
             pull = self.ridge * torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1)) + 1e-12 * torch.eye(
                 count, device=gram.device
@@ -132,7 +151,7 @@ def _changed(part, names, keys) -> dict:
 
 
 @dataclass(frozen=True)
-class ProbeGain:
+class ProbeGain(FeaturePredictor):
     """DiCache (ICLR 2026): R2 + g (R1 - R2) with R1, R2 the last two full steps' features and g = mean|p -
     P2| / mean|P1 - P2|.
 
@@ -151,13 +170,11 @@ class ProbeGain:
         if self.low is not None and self.high is not None and not self.low <= self.high:
             raise ValueError(f"low of probe_gain must not be above high, not {self.low!r}.")
 
-    name, probe, needs, gain = "probe_gain", "block", 2, 1.0
+    name, probe, needs = "probe_gain", "block", 2
 
-    def over_run(self, first: Node, last: Node) -> ProbeGain:
-        return self
-
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        """Nothing: the probe says it all."""
+    @property
+    def probe_blocks(self) -> int:
+        return self.blocks
 
     def forecast(self, site: Site, node: Node, out: torch.Tensor | None = None) -> torch.Tensor:
         seen = site.evidence
@@ -166,14 +183,13 @@ class ProbeGain:
             len(site.nodes) < 2
             or past is None
             or past.nodes[:2] != site.nodes[:2]
+            or seen is None
             or seen.now is None
             or seen.now.shape != past.snapshots[0].shape
         ):
             return site.combine([1.0], out)
-        newest, older = (p.float().flatten(1) for p in past.snapshots[:2])
-        gain = (
-            (seen.now.float().flatten(1) - older).abs().mean(1) / (newest - older).abs().mean(1)
-        ).nan_to_num(1.0, 1.0, 1.0)
+        moved, before = _moves(seen.now, *past.snapshots[:2])
+        gain = (moved / before).nan_to_num(1.0, 1.0, 1.0)
         if (self.low, self.high) != (None, None):
             gain = gain.clamp(self.low, self.high)
         site.learned["indicator"] = gain.mean()

@@ -5,22 +5,28 @@
 {"name": "probe_gain"}                                   DiCache's gain (`adaptive`)
 {"name": "residual", "steps": 30, "rectifier": {...}}
                                                          output minus latent, reused (`residual`)
+{"name": "data_prediction", "rule": {...}}               forecast of the data prediction (`data_prediction`)
 {"by": "channel", "pool": [...], "clusters": 2}          a rule per group (`groups`): by channel, by token, or
 {"by": "band", "low": {...}, "high": {...}}              by band
 {"by": "step", "steps": 50, "table": {...}}              weights per step, as a plan has solved them (`table`)
+{"by": "learned", "steps": 30, "rows": {...}, ...}       outputs and the latent, of a learned plan (`learned`)
 {"by": "cluster", "labels": "0110...", "tables": [...]}  the same for each cluster of channels
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from ..base.wording import named
+from ..cache.feature_predictor import FeaturePredictor
 from .adaptive import Adaptive, ProbeGain
+from .data_prediction import DataPrediction
 from .extrapolation import MEMBERS, Predictor, predictor
 from .grouped import ByBand, ByChannel, ByToken
+from .learned import Learned
 from .residual import Residual
-from .solved_weights import ChannelTable, Table
+from .solved_weights import ClusterWeights, SolvedWeights
 
 GROUPS = {
     "channel": (ByChannel, ("pool", "clusters", "steps")),
@@ -30,15 +36,8 @@ GROUPS = {
 NAMES = (*MEMBERS, "probe_gain")
 MOST_RULES = 16
 
-Forecast = Predictor | Adaptive | ProbeGain | ByChannel | ByBand | ByToken | Residual | Table | ChannelTable
 
-
-def watches(rule: Forecast) -> bool:
-    """Whether a rule looks on at full steps and forecasts nothing, as a `Recorder` does."""
-    return getattr(rule, "watches", False)
-
-
-def forecast(data: Mapping) -> Forecast:
+def forecast(data: Mapping) -> FeaturePredictor:
     """The forecast that a recipe's part describes; ValueError in one sentence, naming the field."""
     if not isinstance(data, Mapping) or not all(isinstance(k, str) for k in data):
         raise ValueError("predictor must be an object with a name, or with a group to go by.")
@@ -56,11 +55,14 @@ def forecast(data: Mapping) -> Forecast:
                     f"{key} of probe_gain must be a number from -10 to 10 or null, not {value!r}."
                 )
         return ProbeGain(**rest)
+    if data.get("name") == "data_prediction":
+        _known(rest, ("rule",), "a data prediction")
+        return DataPrediction(_plain(rest["rule"])) if "rule" in rest else DataPrediction()
     if data.get("name") == "residual":
         _known(rest, ("steps", "rectifier", "sigmas"), "a residual")
         return Residual.read(**rest)
     how, more = rest.pop("adapt", None), {key: rest.pop(key) for key in ("pull", "limit") if key in rest}
-    rule = predictor(data.get("name"), **rest)
+    rule = predictor(cast(str, data.get("name")), **rest)  # which refuses anything else
     if how is None:
         _known(more, (), "a forecast that does not adapt")
         return rule
@@ -72,18 +74,21 @@ def forecast(data: Mapping) -> Forecast:
     return Adaptive(rule, how, **{{"pull": "ridge"}.get(k, k): v for k, v in more.items()})
 
 
-def _grouped(data: Mapping) -> Forecast:
+def _grouped(data: Mapping) -> FeaturePredictor:
     if data["by"] == "step":
         _known(data, ("by", "steps", "table", "sigmas"), "a forecast by step")
-        return Table.read(data.get("steps"), data.get("table"), data.get("sigmas", ()))
+        return SolvedWeights.read(data.get("steps"), data.get("table"), data.get("sigmas", ()))
+    if data["by"] == "learned":
+        _known(data, ("by", "steps", "sigmas", "guidance", "rows"), "a learned forecast")
+        return Learned.read(data.get("steps"), data.get("sigmas", ()), data.get("guidance"), data.get("rows"))
     if data["by"] == "cluster":
         _known(data, ("by", "steps", "labels", "tables", "sigmas"), "a forecast by cluster")
-        return ChannelTable.read(
+        return ClusterWeights.read(
             data.get("steps"), data.get("labels"), data.get("tables"), data.get("sigmas", ())
         )
     if not isinstance(data["by"], str) or data["by"] not in GROUPS:
         raise ValueError(
-            f"by must be one of {', '.join(GROUPS)}, step, cluster, not {repr(data['by'])[:40]}."
+            f"by must be one of {', '.join(GROUPS)}, step, cluster, learned, not {repr(data['by'])[:40]}."
         )
     kind, known = GROUPS[data["by"]]
     rest = {k: v for k, v in data.items() if k != "by"}

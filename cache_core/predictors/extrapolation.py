@@ -19,6 +19,7 @@ import torch
 
 from ..base.coordinates import COORDINATES
 from ..base.wording import named
+from ..cache.feature_predictor import FeaturePredictor
 
 Rule = Callable[[Sequence[float], float, "Predictor"], Sequence[float]]
 HORIZONS = ("scaled", "fixed")
@@ -213,7 +214,7 @@ MOST_SNAPSHOTS = 100
 
 
 @dataclass(frozen=True)
-class Predictor:
+class Predictor(FeaturePredictor):
     """One way to rebuild a feature from up to `needs` snapshots.
 
     name: a key of `MEMBERS`. order: of the rule, which looks at order + 1 snapshots in most cases.
@@ -270,9 +271,6 @@ class Predictor:
         ):
             raise ValueError(f"span must be two rising numbers, not {self.span!r}.")
 
-    probe = None
-    """What a forecast needs of the current step: nothing."""
-
     @property
     def needs(self) -> int:
         """Snapshots worth keeping."""
@@ -297,7 +295,7 @@ class Predictor:
         return _weights(self, nodes, float(target))
 
     def over_run(self, first, last) -> Predictor:
-        """The predictor for a run between two `history.Node`s."""
+        """The predictor for a run from one node to another."""
         return self.over(first.at(self.coordinate), last.at(self.coordinate))
 
     def lower(self) -> list[Predictor]:
@@ -305,11 +303,8 @@ class Predictor:
         orders = [o for o in sorted(MEMBERS[self.name].orders) if o <= self.order]
         return [replace(self, order=o) for o in orders]
 
-    def learn(self, site, truth, node) -> None:
-        """Nothing is learned: the weights depend on the nodes alone."""
-
     def forecast(self, site, node, out=None):
-        """The site's value at `node`; see `history.Site.combine` about `out`."""
+        """The value of `site` at `node`; `out` as in `Site.combine`."""
         return site.combine(
             self.weights([n.at(self.coordinate) for n in site.nodes], node.at(self.coordinate)), out
         )

@@ -3,15 +3,21 @@ token."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import cast
 
 import torch
-import torch.nn.functional as nnf
 
 from ..base.coordinates import Node
-from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_cache import Site
+from ..cache.feature_predictor import FeaturePredictor
+from ..cache.transfers import upload
+from ..cache.weighted_sums import PIECE, cut, pieces, weighted_sum
 from .extrapolation import Predictor
+
+SAMPLE = 2000
+"""Tokens that channels are judged by."""
 
 
 def descriptors(sequence: torch.Tensor) -> torch.Tensor:
@@ -37,12 +43,14 @@ def descriptors(sequence: torch.Tensor) -> torch.Tensor:
 def k_means(points: torch.Tensor, clusters: int, rounds: int = 20) -> torch.Tensor:
     """Labels [m] of points [m,f] by Lloyd's algorithm from farthest-point centres, the same for the same
     points; no random numbers."""
-    centres = [points[(points - points.mean(0)).square().sum(1).argmax()]]
-    while len(centres) < min(clusters, len(points)):
-        centres.append(points[torch.cdist(points, torch.stack(centres)).amin(1).argmax()])
-    centre = torch.stack(centres)
+    # Rows are taken by `index_select`, because an index of one number would be read by the host.
+    first = (points - points.mean(0)).square().sum(1).argmax()
+    centre = points.index_select(0, first.view(1))
+    while len(centre) < min(clusters, len(points)):
+        farthest = torch.cdist(points, centre).amin(1).argmax()
+        centre = torch.cat((centre, points.index_select(0, farthest.view(1))))
     for _ in range(rounds):
-        member = nnf.one_hot(torch.cdist(points, centre).argmin(1), len(centre)).to(points.dtype)
+        member = _members(torch.cdist(points, centre).argmin(1), len(centre), points.dtype)
         total = member.sum(0)[:, None]
         centre = torch.where(total > 0, member.T @ points / total.clamp_min(1), centre)
     return torch.cdist(points, centre).argmin(1)
@@ -51,6 +59,16 @@ def k_means(points: torch.Tensor, clusters: int, rounds: int = 20) -> torch.Tens
 def _by_channel(x: torch.Tensor) -> torch.Tensor:
     """A sample as [n,d] in float32: of tokens [n,d], or of a picture, whose channels come first."""
     return (x.flatten(1).T if x.ndim > 2 else x.reshape(-1, x.shape[-1])).float()
+
+
+def _members(labels: torch.Tensor, clusters: int, dtype: torch.dtype) -> torch.Tensor:
+    """[m,clusters], 1 where a point of labels [m] belongs; `one_hot` would read its labels on the host."""
+    return (labels[:, None] == torch.arange(clusters, device=labels.device)).to(dtype)
+
+
+def _sample(x: torch.Tensor) -> torch.Tensor:
+    """About 2,000 of the tokens of [n,d], which tell as much about channels as all; a picture as it is."""
+    return x[:: max(1, x.shape[0] // SAMPLE)] if x.ndim == 2 else x
 
 
 @lru_cache(maxsize=8)
@@ -66,22 +84,24 @@ def _weights_at(pool, site: Site, node: Node) -> tuple[tuple[float, ...], ...]:
 
 @lru_cache(maxsize=8)
 def _table(rows: tuple[tuple[float, ...], ...], device: torch.device) -> torch.Tensor:
-    """Weights [snapshots, members], kept because each copy to the device makes the host wait."""
-    return torch.tensor(rows, device=device).T
+    """Weights [snapshots, members]."""
+    return upload(torch.tensor(rows).T.contiguous(), device)
 
 
 def _chosen(rows, site: Site, which: torch.Tensor, shape, out: torch.Tensor | None) -> torch.Tensor:
     """The site's value with a row of weights of its own for each part; `which` becomes one that broadcasts to
     a snapshot by `shape`."""
-    table = _table(rows, which.device)
     used = [i for i, column in enumerate(zip(*rows)) if any(column)]
-    return weighted_sum([site.snapshots[i] for i in used], [table[i][which].view(shape) for i in used], out)
+    table = _table(tuple(tuple(row[i] for i in used) for row in rows), which.device)
+    weights = table[:, which]
+    return weighted_sum([site.snapshots[i] for i in used], [w.view(shape) for w in weights], out)
 
 
-class _Pool:
+@dataclass(frozen=True)
+class _Pool(FeaturePredictor):
     """What the parts with a pool of members share."""
 
-    gain = 1.0
+    pool: tuple[Predictor, ...]
 
     def _check(self, by):
         if not self.pool or not all(isinstance(p, Predictor) for p in self.pool):
@@ -91,12 +111,11 @@ class _Pool:
     def needs(self) -> int:
         return max(p.needs for p in self.pool)
 
-    def learn(self, site: Site, truth: torch.Tensor, node: Node) -> None:
-        """Nothing, where nothing is learned of the run."""
+    def without_probe(self) -> Predictor:
+        return self.pool[0]
 
     def over_run(self, first: Node, last: Node):
-        changed = {f: getattr(self, f) for f in self.__dataclass_fields__}
-        return type(self)(**{**changed, "pool": tuple(p.over_run(first, last) for p in self.pool)})
+        return replace(self, pool=tuple(p.over_run(first, last) for p in self.pool))
 
 
 @dataclass(frozen=True)
@@ -121,8 +140,6 @@ class ByChannel(_Pool):
                     f"{value!r}."
                 )
 
-    probe = None
-
     @property
     def name(self) -> str:
         return f"{len(self.pool)} rules by channel"
@@ -137,10 +154,10 @@ class ByChannel(_Pool):
         rows = _weights_at(self.pool, site, node)
         member = []
         for b in range(truth.shape[0]):
-            own, *past = (_by_channel(s[b]) for s in (truth, *site.snapshots))
+            own, *past = (_by_channel(_sample(s[b])) for s in (truth, *site.snapshots))
             labels = k_means(descriptors(torch.stack([own, *past[: self.steps - 1]]).flip(0)), self.clusters)
             errors = torch.stack([(weighted_sum(past, r) - own).square().mean(0) for r in rows], -1)
-            one_hot = nnf.one_hot(labels, self.clusters).to(errors.dtype)
+            one_hot = _members(labels, self.clusters, errors.dtype)
             member.append((one_hot.T @ errors).argmin(1)[labels])
         site.learned["member"] = torch.stack(member)
 
@@ -174,14 +191,14 @@ class ByBand(_Pool):
     pool: tuple[Predictor, Predictor]
     cut: float = 0.25
 
+    by_token = False
+
     def __post_init__(self):
         self._check("band")
         if len(self.pool) != 2:
             raise ValueError("a forecast by band must have two rules, low and high.")
         if isinstance(self.cut, bool) or not isinstance(self.cut, (int, float)) or not 0 <= self.cut <= 1:
             raise ValueError(f"cut must lie between 0 and 1, not {self.cut!r}.")
-
-    probe = None
 
     @property
     def name(self) -> str:
@@ -195,12 +212,20 @@ class ByBand(_Pool):
             return base
         if base.ndim == 4:
             pixels = weighted_sum([s.flatten(2).mT for s in site.snapshots], apart)
-            return base.add_(low_band(pixels, self.cut, base.shape[2:]).mT.reshape(base.shape))
+            return base.add_(
+                low_band(pixels, self.cut, (base.shape[2], base.shape[3])).mT.reshape(base.shape)
+            )
         first = site.text_tokens
         if first >= base.shape[1]:
             return base
-        difference = weighted_sum([s[:, first:] for s in site.snapshots], apart)
-        base[:, first:] += low_band(difference, self.cut, site.evidence.grid if site.evidence else None)
+        # A channel's band depends on that channel alone, so large features are worked on in parts.
+        width = base.shape[2]
+        length = width if base.numel() <= PIECE else max(1, PIECE * width // base.numel())
+        for start in range(0, width, length):
+            channels = slice(start, start + length)
+            difference = weighted_sum([s[:, first:, channels] for s in site.snapshots], apart)
+            grid = site.evidence.grid if site.evidence else None
+            base[:, first:, channels] += low_band(difference, self.cut, grid)
         return base
 
     def to_dict(self) -> dict:
@@ -227,7 +252,9 @@ def low_band(x: torch.Tensor, cut: float, grid: tuple[int, int] | None = None) -
     for axis, size in enumerate(sizes, 1):
         keep = round(cut * size) if size > 1 else 1
         rows = cosines(size, keep, y)
-        y = torch.movedim(torch.tensordot(rows.T @ rows, y, ([1], [axis])), 0, axis)
+        dims = cast(int, ([1], [axis]))  # torch leaves its overload for pairs of dimensions untyped
+        y = torch.tensordot(rows.T @ rows, y, dims)
+        y = torch.movedim(y, 0, axis)
     return y.reshape(x.shape).to(x.dtype)
 
 
@@ -260,6 +287,7 @@ class ByToken(_Pool):
         past = seen.past if seen else None
         if (
             past is None
+            or seen is None
             or seen.now is None
             or len(past.nodes) < 2
             or past.nodes != site.nodes[: len(past.nodes)]
@@ -267,9 +295,12 @@ class ByToken(_Pool):
             or past.snapshots[0].shape != seen.now.shape
         ):
             return self.pool[0].forecast(site, node, out)
-        rows, now = _weights_at(self.pool, site, node), seen.now.float()
-        best, which = torch.stack([_likeness(past.combine(r).float(), now) for r in rows], -1).max(-1)
-        some = now[:, ::8]  # tells as much as all tokens
+        rows, found = _weights_at(self.pool, site, node), []
+        for where in pieces(seen.now):
+            then, now = past.part(where), cut(seen.now, where).float()
+            found.append(torch.stack([_likeness(then.combine(r).float(), now) for r in rows], -1).max(-1))
+        best, which = (p[0] if len(p) == 1 else torch.cat(p, 1) for p in zip(*found))
+        some = seen.now[:, ::8].float()  # tells as much as all tokens
         site.learned["indicator"] = (
             best[:, ::8] / torch.linalg.vector_norm(some, dim=-1).clamp_min(1e-12)
         ).mean()

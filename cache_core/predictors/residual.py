@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from ..base.coordinates import Node
 from ..base.json_values import read_number, read_sigmas, read_step
 from ..base.limits import LARGEST, MAX_STEPS
-from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_cache import Site
+from ..cache.feature_predictor import FeaturePredictor, SolvedRun
+from ..cache.weighted_sums import weighted_sum
 
 
 @dataclass(frozen=True)
-class Residual:
+class Residual(FeaturePredictor):
     """Forecast of the model's output: the latent of now plus output minus latent at the last full step
     (EasyCache, arXiv 2507.02860).
 
@@ -28,7 +30,7 @@ class Residual:
     rectifier: tuple[tuple[int, tuple[int, float, float]], ...] = ()
     sigmas: tuple[float, ...] = ()
 
-    probe, needs, gain = "latent", 1, 1.0
+    probe, needs = "latent", 1
 
     def __post_init__(self):
         if (
@@ -54,26 +56,15 @@ class Residual:
         return "rectified residual" if self.rectifier else "residual"
 
     @property
-    def solved(self) -> bool:
-        """Whether it is for one run only, and `fallback` at others."""
-        return bool(self.rectifier)
-
-    @property
-    def fallback(self) -> Residual:
-        """What serves at other steps or noise levels."""
-        return Residual()
-
-    def over_run(self, first: Node, last: Node) -> Residual:
-        return self
-
-    def learn(self, site: Site, truth, node: Node) -> None:
-        """Nothing: all was learned before."""
+    def solved_for(self) -> SolvedRun | None:
+        return SolvedRun(self.steps, self.sigmas, Residual()) if self.rectifier else None
 
     def forecast(self, site: Site, node: Node, out=None):
         seen, newest = site.evidence, site.snapshots[0]
         past = seen.past if seen else None
         if (
             past is None
+            or seen is None
             or seen.now is None
             or not past.nodes
             or past.nodes[0] != site.nodes[0]

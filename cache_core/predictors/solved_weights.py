@@ -12,14 +12,17 @@ import torch
 from ..base.coordinates import Node
 from ..base.json_values import read_number, read_sigmas, read_step
 from ..base.limits import DIGITS, LARGEST, MAX_STEPS, MOST_CHANNELS
-from ..cache.feature_cache import Site, weighted_sum
+from ..cache.feature_cache import Site
+from ..cache.feature_predictor import FeaturePredictor, SolvedRun
+from ..cache.transfers import upload
+from ..cache.weighted_sums import weighted_sum
 from .extrapolation import Predictor, predictor
 
 _LINE = predictor("linear")
 
 
 @dataclass(frozen=True)
-class Table:
+class SolvedWeights(FeaturePredictor):
     """A forecast whose weights stand in a table: for each skipped step the full steps it leans on and their
     weights, newest first.
 
@@ -51,19 +54,15 @@ class Table:
         if self.sigmas and (len(self.sigmas) != self.steps + 1 or not all(map(math.isfinite, self.sigmas))):
             raise ValueError(f"sigmas of a table must be {self.steps + 1} finite noise levels.")
 
-    probe, gain, name = None, 1.0, "table"
-    solved = True
-    """For one run only, and `fallback` at others."""
+    name = "table"
+
+    @property
+    def solved_for(self) -> SolvedRun:
+        return SolvedRun(self.steps, self.sigmas, self.fallback)
 
     @property
     def needs(self) -> int:
         return max([self.fallback.needs, *(len(weights) for _, weights in self.rows)])
-
-    def over_run(self, first: Node, last: Node) -> Table:
-        return self
-
-    def learn(self, site: Site, truth, node: Node) -> None:
-        """Nothing: all was learned before."""
 
     def forecast(self, site: Site, node: Node, out=None):
         weights = self.weights(site, node)
@@ -83,13 +82,15 @@ class Table:
         return {"by": "step", "steps": self.steps, **levels, "table": table}
 
     @classmethod
-    def of(cls, steps: int, table: Mapping[int, Mapping[int, float]], sigmas: Sequence[float] = ()) -> Table:
+    def of(
+        cls, steps: int, table: Mapping[int, Mapping[int, float]], sigmas: Sequence[float] = ()
+    ) -> SolvedWeights:
         return cls(
             steps, tuple((step, tuple(weights.items())) for step, weights in table.items()), tuple(sigmas)
         )
 
     @classmethod
-    def read(cls, steps, table, sigmas=()) -> Table:
+    def read(cls, steps, table, sigmas=()) -> SolvedWeights:
         """From JSON; ValueError in one sentence."""
         sigmas = read_sigmas("a table", sigmas)
         if not isinstance(table, Mapping) or len(table) > MAX_STEPS:
@@ -109,7 +110,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class ChannelTable:
+class ClusterWeights(FeaturePredictor):
     """A forecast with a table for each cluster of channels. labels: the cluster of every channel, a
     hexadecimal digit each.
 
@@ -117,7 +118,7 @@ class ChannelTable:
     naming the field."""
 
     labels: str
-    tables: tuple[Table, ...]
+    tables: tuple[SolvedWeights, ...]
 
     def __post_init__(self):
         if (
@@ -134,7 +135,11 @@ class ChannelTable:
         if len({(t.steps, t.sigmas) for t in self.tables}) > 1:
             raise ValueError("tables must be of one run.")
 
-    probe, gain, name, solved = None, 1.0, "table by channel", True
+    name = "table by channel"
+
+    @property
+    def solved_for(self) -> SolvedRun:
+        return self.tables[0].solved_for
 
     @property
     def steps(self) -> int:
@@ -152,17 +157,12 @@ class ChannelTable:
     def needs(self) -> int:
         return max(t.needs for t in self.tables)
 
-    def over_run(self, first: Node, last: Node) -> ChannelTable:
-        return self
-
-    def learn(self, site: Site, truth, node: Node) -> None:
-        """Nothing: all was learned before."""
-
     def forecast(self, site: Site, node: Node, out=None):
         newest = site.snapshots[0]
         axis = 1 if newest.ndim > 3 else newest.ndim - 1  # of pictures and of tokens
-        rows = [t.weights(site, node) for t in self.tables]
-        if any(r is None for r in rows) or newest.shape[axis] != len(self.labels):
+        found = [t.weights(site, node) for t in self.tables]
+        rows = [row for row in found if row is not None]
+        if len(rows) < len(found) or newest.shape[axis] != len(self.labels):
             return self.fallback.forecast(site, node, out)
         shape = [-1 if i == axis else 1 for i in range(newest.ndim)]
         longest = max(map(len, rows))
@@ -181,11 +181,11 @@ class ChannelTable:
         }
 
     @classmethod
-    def read(cls, steps, labels, tables, sigmas=()) -> ChannelTable:
+    def read(cls, steps, labels, tables, sigmas=()) -> ClusterWeights:
         """From JSON; ValueError in one sentence."""
         if not isinstance(tables, (list, tuple)) or len(tables) > len(DIGITS):
             raise ValueError(f"tables must be a list of at most {len(DIGITS)} objects of steps.")
-        return cls(labels, tuple(Table.read(steps, t, sigmas) for t in tables))
+        return cls(labels, tuple(SolvedWeights.read(steps, t, sigmas) for t in tables))
 
 
 @lru_cache(maxsize=4)
@@ -196,4 +196,4 @@ def _clusters(labels: str) -> torch.Tensor:
 
 def _by_channel(labels: str, rows: list[tuple[float, ...]], device: torch.device) -> torch.Tensor:
     """Weights [snapshots, d]."""
-    return torch.tensor(rows)[_clusters(labels)].T.contiguous().to(device)
+    return upload(torch.tensor(rows)[_clusters(labels)].T.contiguous(), device)

@@ -170,7 +170,8 @@ def _apart(reference: torch.Tensor, pictures: torch.Tensor) -> list[float] | Non
     if min(reference.shape[-2:]) < SMALLEST:
         return None
     found = [lpips(a, b) for a, b in zip(reference.split(8), pictures.split(8))]
-    return None if None in found else [x for part in found for x in part]
+    parts = [part for part in found if part is not None]
+    return [x for part in parts for x in part] if len(parts) == len(found) else None
 
 
 def temporal_difference(reference: torch.Tensor, frames: torch.Tensor, clips: int = 1) -> float:

@@ -25,6 +25,18 @@ REASONS: dict[str, tuple[str, str]] = {
         "this model or this way of sampling it cannot be cached",
         "Look at the messages of this report for the cause.",
     ),
+    "guard": (
+        "the model was given something else than at the step before",
+        "Take out the node that moves tiles or windows, or Dual Cache.",
+    ),
+    "control": (
+        "what a control network adds has changed in strength",
+        "Keep its strength the same over the steps that are to be skipped.",
+    ),
+    "stale": (
+        "what was cached of a conditioning was older than the plan allows",
+        "Choose a plan whose full steps fall on the steps on which that conditioning is evaluated.",
+    ),
     "rising": (
         "the sampler went back to a higher noise level, where cached features are out of date",
         "Choose a sampler that only goes down, such as euler or dpmpp_2m.",
@@ -55,7 +67,7 @@ _REMEDIES = (
     ("split over several GPUs", "Take out the node that splits it, or Dual Cache."),
 )
 """What helps against a reason in free text, by a part of it."""
-_TOLD = {"plain": " is sampled plainly: ", "refused": " ran in full: ", "mismatch": "this call ran in full"}
+_TOLD = {"plain": " is sampled plainly: ", "refused": " ran in full: ", "mismatch": "this call runs in full"}
 """Part of the message that says more of a reason."""
 _TOLD_REMEDIES = {
     "plain": "Take Dual Cache out here, or choose another model or sampler.",
@@ -87,6 +99,9 @@ def cause(report: Report) -> str:
         (remedy for mark, remedy in _REMEDIES if mark in reason),
         "Look at the messages of this report, or choose a milder preset.",
     )
+    if reason == "memory" and not any(r.planned == "C" for r in wanted):
+        what, remedy = REASONS[reason][0], "Lower the resolution or the batch, or set memory to more GB."
+        return f"in {count} of the {len(wanted)} evaluations planned to be cheaper, {what}. {remedy}"
     what, remedy = REASONS.get(reason, (reason.rstrip("."), helps))
     told = next((m for m in report.messages if _TOLD.get(reason, "\0") in m), None)
     if told is not None:
@@ -104,13 +119,8 @@ def _no_plan(report: Report) -> str:
         )
     if report.method == "off":
         return "the preset off runs every step in full. Choose another preset."
-    plan = report.schedule.get("generator") or {}
-    cycle, warmup = plan.get("interval", 2), plan.get("warmup", 0)
-    if 0 < report.steps < LOW_STEPS and cycle > 1 and warmup < LOW_STEPS:
-        return (
-            f"with {counted(report.steps, 'step')} the schedule plans full steps only. "
-            "Caching saves little in so few steps; sample with more, or leave the cache out."
-        )
+    if 0 < report.steps < LOW_STEPS:
+        return f"with {counted(report.steps, 'step')} the plan has full steps only. Use fewer steps instead."
     return (
         "the schedule plans full steps only. "
         "Choose an interval of 2 or more, fewer warm-up and tail steps, or a wider range from start to end."

@@ -1,4 +1,4 @@
-"""How close pictures come to their uncached twins: PSNR, SSIM and, where it is at hand, LPIPS."""
+"""How close pictures come to the uncached ones: PSNR, SSIM and, where it is installed, LPIPS."""
 
 from __future__ import annotations
 

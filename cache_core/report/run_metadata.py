@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from typing import Any
 
 from ..base.json_values import finite
-from ..config import Settings
+from ..config import CacheConfig
 from ..recipes import recipe_of
 from .run_report import Report, StepRecord
 
@@ -18,7 +19,7 @@ MESSAGES, LETTERS, DIGITS = 8, 400, 4
 _ORDER = ("records", "recipe", "schedule", "text")
 
 
-def keepsake(report: Report, settings: Settings) -> dict:
+def metadata_of_run(report: Report, settings: CacheConfig) -> dict:
     """A run with the recipe that was asked for, as plain data of at most `MOST_BYTES`.
 
     records: by field of `StepRecord`, a list with an entry per evaluation, or one value where all are equal;
@@ -50,7 +51,7 @@ def _columns(records: list[StepRecord]) -> dict:
     rows = [r.to_dict() for r in records]
     columns = {}
     for f in fields(StepRecord):
-        values = [_short(row[f.name]) for row in rows]
+        values: list[Any] = [_short(row[f.name]) for row in rows]
         if f.name in ("planned", "actual"):
             columns[f.name] = "".join(values)
         else:

@@ -10,19 +10,26 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..base.coordinates import Node
+from ..base.names import FINAL, OUTPUT, STACK
 from ..cache.feature_cache import Site
-from ..config import Settings
+from ..cache.feature_predictor import FeaturePredictor
+from ..cache.transfers import downloaded
+from ..config import CacheConfig
 from ..hooks.call_context import Call
 from ..models.families import Block
-from ..predictors.build import Forecast
 from ..schedule.cost import CostModel
 from ..schedule.masks import Mask
 from ..schedule.plan import CacheSchedule
 from .run_report import Report, StepRecord
 
+WHOLE = (FINAL, OUTPUT, STACK)
+"""Sites of a whole model, of which each stream has one."""
+TOKENS = 1000
+"""Tokens, as many at least, that the error of a forecast is measured on."""
 
-class Logbook:
-    """The book of one run.
+
+class RunRecorder:
+    """What one run has recorded so far.
 
     seconds: the clock. aggressive: work of an aggressive step as a share of a full one. held: bytes in caches
         now. Errors and indicators stay tensors on their device until the report is made, so that no step
@@ -37,6 +44,7 @@ class Logbook:
         self._peak = 0
         self._size: CostModel | None = None
         self._errors: dict[int, torch.Tensor] = {}
+        self._measured: dict[int, set] = {}
         self._indicators: dict[int, torch.Tensor] = {}
         self._seconds = seconds
         self._start = self._mark = seconds()
@@ -58,28 +66,36 @@ class Logbook:
             self.records[-1].milliseconds = (now - self._mark) * 1e3
         self._mark = now
 
-    def ran(self, call: Call, blocks: Sequence[Block], held: int | None) -> None:
-        """A call has run; held: bytes in caches behind it, None where it kept nothing."""
+    def ran(self, call: Call, blocks: Sequence[Block], held: int | None, during: int) -> None:
+        """A call has run; held: bytes in caches behind it, None where it kept nothing. during: bytes of the
+        caches before it and of its probes, which lay side by side."""
         if self._size is None and call.tokens:
             kinds = Counter(b.name[0] for b in blocks)
             self._size = CostModel(
                 call.width, call.tokens - call.n_txt, call.n_txt, kinds["double"], kinds["single"]
             )
         self._note_indicator(call)
+        self._peak = max(self._peak, during)
         if held is not None:
             self.held, self._peak = held, max(self._peak, held)
-        self.record.cached_bytes = self.held
+        self.records[-1].cached_bytes = self.held
 
-    def note_error(self, site: Site | None, truth: torch.Tensor, rule: Forecast, now: Node) -> None:
+    def note_error(self, site: Site | None, truth: torch.Tensor, rule: FeaturePredictor, now: Node) -> None:
         """How far off a forecast of the feature `truth` [B,N,d] at a site would have been, once per
-        evaluation."""
+        evaluation; of several streams of the whole model the worst."""
         index = len(self.records) - 1
-        if index in self._errors or site is None or not site.snapshots:
+        seen = self._measured.setdefault(index, set())
+        if site is None or not site.snapshots or site.name in seen or (seen and site.name[:2] not in WHOLE):
             return
-        own = truth[: site.snapshots[0].shape[0]].float()
-        guess = site.value(rule, now)
-        if guess.shape == own.shape:
-            self._errors[index] = (guess.float() - own).norm() / own.norm().clamp_min(1e-12)
+        own, kept = truth[: site.snapshots[0].shape[0]], site.snapshots[0]
+        if own.shape != kept.shape:
+            return
+        seen.add(site.name)
+        stride = max(1, own.shape[1] // TOKENS) if own.ndim == 3 else 1
+        some, guess = own[:, ::stride].float(), site.sampled(rule, now, stride)
+        error = (guess.float() - some).norm() / some.norm().clamp_min(1e-12)
+        worst = self._errors.get(index)
+        self._errors[index] = error if worst is None else torch.maximum(worst, error)
 
     def _note_indicator(self, call: Call) -> None:
         """Keeps what the forecast of this evaluation went by: of the first branch and the first site that
@@ -91,13 +107,18 @@ class Logbook:
             for site in sites:
                 site.learned.pop("indicator", None)
 
-    def report(self, settings: Settings, schedule: CacheSchedule, mask: Mask | None, estimate: int) -> Report:
+    def report(
+        self, settings: CacheConfig, schedule: CacheSchedule, mask: Mask | None, estimate: int
+    ) -> Report:
         """What happened; estimate: bytes that were expected."""
         wall = self._seconds() - self._start
-        for name, notes in (("forecast_error", self._errors), ("indicator", self._indicators)):
-            for i, value in notes.items():
-                setattr(self.records[i], name, float(value))
-            notes.clear()
+        notes = [("forecast_error", i, v) for i, v in self._errors.items()]
+        notes += [("indicator", i, v) for i, v in self._indicators.items()]
+        for (name, i, _), number in zip(notes, downloaded([v for _, _, v in notes])):
+            setattr(self.records[i], name, number)
+        self._errors.clear()
+        self._measured.clear()
+        self._indicators.clear()
         return Report(
             records=self.records,
             method=settings.method,
@@ -114,7 +135,7 @@ class Logbook:
             aggressive_cost=self.aggressive,
         )
 
-    def _conservative_cost(self, settings: Settings, mask: Mask | None) -> float | None:
+    def _conservative_cost(self, settings: CacheConfig, mask: Mask | None) -> float | None:
         """Work of a conservative step as a share of a full one, on average."""
         size, conservative = self._size, [r for r in self.records if r.actual == "C"]
         if not conservative or size is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from itertools import groupby
 from operator import index
 from statistics import median
+from typing import cast
 
 from ..base.json_values import _number, finite
 from ..base.wording import counted, size
@@ -23,6 +24,7 @@ LATER = ("estimated_bytes", "indicator")
 KINDS = {"F": "full", "C": "conservative", "A": "aggressive"}
 TABLE_ROWS = 48
 MESSAGES_SHOWN = 8
+NOTHING = "Nothing was skipped"
 
 
 @dataclass
@@ -54,7 +56,7 @@ class StepRecord:
     indicator: float | None = None
 
     def to_dict(self) -> dict:
-        return {f.name: _WRITE[f.type](getattr(self, f.name)) for f in fields(self)}
+        return {f.name: _WRITE[cast(str, f.type)](getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, data: dict) -> StepRecord:
@@ -95,6 +97,8 @@ class Report:
     def totals(self) -> dict:
         """Sums over the records.
 
+        An evaluation without a model call, which another node answered, counts in `evaluations` and
+        `without_calls` only.
         calls, full_calls: model calls made, and those computed in full. full, conservative, aggressive:
             evaluations by what really ran.
         skipped: aggressive evaluations without any full call. changed: evaluations that did not run as
@@ -105,21 +109,23 @@ class Report:
             about time.
         worst_forecast_error: of full evaluations behind cheaper ones, None where there is none.
         """
-        ran = Counter(r.actual for r in self.records)
-        work = sum(self._work(r) for r in self.records)
+        arrived = [r for r in self.records if r.calls]
+        ran = Counter(r.actual for r in arrived)
+        work = sum(self._work(r) for r in arrived)
         return {
             "calls": sum(r.calls for r in self.records),
             "full_calls": sum(r.full_calls for r in self.records),
             "evaluations": len(self.records),
             **{name: ran[kind] for kind, name in KINDS.items()},
-            "skipped": sum(r.actual == "A" and r.full_calls == 0 for r in self.records),
-            "changed": sum(r.actual != r.planned for r in self.records),
+            "skipped": sum(r.actual == "A" and r.full_calls == 0 for r in arrived),
+            "changed": sum(r.actual != r.planned for r in arrived),
+            "without_calls": len(self.records) - len(arrived),
             "wall_seconds": self.wall_seconds,
             "milliseconds": sum(r.milliseconds for r in self.records),
             "median_milliseconds": {
-                k: median(r.milliseconds for r in self.records if r.actual == k) for k in KINDS if ran[k]
+                k: median(r.milliseconds for r in arrived if r.actual == k) for k in KINDS if ran[k]
             },
-            "call_speedup": len(self.records) / work if work else None,
+            "call_speedup": len(arrived) / work if work else None,
             "peak_bytes": max([self.peak_bytes, *(r.cached_bytes for r in self.records)]),
             "worst_forecast_error": _worst(self._errors()),
         }
@@ -152,9 +158,10 @@ class Report:
     def why_nothing(self) -> str | None:
         """One or two sentences with reason and remedy when no evaluation was cheaper than a full one, else
         None."""
-        if any(r.actual != "F" for r in self.records):
+        if any(r.actual != "F" and r.calls for r in self.records):
             return None
-        return "Nothing was skipped: " + cause(self)
+        told = next((m for m in self.messages if m.startswith(NOTHING)), None)
+        return told or f"{NOTHING}: {cause(self)}"
 
     def to_dict(self) -> dict:
         """Plain data for JSON; `totals` is derived and ignored by `from_dict`, numbers that are not finite
@@ -246,10 +253,16 @@ class Report:
             lines.append(
                 f"worst forecast error {t['worst_forecast_error']:.3g} (1 is as large as the feature)"
             )
+        if t["without_calls"]:
+            lines.append(
+                f"{counted(t['without_calls'], 'evaluation')} did not reach the model: another node answered "
+                "instead, so nothing is counted for them"
+            )
         if t["changed"]:
             lines.append(f"{counted(t['changed'], 'evaluation')} did not run as planned")
-        lines += [x for x in (self.why_nothing(),) if x]
-        lines += [" ".join(m.split()) for m in self.messages[:MESSAGES_SHOWN]]
+        why = self.why_nothing()
+        lines += [why] if why else []
+        lines += [" ".join(m.split()) for m in self.messages[:MESSAGES_SHOWN] if m != why]
         if len(self.messages) > MESSAGES_SHOWN:
             lines.append(f"and {counted(len(self.messages) - MESSAGES_SHOWN, 'more message')}")
         return "\n".join(lines)

@@ -52,7 +52,7 @@ class CostModel:
     def flops_conservative(self, ratio: float, layout: str = "built", live_attention: bool = False) -> float:
         """FLOPs of a C step that refreshes the fraction `ratio` (0..1) of all tokens.
 
-        layout: a key of LAYOUTS. With `live_attention` it plays no part: a refreshed row runs the whole
+        layout: a key of LAYOUTS. With `live_attention` it has no effect: a refreshed row runs the whole
             block, its attention against kept keys and values."""
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}.")
@@ -144,7 +144,8 @@ def peak_bytes(
     C steps keep a correction of every MLP (n d per block), with live attention also of the attention of
     double blocks. A schedule with a mask keeps no attention of single blocks, and up to one correction per
     module; one with runs only a feature per run.
-    live_attention: keys and values of the newest F step (2 n d per block) stand in for the attention outputs.
+    live_attention: keys and values of the newest F step (2 n d per block) are kept instead of the attention
+        outputs.
     branches: cached streams, such as 2 for cond and uncond, times the batch.
     """
     counted = {

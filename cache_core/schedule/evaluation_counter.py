@@ -26,17 +26,16 @@ class Evaluation:
     beyond: bool
 
 
-class Clock:
+class EvaluationCounter:
     """Counts evaluations of a run of `steps` steps with `stages` evaluations each, or one number per step."""
 
     def __init__(self, steps: int, stages: int | Sequence[int] = 1):
         self.steps = steps
-        self._places = (
-            None
-            if isinstance(stages, int)
-            else [(step, phase) for step, count in enumerate(stages) for phase in range(count)]
-        )
-        self._stages = stages
+        self._places, self._stages = None, 1
+        if isinstance(stages, int):
+            self._stages = stages
+        else:
+            self._places = [(step, phase) for step, count in enumerate(stages) for phase in range(count)]
         self._index, self._sigma = 0, None
 
     def tick(self, sigma: float) -> Evaluation:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from ..base.limits import MAX_STEPS
 from ..base.wording import named
@@ -182,7 +182,7 @@ class Mask:
             if not isinstance(steps, (list, tuple)) or len(steps) > MAX_STEPS:
                 raise ValueError(f"mask.refresh.{named(name)} must be a list of steps.")
         return cls(
-            data.get("steps"),
+            cast(int, data.get("steps")),  # checked by the constructor
             tuple((name, tuple(steps)) for name, steps in refresh.items()),
             data.get("runs", False),
         )

@@ -4,6 +4,7 @@ stretch of tokens."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -74,6 +75,7 @@ class Selector:
         age: torch.Tensor | None = None,
         grid: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
+        random: torch.Tensor | None = None,
         interval: float | None = None,
         device: torch.device | str | None = None,
     ) -> torch.Tensor:
@@ -85,27 +87,34 @@ class Selector:
         grid: (height, width) of the first height * width tokens, for the bonus; tokens behind it get none.
         generator: the only source of randomness; one draw serves all rows, so a row's choice never depends on
             the others.
+        random: numbers [rows,n] from 0 to 1 instead of a generator, a choice for each row, as `draw` makes
+            them.
         device: of the result, by default that of values, age or generator. ValueError where a score lacks its
             input."""
         k = max(0, min(int(k), n))
         values = values if self.needs_values else None
         age = age if self.staleness > 0 else None
         bonus = self.spatial_bonus > 0 and grid is not None
-        self._check(n, values, age, grid if bonus else None, generator, interval)
+        self._check(
+            n, values, age, grid if bonus else None, generator if random is None else random, interval
+        )
         if device is None:
-            device = next((x.device for x in (values, age, generator) if x is not None), None)
-        rows = max([x.shape[0] for x in (values, age) if x is not None], default=1)
+            device = next((x.device for x in (values, age, random, generator) if x is not None), None)
+        rows = max([x.shape[0] for x in (values, age, random) if x is not None], default=1)
         if k in (0, n):
             return torch.arange(k, device=device).expand(rows, k)
 
         if values is not None:
             score = self._value_score(values.to(device, torch.float32))
+        elif random is not None:
+            score = random.to(device)
         else:
+            assert generator is not None  # checked above
             # Drawn on the generator's own device, so that one seed means one choice wherever the model runs.
             score = torch.rand(1, n, generator=generator, device=generator.device).to(device)
-        if age is not None:
+        if age is not None and interval is not None:
             score = torch.add(score, age.to(device, torch.float32), alpha=self.staleness / interval)
-        if bonus:
+        if bonus and grid is not None:
             score = self._with_bonus(score, *grid)
         if self.stratified if self.stratified is not None else self.score == "random":
             return _best_of_strata(score, k)
@@ -148,6 +157,16 @@ class Selector:
                 raise ValueError(f"interval must be above 0 where ages count, not {interval}.")
         if grid is not None and (min(grid) < 1 or grid[0] * grid[1] > n):
             raise ValueError(f"grid must be (height, width) of at most {n} tokens, not {tuple(grid)}.")
+
+
+def draw(seeds: Sequence[int], n: int, device: torch.device | str) -> torch.Tensor:
+    """Random numbers [len(seeds),n] on a device, each row from a seed of its own, by one copy for which the
+    host does not wait."""
+    cuda = torch.device(device).type == "cuda"
+    numbers = torch.empty(len(seeds), n, pin_memory=cuda)
+    for row, seed in zip(numbers, seeds):
+        torch.rand(n, generator=torch.Generator().manual_seed(seed), out=row)
+    return numbers.to(device, non_blocking=cuda)
 
 
 @lru_cache(maxsize=32)

@@ -10,25 +10,28 @@ from comfy_execution.utils import get_executing_context
 from ...cache_core.controller import Controller
 from ...cache_core.report.run_report import Report
 from ...web_files import running_server
+from .failures import only_logged
 
 log = logging.getLogger("dual_cache")
 
 
 def send(event: str, data: dict) -> None:
     """Sends an event to the browser that has queued the prompt, when a server is running, with the id of that
-    prompt."""
+    prompt. It never raises."""
     instance = running_server()
     if instance is not None:
         context = get_executing_context()
         prompt = context.prompt_id if context else getattr(instance, "last_prompt_id", None)
-        instance.send_sync(event, {**data, "prompt_id": prompt}, getattr(instance, "client_id", None))
+        with only_logged("sending an event to the browser"):
+            instance.send_sync(event, {**data, "prompt_id": prompt}, getattr(instance, "client_id", None))
 
 
 def show(sentence: str, node_id: str | None) -> None:
     """Shows a sentence on a node when a server is running."""
     instance = running_server()
     if instance is not None and node_id is not None:
-        instance.send_progress_text(sentence, node_id)
+        with only_logged("showing a sentence on a node"):
+            instance.send_progress_text(sentence, node_id)
 
 
 def send_steps(run, source: Controller | Report) -> None:
@@ -55,7 +58,9 @@ def tell(report: Report, node_id: str | None) -> None:
         totals["aggressive"],
         report.wall_seconds,
     )
-    for sentence in [*report.messages, None if report.method == "off" else report.why_nothing()]:
+    for sentence in dict.fromkeys(
+        [*report.messages, None if report.method == "off" else report.why_nothing()]
+    ):
         if sentence:
             log.info("Dual Cache: %s", sentence)
     if node_id is not None:

@@ -14,6 +14,7 @@ import torch
 
 from ...cache_core.base.wording import size
 from ...cache_core.controller import Controller
+from .guidance import acting_guidance
 
 GB = 2**30
 AUTO_SHARE = 0.8
@@ -32,7 +33,8 @@ ELSEWHERE_SHARE = 0.5
 def branches(guider) -> int:
     """How many conditionings an evaluation has at most."""
     conds = getattr(guider, "conds", {})
-    if getattr(guider, "cfg", None) == 1 and not guider.model_options.get("disable_cfg1_optimization"):
+    cfg, other = acting_guidance(guider)
+    if cfg == 1 and not other and not guider.model_options.get("disable_cfg1_optimization"):
         conds = {k: v for k, v in conds.items() if k != "negative"}
     return max(1, sum(map(len, conds.values())))
 
@@ -83,6 +85,14 @@ def declared(base, noise_shape, cache: float, device):
             base.memory_required = before
 
 
+def free_memory(patcher, device) -> float:
+    """Bytes of a device that caches and working memory may take.
+
+    With DynamicVRAM the patcher knows: weights that can give way are not counted as taken there."""
+    ask = getattr(patcher, "get_free_memory", None)
+    return ask(device) if ask is not None else comfy.model_management.get_free_memory(device)
+
+
 def load(executor, controller: Controller, limit: float, model, noise_shape, args, kwargs):
     """Loads the model for a run with room for the caches, and sets what they may hold.
 
@@ -94,7 +104,7 @@ def load(executor, controller: Controller, limit: float, model, noise_shape, arg
     with declared(model.model, noise_shape, room, device) as own:
         out = executor(model, noise_shape, *args, **kwargs)
     if not limit:
-        free = comfy.model_management.get_free_memory(device)
+        free = free_memory(model, device)
         limit = max(AUTO_SHARE * (free - max(own, default=0)), LEAST_SHARE * free, 0)
     elsewhere = 0.0
     if getattr(device, "type", None) == "cuda":

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +15,9 @@ from pathlib import Path
 from ...cache_core.calibration.planner import Plan, plan_for_speedup
 from ...cache_core.calibration.profile import Profile
 from ...cache_core.calibration.recorder import Recorder
-from ...cache_core.config import Settings
+from ...cache_core.config import CacheConfig
 from ...cache_core.recipes import parts_of_plan
+from .file_lock import locked
 
 log = logging.getLogger("dual_cache")
 PROFILES = "cache_profiles"
@@ -88,9 +90,17 @@ class Recording:
     prompt: str = ""
     strict: bool = False
 
-    def recorder(self, levels: list[float], identity: dict) -> Recorder:
-        """For a run of these noise levels; the file's clusters stay what they are."""
+    def recorder(self, levels: list[float], identity: dict, unfit: str | None = None) -> Recorder:
+        """For a run of these noise levels; the file's clusters stay what they are.
+
+        unfit: why the run cannot be recorded at all, or None."""
         labels = None
+        if unfit:
+            if self.strict:
+                raise ValueError(f"This run was not added to {self.path.name}: {unfit}.")
+            recorder = Recorder()
+            recorder.abandon(unfit)
+            return recorder
         if self.path.is_file():
             try:
                 known = read(self.path)
@@ -110,7 +120,9 @@ class Recording:
         """Adds a recorded run to the file; what became of it, in a sentence."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            whole = recorder.profile(levels, identity, self.prompt).add_to(self.path)
+            recorded = recorder.profile(levels, identity, self.prompt)
+            with locked(self.path):  # another server may add to it at the same time
+                whole = recorded.add_to(self.path)
         except (ValueError, OSError) as error:
             said = f"This run was not added to {self.path.name}: {str(error).rstrip('.')}."
             if self.strict:
@@ -159,9 +171,15 @@ def _parsed(path: Path) -> Profile | str:
         return str(error)
 
 
-def planned(settings: Settings, identity: dict, levels: list[float]) -> tuple[Settings, str]:
+def planned(
+    settings: CacheConfig, identity: dict, levels: list[float], unfit: str | None = None
+) -> tuple[CacheConfig, str]:
     """The settings with a plan from the profile that fits a run best, and a sentence on it; as they are where
-    none fits."""
+    none fits.
+
+    unfit: why no profile can fit the run, or None."""
+    if unfit:
+        return settings, f"No profile was used, so the preset's own plan runs: {unfit}."
     fitting, refused = [], []
     for name in names():
         try:
@@ -215,7 +233,7 @@ def _unfit(profile: Profile, identity: dict) -> str | None:
     return None
 
 
-def _area(identity: dict) -> int:
+def _area(identity: Mapping) -> int:
     size = identity.get("resolution")
     return (
         math.prod(size) if isinstance(size, list) and all(isinstance(n, int) and n > 0 for n in size) else 0

@@ -9,7 +9,7 @@ import torch
 
 from bench import forecasts as bench
 from bench.quality import WARMUP
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.recipes import PRESETS, from_preset
 from cache_core.schedule.plan import explicit
 from demo.sampler import schedule_sigmas
@@ -55,7 +55,7 @@ def test_a_run_is_measured_and_replaces_its_part(tmp_path, monkeypatch, capsys):
 def test_with_euler_reusing_the_output_is_one_longer_step():
     """The equivalence that makes fewer steps the rival to beat."""
     model, kinds = random_flux(), "FFAFAAF"
-    reused = run(model, Settings(schedule=explicit(kinds), level="output"), steps=len(kinds))
+    reused = run(model, CacheConfig(schedule=explicit(kinds), level="output"), steps=len(kinds))
     levels = [s for s, kind in zip(schedule_sigmas(len(kinds)), kinds) if kind == "F"]
     assert torch.allclose(reused.latents, run(model, sigmas=[*levels, 0.0]).latents, atol=1e-5)
 
@@ -66,7 +66,7 @@ def test_the_committed_page_is_of_the_committed_numbers():
     )
 
 
-def test_the_numbers_of_the_readme_are_those_measured():
+def test_the_numbers_of_the_measurements_page_are_those_measured():
     def rows(name):
         data = json.loads((bench.RESULTS.parent / name).read_text(encoding="utf-8"))
         return (
@@ -83,9 +83,9 @@ def test_the_numbers_of_the_readme_are_those_measured():
         "TAP (default)": ("forecasts.json", "TAP"),
         "planned": ("profile{}.json", "plan, power, 1 first"),
     }
-    readme = (bench.HERE.parent / "README.md").read_text(encoding="utf-8")
+    page = (bench.HERE.parent / "docs" / "measurements.md").read_text(encoding="utf-8")
     tables = re.findall(
-        r"^\| full calls of (\d+) \| (.+) \|\n\|[-|]+\|\n((?:\| \d+ \| .+\n)+)", readme, re.MULTILINE
+        r"^\| full calls of (\d+) \| (.+) \|\n\|[-|]+\|\n((?:\| \d+ \| .+\n)+)", page, re.MULTILINE
     )
     assert [steps for steps, _, _ in tables] == ["50", "30"]
     for steps, head, body in tables:

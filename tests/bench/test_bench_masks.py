@@ -11,7 +11,7 @@ from bench import masks as bench
 from bench import routers
 from bench.profile import calibration
 from cache_core.calibration.bac import reuse_error
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.schedule.cost import CostModel
 from cache_core.schedule.mask_files import router_mask
 from cache_core.schedule.masks import Mask
@@ -41,7 +41,7 @@ def masked(model, mask, guidance=1.0):
         seeds=range(routers.SEED, routers.SEED + 2),
         guidance=guidance,
         size=SIZE,
-        settings=Settings(mask=mask, level="module"),
+        settings=CacheConfig(mask=mask, level="module"),
     ).latents
 
 
@@ -177,6 +177,7 @@ class Constant(nn.Module):
         return torch.linspace(-1, 1, x.shape[-1]).expand_as(x)
 
 
+@pytest.mark.long
 def test_a_router_learns_to_leave_out_what_never_changes():
     model = random_flux()
     model.double_blocks[0].img_mlp, model.double_blocks[0].txt_mlp = Constant(), Constant()
@@ -192,6 +193,7 @@ def test_a_router_learns_to_leave_out_what_never_changes():
 # --- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_is_measured_and_replaces_its_rows(tmp_path, monkeypatch, capsys):
     out = tmp_path / "m.json"
     monkeypatch.setattr(bench, "SIZE", 64)

@@ -26,6 +26,7 @@ def test_batches_do_not_matter(one):
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     find_spec("ray") is None, reason="Ray is not installed; requirements-dev.txt names it where it has builds"
 )

@@ -158,7 +158,9 @@ def test_frames_touch_and_a_light_palette(page, screens):
       detail: { node: String(id), display_node: String(id), output: { dual_cache_compare: [data] } } }))""",
         [number, json.dumps(data)],
     )
-    wait(page, f"() => document.querySelector('{PANEL}').textContent.includes('gone from ComfyUI')")
+    wait(
+        page, f"() => document.querySelector('{PANEL}').textContent.includes('no longer holds the pictures')"
+    )
     errors = [error for error in page.errors if "gone_" not in error]
     page.errors.clear()
     assert errors == [] and state(page)["frame"] == 1

@@ -68,8 +68,8 @@ def test_a_dropped_picture_brings_graph_and_run_back(page, server, screens):
     wait(page, "kind => window.plotOf(kind)?.mode === 'ran'", SAMPLER)
     wait(
         page,
-        "() => document.querySelector(\"pre[aria-label='Cache report']\")?.textContent.startsWith('As "
-        "the picture carries it.')",
+        "() => document.querySelector(\"pre[aria-label='Cache report']\")?.textContent.startsWith("
+        "'Read from the metadata of the picture.')",
     )
     page.wait_for_timeout(2500)  # ComfyUI names the workflow later
     after = state(page, SAMPLER)

@@ -347,5 +347,6 @@ def test_a_solved_plan_shows_with_the_error_to_expect(page, screens):
     set_widget(page, "speedup", 5.0, "PlanCache")
     wait(
         page,
-        "() => window.plotOf('PlanCache').warnings.some((line) => line.startsWith('Settings have changed'))",
+        "() => window.plotOf('PlanCache').warnings.some((line) => line.startsWith('CacheConfig have "
+        "changed'))",
     )

@@ -19,7 +19,7 @@ from cache_core.calibration.ertacache import (
 )
 from cache_core.calibration.profile import Profile
 from cache_core.calibration.recorder import Recorder
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.predictors.build import forecast
 from cache_core.predictors.residual import Residual
 from cache_core.recipes import parts_of_plan
@@ -193,7 +193,7 @@ def watched(model, **how):
     seen = []
     handle = model.register_forward_hook(lambda m, args, out: seen.append((args[0].clone(), out.clone())))
     recorder = Recorder()
-    run(model, Settings(predictor=recorder), captions=(RED, BLUE), **how)
+    run(model, CacheConfig(observer=recorder), captions=(RED, BLUE), **how)
     handle.remove()
     return recorder, seen
 
@@ -232,7 +232,9 @@ def test_a_skipped_step_adds_the_change_of_the_latent_and_takes_off_the_expected
     rule = Residual(
         4, ((1, (0, 0.25, 0.5)), (3, (0, 9.0, 9.0)))
     )  # the last row is for another full step than the run's
-    out = run(model, Settings(schedule=explicit("FAFA"), level="output", predictor=rule), steps=4, guidance=1)
+    out = run(
+        model, CacheConfig(schedule=explicit("FAFA"), level="output", predictor=rule), steps=4, guidance=1
+    )
     handle.remove()
     assert ran(out) == "FAFA"
     (x0, v0), (x1, v1), (x2, v2), (x3, v3) = calls  # the hook sees what the shim gives
@@ -263,7 +265,7 @@ def test_a_plan_samples_with_its_noise_levels_and_a_batch_equals_its_pictures(mo
     recorder, _ = watched(model, steps=8, guidance=1)
     profile = Profile(recorder.grams(), tuple(schedule_sigmas(8)), path=recorder.path.grams())
     made = erta_plan(profile, (0, 2, 5))
-    settings = Settings(method="erta", **parts_of_plan(made.schedule))
+    settings = CacheConfig(method="erta", **parts_of_plan(made.schedule))
     both = run(
         model, settings, captions=(RED, BLUE), steps=made.schedule.steps, sigmas=list(made.sigmas), **how
     )
@@ -288,12 +290,12 @@ def test_at_other_noise_levels_the_rectifier_is_left_out_and_that_is_said(model)
         (0, 3),
         lengths=False,
     )
-    settings = Settings(method="erta", **parts_of_plan(made.schedule))
-    plain = Settings(schedule=explicit(made.schedule.kinds), level="output", predictor=Residual())
+    settings = CacheConfig(method="erta", **parts_of_plan(made.schedule))
+    plain = CacheConfig(schedule=explicit(made.schedule.kinds), level="output", predictor=Residual())
     bent = [s**2 for s in schedule_sigmas(6)]
     out, reused = (run(model, s, steps=6, sigmas=bent) for s in (settings, plain))
     assert torch.equal(out.latents, reused.latents)
-    assert any("solved for other noise levels; a residual one stands in" in m for m in out.report.messages)
+    assert any("solved for other noise levels; using a residual forecast" in m for m in out.report.messages)
 
 
 def test_with_guidance_above_one_each_branch_has_its_own(model):
@@ -304,7 +306,7 @@ def test_with_guidance_above_one_each_branch_has_its_own(model):
         seeds=[0],
         guidance=3.0,
         size=64,
-        settings=Settings(schedule=explicit("FFAA"), level="output", predictor=Residual()),
+        settings=CacheConfig(schedule=explicit("FFAA"), level="output", predictor=Residual()),
     )
     split = sample(
         model,
@@ -314,7 +316,7 @@ def test_with_guidance_above_one_each_branch_has_its_own(model):
         guidance=3.0,
         size=64,
         split=True,
-        settings=Settings(schedule=explicit("FFAA"), level="output", predictor=Residual()),
+        settings=CacheConfig(schedule=explicit("FFAA"), level="output", predictor=Residual()),
     )
     assert torch.allclose(sampled.latents, split.latents, atol=1e-5)
 
@@ -355,6 +357,6 @@ def test_what_is_no_residual_is_refused_in_words(data, why):
 
 def test_it_is_of_the_models_output_only():
     with pytest.raises(ValueError, match="level must be output, not final"):
-        Settings(predictor=Residual())
+        CacheConfig(predictor=Residual())
     with pytest.raises(ValueError, match="module_predictor cannot be residual"):
-        Settings(module_predictor=Residual())
+        CacheConfig(module_predictor=Residual())

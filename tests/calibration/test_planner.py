@@ -25,7 +25,7 @@ from cache_core.calibration.planner import (
 )
 from cache_core.calibration.profile import Profile
 from cache_core.predictors.build import forecast
-from cache_core.predictors.solved_weights import Table
+from cache_core.predictors.solved_weights import SolvedWeights
 
 STEPS = 8
 SIGMAS = tuple(1 - (i / STEPS) ** 1.3 for i in range(STEPS + 1))
@@ -201,7 +201,7 @@ def filled(nodes):
 
 
 def test_a_table_gives_the_weights_of_its_step():
-    table = Table.of(STEPS, {3: {2: 1.5, 0: -0.5}, 4: {2: 2.0, 0: -1.0}})
+    table = SolvedWeights.of(STEPS, {3: {2: 1.5, 0: -0.5}, 4: {2: 2.0, 0: -1.0}})
     site = filled((0, 2))
     for step, (a, b) in ((3, (1.5, -0.5)), (4, (2.0, -1.0))):
         assert torch.allclose(
@@ -212,7 +212,7 @@ def test_a_table_gives_the_weights_of_its_step():
 
 def test_a_table_steps_back_where_the_run_is_not_its_own():
     """A full step more, or a step that it lacks, and the fallback answers."""
-    table = Table.of(STEPS, {4: {2: 2.0, 0: -1.0}})
+    table = SolvedWeights.of(STEPS, {4: {2: 2.0, 0: -1.0}})
     for site, step in ((filled((0, 2, 3)), 4), (filled((0, 2)), 5), (filled((0,)), 4)):
         node = Node(float(step), SIGMAS[step])
         assert torch.equal(table.forecast(site, node), table.fallback.forecast(site, node))

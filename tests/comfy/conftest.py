@@ -22,9 +22,10 @@ import comfy.patcher_extension
 import comfy.sample
 import comfy.supported_models
 
-from tests.comfy import tiny_families
+from tests.comfy import executing, tiny_families
 
 TEXT_WIDTH, POOLED_WIDTH = 48, 32
+EXTRAS = comfy_start.COMFYUI / "comfy_extras"
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def part(pack):
     return comfy_start.part
 
 
-CHECKPOINT_BUFFERS = ("pos_embed", "inv_freq")
+CHECKPOINT_BUFFERS = ("pos_embed", "inv_freq", ".beta")
 
 
 def fill_(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -191,7 +192,7 @@ def cached(part):
         chosen = (
             recipes.from_preset(preset, plan, **changes)
             if preset
-            else settings.Settings(schedule=plan, **changes)
+            else settings.CacheConfig(schedule=plan, **changes)
         )
         return host.patch(model, host.KEY, host.CacheRequest(chosen, node_id))
 
@@ -201,7 +202,7 @@ def cached(part):
 @pytest.fixture(scope="session")
 def report_of(part):
     """`report_of(model)`: the report of the patched model's last run, or None."""
-    return lambda model: part("nodes.comfy.patching").request_of(model).box.report
+    return lambda model: part("nodes.comfy.requests").request_of(model).box.report
 
 
 @pytest.fixture(scope="session")
@@ -244,12 +245,12 @@ def runs(part):
     the host does."""
     host, controller = part("nodes.comfy.patching"), part("cache_core.controller")
     settings, schedule = part("cache_core.config"), part("cache_core.schedule.plan")
-    wrappers = {comfy.patcher_extension.WrappersMP.APPLY_MODEL: {host.KEY: [host._apply_model]}}
+    wrappers = {comfy.patcher_extension.WrappersMP.APPLY_MODEL: {host.KEY: [host.apply_model]}}
 
     def make(base, kinds, sigmas=None, **changes):
-        plan = settings.Settings(schedule=schedule.explicit(kinds, 0.3), **changes)
+        plan = settings.CacheConfig(schedule=schedule.explicit(kinds, 0.3), **changes)
         cache = controller.Controller(plan, sigmas or tiny_families.SIGMAS[: len(kinds)] + [0.0])
-        run = host._Run(cache, host.CacheRequest(plan))
+        run = host.Run(cache, host.CacheRequest(plan))
 
         def evaluate(sigma, data, branches=None, begin=True, more=()):
             if begin:
@@ -290,7 +291,7 @@ def replayed(part):
 
     def paths(net, name):
         block = next(b for b in families.blocks_of(net, families.find_family(net)) if b.name == name)
-        modules = getattr(block.adapter, "modules", ())
+        modules = getattr(block.spec, "modules", ())
         return {
             path
             for path, _ in block.module.named_modules()
@@ -305,3 +306,22 @@ def levels(part):
     """`levels(model)`: the levels that the table gives a model."""
     families, fitting = part("cache_core.models.families"), part("cache_core.models.capabilities")
     return lambda net: fitting.levels_of(families.find_family(net))
+
+
+@pytest.fixture
+def execute(part, monkeypatch):
+    """`execute(graph, extra=None)`: ComfyUI's own executor in this process, with the nodes of `executing`."""
+    import asyncio
+
+    import nodes as comfyui
+
+    if "EmptySD3LatentImage" not in comfyui.NODE_CLASS_MAPPINGS:
+        asyncio.run(comfyui.load_custom_node(str(EXTRAS / "nodes_sd3.py"), module_parent="comfy_extras"))
+    for name, made in [(n.GET_SCHEMA().node_id, n) for n in part("nodes").NODES] + [
+        *executing.FOREIGN.items()
+    ]:
+        monkeypatch.setitem(comfyui.NODE_CLASS_MAPPINGS, name, made)
+    run = executing.Executor(part)
+    for module in ("nodes.comfy.events", "nodes.comfy.metadata"):
+        monkeypatch.setattr(part(module), "running_server", lambda: run.server)
+    return run

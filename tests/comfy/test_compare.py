@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-STEPS = 8
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +123,12 @@ def test_equal_seconds_follow_the_clock(call, inputs, part, monkeypatch, slow):
     """With a clock that each step of the sampler moves by what its kind costs. slow: how much longer the
     uncached run takes than it should, as when another program runs beside it; the rival's own seconds put
     that right."""
-    compare, host = part("nodes.cache_compare"), part("nodes.comfy.patching")
+    compare, host = part("nodes.compare_sampling"), part("nodes.comfy.samplers")
     now, sample = [0.0], host.sample
 
     def counted(model, **options):
         latent = sample(model, **options)
-        report = host.request_of(model).box.report
+        report = part("nodes.comfy.requests").request_of(model).box.report
         step = slow if options["steps"] == STEPS else 1.0
         now[0] += (
             10.0
@@ -139,7 +139,7 @@ def test_equal_seconds_follow_the_clock(call, inputs, part, monkeypatch, slow):
         )
         return latent
 
-    monkeypatch.setattr(compare.host, "sample", counted)
+    monkeypatch.setattr(compare.samplers, "sample", counted)
     monkeypatch.setattr(compare.time, "perf_counter", lambda: now[0])
     output = call("CacheCompare", **inputs, fewer_from="equal seconds", repeats=2)
     found = ways(output)
@@ -168,7 +168,7 @@ def test_a_run_that_skips_nothing_says_so_and_has_no_rival(call, inputs):
 def test_a_run_without_steps_shows_no_earlier_run(call, inputs, part):
     model = call("DualCache", model=inputs["model"], preset="balanced")[0]
     call("CacheCompare", **{**inputs, "model": model}, fewer_from="none")
-    assert part("nodes.comfy.patching").request_of(model).box.report.records
+    assert part("nodes.comfy.requests").request_of(model).box.report.records
     output = call("CacheCompare", **{**inputs, "model": model}, fewer_from="none", denoise=0.0)
     assert [(w["calls"], w["full_calls"]) for w in ways(output).values()] == [(0, 0), (0, 0)]
     assert output[2].records == [] and json.loads(output[1])["report"]["records"] == []
@@ -336,11 +336,38 @@ def test_long_videos_show_some_frames_and_the_worst(call):
         ),
     ],
 )
-def test_what_it_cannot_compare_it_says(call, inputs, changes, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        call("CacheCompare", **{**inputs, **changes})
+def test_what_it_cannot_compare_it_says(call, inputs, part, changes, sentence):
+    check_told(call("CacheCompare", **{**inputs, **changes}), sentence, part)
 
 
-def test_a_model_without_dual_cache_is_refused(call, inputs):
-    with pytest.raises(ValueError, match="needs a model that Dual Cache has patched"):
-        call("CacheCompare", **{**inputs, "model": call("DualCacheDemoModel")[0]})
+def check_told(output, sentence, part):
+    """The node shows a sentence, and gives outputs that nodes after it can use."""
+    sheet, data, report = output.result
+    (told,) = output.ui["text"]
+    assert sentence in told and told.endswith(".") and json.loads(data)["message"] == told
+    assert sheet.ndim == 4 and sheet.std() > 0.01 and "dual_cache_compare" not in output.ui
+    assert part("cache_core.report.run_report").Report.from_json(report.to_json()).records == report.records
+
+
+def test_a_model_without_dual_cache_is_told(call, inputs, part):
+    """As when that node is bypassed."""
+    bare = {**inputs, "model": call("DualCacheDemoModel")[0]}
+    check_told(call("CacheCompare", **bare), "needs a model that Dual Cache has patched", part)
+
+
+def test_a_decoder_that_fails_loses_no_run(call, inputs, part):
+    """The report of the cached run still goes out; an interrupt still interrupts."""
+    import comfy.model_management as management
+
+    class Broken:
+        error: Exception = RuntimeError("the decoder is broken")
+
+        def decode(self, samples):
+            raise self.error
+
+    output = call("CacheCompare", **{**inputs, "vae": Broken()})
+    check_told(output, "the decoder is broken", part)
+    assert len(output.result[2].records) == STEPS
+    Broken.error = management.InterruptProcessingException()
+    with pytest.raises(management.InterruptProcessingException):
+        call("CacheCompare", **{**inputs, "vae": Broken()})

@@ -6,32 +6,17 @@ moving one breaks workflows."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
 from tools.litegraph import inputs_of
+from tools.node_snapshot import NODES as SNAPSHOT
+from tools.node_snapshot import contract
 
 ROOT = Path(__file__).resolve().parents[2]
-SNAPSHOT = ROOT / "tests" / "fixtures" / "nodes.json"
-COMFYUI_LISTS = ("sampler_name", "scheduler", "name")  # their options are ComfyUI's, and the files there are
-
-
-def contract(info: dict) -> dict:
-    inputs = []
-    for name, (kind, options) in inputs_of(info).items():
-        row = {"name": name, "type": kind}
-        if options["optional"]:
-            row["optional"] = True
-        row |= {key: options[key] for key in ("default", "options") if key in options}
-        if name in COMFYUI_LISTS:
-            row.pop("options", None)
-        inputs.append(row)
-    return {
-        "inputs": inputs,
-        "outputs": [{"name": n, "type": t} for n, t in zip(info["output_name"], info["output"], strict=True)],
-    }
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +33,7 @@ def test_nodes_keep_their_contract(infos):
     snapshot = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     changed = {name: contract(info) for name, info in infos.items() if contract(info) != snapshot.get(name)}
     assert not changed, (
-        f"If old workflows still load and this is meant, write it into {SNAPSHOT.name}: "
+        "If old workflows still load and this is meant, run `python -m tools.regenerate snapshots FOLDER`: "
         f"{json.dumps(changed, indent=1)}"
     )
 
@@ -83,3 +68,40 @@ def test_english_locale_repeats_the_schema(infos):
             if there != text:
                 wrong.append(f"{name}.{'.'.join(path)}: {there or 'missing'!r} should be {text!r}")
     assert not wrong, "\n".join(wrong)
+
+
+ESSENTIAL = {
+    "CacheScheduleBuilder": [],
+    "DualCache": ["model"],
+    "FeatureForecast": ["model"],
+    "VCacheAttentionPatch": ["model"],
+    "DualCacheSampler": ["model", "positive", "negative", "latent_image"],
+    "CacheReport": [],
+    "CacheCompare": [],
+    "DualCacheProfileModel": ["model"],
+    "DualCacheProfilePrompts": ["model", "clip", "latent_image"],
+    "LoadCacheProfile": ["name"],
+    "PlanCache": ["profile"],
+    "ERTACachePlan": ["profile"],
+    "DualCacheDemoModel": [],
+    "DualCacheDemoCaption": ["caption"],
+    "DualCacheDemoClip": [],
+    "DualCacheRecord": ["model"],
+    "DualCacheFitPlan": ["model"],
+    "DualCacheUseLearnedPlan": ["model"],
+    "DualCacheLearnedSampler": [],
+}
+
+
+def test_only_what_a_node_cannot_do_without_is_required(infos):
+    """Callers of the API may leave everything else out."""
+    assert {name: list(info["input"].get("required", {})) for name, info in infos.items()} == ESSENTIAL
+
+
+def test_what_is_left_out_has_the_default_of_its_widget(infos, part):
+    for node in part("nodes").NODES:
+        name = node.GET_SCHEMA().node_id
+        known = inspect.signature(node.execute).parameters
+        for key, (_, options) in inputs_of(infos[name]).items():
+            if options["optional"]:
+                assert known[key].default == options.get("default"), f"{key} of {name}"

@@ -9,9 +9,17 @@ import torch
 from tests.comfy import tiny_families as tiny
 
 NAMES = tiny.present()
-ROUGH = {"wan humo": 1.35, "ltx 2 without sound": 1.35, "sd 3.5": 1.15}
-"""Models with modules, or a stream of the last block, that do not run in these calls: the estimate is larger,
-by at most so much."""
+ROUGH = {
+    "wan humo": 1.35,
+    "ltx 2 without sound": 1.35,
+    "sd 3.5": 1.15,
+    "hidream i1": 1.15,
+    "auraflow": 1.15,
+    "boogu": 1.15,
+}
+"""Models with modules, or a stream of the last block, that do not run in these calls: or of which few rows
+are refreshed at
+this size: the estimate is larger, by at most so much."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,9 +86,9 @@ def test_the_estimate_is_told_before_the_model_is_loaded(
 
 def budgeted(part, model, gb):
     """The patched model with another memory setting."""
-    host = part("nodes.comfy.patching")
-    request = host.request_of(model)
-    return host.patch(model, host.KEY, host.CacheRequest(request.settings, memory=gb))
+    requests = part("nodes.comfy.requests")
+    request = requests.CacheRequest(requests.request_of(model).settings, memory=gb)
+    return part("nodes.comfy.patching").patch(model, requests.KEY, request)
 
 
 def test_a_budget_in_gb_lowers_the_level_and_says_so(flux, cached, sample, report_of, part):

@@ -81,7 +81,11 @@ def test_runs_are_those_of_plain_sampling(record, part, folder, flux, condition,
     """The same prompt and seed by KSampler and Profile Model tell the same."""
     profile, _ = record(["a cat"], seed=7)
     host, files = part("nodes.comfy.patching"), part("nodes.comfy.profile_files")
-    model = host.patch(flux, host.KEY, host.ProfileRequest(files.Recording(folder / "other.safetensors")))
+    model = host.patch(
+        flux,
+        host.KEY,
+        part("nodes.comfy.requests").ProfileRequest(files.Recording(folder / "other.safetensors")),
+    )
     seed = 7 + int(hashlib.sha256(b"a cat").hexdigest()[:8], 16)
     positive = condition(int(hashlib.sha256(b"a cat").hexdigest()[:6], 16))
     assert torch.equal(

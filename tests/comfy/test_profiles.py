@@ -1,6 +1,9 @@
 """Profiles inside ComfyUI: runs are recorded without a change, other runs are refused, and a plan takes its
 forecast along."""
 
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -31,12 +34,25 @@ def call(part):
     return run
 
 
+@pytest.fixture(scope="module")
+def recording(build_flux, call, sample, tmp_path_factory):
+    """The file of a profile of three runs of a tiny FLUX, recorded once."""
+    import folder_paths
+
+    flux, path = build_flux(), tmp_path_factory.mktemp("recording")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(folder_paths.folder_names_and_paths, "cache_profiles", ([str(path)], set()))
+        (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
+        for seed in range(3):
+            assert torch.equal(sample(model, steps=STEPS, seed=seed), sample(flux, steps=STEPS, seed=seed))
+    (file,) = path.iterdir()
+    return file
+
+
 @pytest.fixture
-def recorded(flux, folder, call, sample):
-    """A profile of three runs of a tiny FLUX."""
-    (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
-    for seed in range(3):
-        assert torch.equal(sample(model, steps=STEPS, seed=seed), sample(flux, steps=STEPS, seed=seed))
+def recorded(recording, folder, call):
+    """That profile, in the folder of the test."""
+    shutil.copy(recording, folder)
     return call("LoadCacheProfile", name="tiny.profile.safetensors")[0]
 
 
@@ -88,8 +104,8 @@ def test_a_plan_at_another_step_count_says_so_and_falls_back(recorded, flux, sam
     )
     sample(model, steps=9)
     assert (
-        "The forecast was solved for 12 steps; at 9 a linear one stands in for it."
-        in report_of(model).messages
+        "The forecast was solved for 12 steps, and this run has 9; using a linear forecast instead. "
+        "Make a plan for 9 steps." in report_of(model).messages
     )
 
 
@@ -325,7 +341,7 @@ def test_a_plan_at_other_noise_levels_says_so_and_falls_back(recorded, flux, sam
     )
     sample(model, steps=STEPS, scheduler="karras")
     assert any(
-        m.startswith("The forecast was solved for other noise levels; a linear one stands in")
+        m.startswith("The forecast was solved for other noise levels; using a linear forecast")
         for m in report_of(model).messages
     )
 
@@ -339,7 +355,7 @@ def test_a_model_keeps_its_profile_whatever_is_patched_into_it(
     recorded, flux, cached, sample, report_of, part
 ):
     """ComfyUI leaves a LoRA in the weights after a run, and compiled blocks in their places."""
-    name_of, known = part("nodes.comfy.patching").name_of, recorded.identity["model"]
+    name_of, known = part("nodes.comfy.identity").name_of, recorded.identity["model"]
     weights = {
         f"diffusion_model.{n}": w
         for n, w in flux.get_model_object("diffusion_model").named_parameters()
@@ -364,3 +380,117 @@ def test_a_model_keeps_its_profile_whatever_is_patched_into_it(
         if model is planned:
             said.append(report_of(model).messages[0])
     assert said == ["Planned from tiny.profile.safetensors."] * 2
+
+
+ADD = """
+import importlib, sys, types
+from pathlib import Path
+
+import torch
+
+root = Path(sys.argv[1])
+for name in ("pack", "pack.nodes", "pack.nodes.comfy"):  # without their __init__, which load the nodes
+    sys.modules[name] = made = types.ModuleType(name)
+    made.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
+files = importlib.import_module("pack.nodes.comfy.profile_files")
+profile = importlib.import_module("pack.cache_core.calibration.profile").Profile
+
+
+class Recorded:
+    def profile(self, levels, identity, prompt):
+        return profile(torch.eye(3, dtype=torch.float64)[None], tuple(levels), identity)
+
+
+for _ in range(8):
+    said = files.Recording(Path(sys.argv[2])).keep(Recorded(), [1.0, 0.7, 0.4, 0.0], {"model": "x"})
+    assert "now holds" in said, said
+"""
+
+
+def test_two_servers_that_record_into_one_profile_lose_no_run(part, tmp_path):
+    """Each of three processes adds eight runs at once."""
+    root, path = part("nodes.comfy.profile_files").OWN_PROFILES.parents[1], tmp_path / "x.safetensors"
+    running = [subprocess.Popen([sys.executable, "-c", ADD, str(root), str(path)]) for _ in range(3)]
+    assert [process.wait(120) for process in running] == [0, 0, 0]
+    assert len(part("cache_core.calibration.profile").Profile.load(path).grams) == 24
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_process_that_ended_while_it_wrote_locks_nothing(part, tmp_path):
+    lock, path = part("nodes.comfy.file_lock"), tmp_path / "x.safetensors"
+    (tmp_path / "x.safetensors.lock").touch()  # as a crash leaves it
+    with (
+        lock.locked(path, patience=0.0),
+        pytest.raises(OSError, match="another process has been writing to x.safetensors"),
+        lock.locked(path, patience=0.0),
+    ):
+        raise AssertionError("the lock was given twice")
+    assert not list(tmp_path.iterdir())
+
+
+# --- guidance that another node changes ---------------------------------------------------------------
+
+
+def cfg_override(model):
+    """As ComfyUI's CFG Override sets guidance 4 for all steps."""
+    from comfy.patcher_extension import WrappersMP
+
+    def wrapper(executor, *args, **kwargs):
+        guider, saved = executor.class_obj, executor.class_obj.cfg
+        guider.cfg = 4.0
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            guider.cfg = saved
+
+    model.add_wrapper(WrappersMP.PREDICT_NOISE, wrapper)
+
+
+OVERRIDES = {
+    "CFG Override": cfg_override,
+    "pre-CFG function": lambda m: m.set_model_sampler_pre_cfg_function(
+        lambda args: args["conds_out"], disable_cfg1_optimization=True
+    ),
+    "post-CFG function": lambda m: m.set_model_sampler_post_cfg_function(lambda args: args["denoised"]),
+    "CFG function": lambda m: m.set_model_sampler_cfg_function(lambda args: args["cond"] * 4),
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_a_profile_is_refused_where_another_node_may_change_guidance(
+    recorded, flux, cached, sample, report_of, ran, name
+):
+    model, balanced = cached(flux, preset="planned"), cached(flux, preset="balanced")
+    sample(model, steps=STEPS)
+    assert any(m.startswith("Planned from tiny") for m in report_of(model).messages)
+    for patched in (model, balanced):
+        OVERRIDES[name](patched)
+        sample(patched, steps=STEPS)
+    assert any("the guidance that acts cannot be known" in m for m in report_of(model).messages)
+    assert not any(m.startswith("Planned") for m in report_of(model).messages)
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_a_run_whose_guidance_another_node_may_change_is_not_recorded(
+    recorded, flux, call, sample, report_of, folder, name
+):
+    before = (folder / "tiny.profile.safetensors").read_bytes()
+    (model,) = call("DualCacheProfileModel", model=flux, name="tiny")
+    OVERRIDES[name](model)
+    assert torch.isfinite(sample(model, steps=STEPS)).all()
+    assert (folder / "tiny.profile.safetensors").read_bytes() == before
+    assert any("was not added" in m and "cannot be known" in m for m in report_of(model).messages)
+
+
+def test_guidance_of_comfyuis_own_guiders(part, flux):
+    import comfy.samplers
+    from comfy_extras import nodes_custom_sampler as custom
+
+    acting, seen = part("nodes.comfy.guidance").acting_guidance, {}
+    for name in ("Guider_Basic", "Guider_DualCFG", "Guider_DualModel"):
+        if hasattr(custom, name):  # the last one is new
+            seen[name] = getattr(custom, name)(*[flux] * (1 + (name == "Guider_DualModel")))
+    seen["CFGGuider"] = comfy.samplers.CFGGuider(flux)
+    for name, guider in seen.items():
+        cfg, other = acting(guider)
+        assert cfg == 1.0 and bool(other) == (name == "Guider_DualCFG"), name

@@ -226,7 +226,7 @@ def test_a_batch_equals_its_images(flux, cached, condition, method, cfg):
 @pytest.fixture
 def controllers(part, monkeypatch):
     """Weak references to the controllers that runs make."""
-    host, made = part("nodes.comfy.patching"), []
+    host, made = part("nodes.comfy.sampling_run"), []
     real = host.Controller
 
     def make(*args, **kwargs):
@@ -242,7 +242,7 @@ def test_nothing_survives_a_run(flux, cached, sample, shims, controllers, part):
     options = {k: v for k, v in patched.model_options["transformer_options"].items() if k != "wrappers"}
     sample(patched, steps=6, cfg=3.0)
     (controller,) = controllers
-    assert not controller._branches and not controller._blocks and not shims(flux)
+    assert not controller._store and not controller._models and not shims(flux)
     assert {
         k: v for k, v in patched.model_options["transformer_options"].items() if k != "wrappers"
     } == options
@@ -295,7 +295,7 @@ def test_a_run_that_ends_early_leaves_nothing(
     finally:
         if handle:
             handle.remove()
-    assert not shims(flux) and all(not c._branches for c in controllers)
+    assert not shims(flux) and all(not c._store for c in controllers)
     assert 0 < len(report_of(patched).records) < 6
     assert torch.equal(sample(flux, steps=6, cfg=3.0), plain)
     assert torch.equal(sample(patched, steps=6, cfg=3.0), whole) and len(report_of(patched).records) == 6
@@ -349,7 +349,7 @@ def test_one_file_gives_one_result_in_comfyui_and_without_it(part, cached, tmp_p
     for name, p in net.named_parameters():
         p.data = torch.randn(p.shape, generator=g) * 0.08 + (1.0 if name.endswith("norm.scale") else 0.0)
     save_file(net.state_dict(), tmp_path / "tiny.safetensors")
-    model = part("nodes.comfy.patching").load_flux(tmp_path / "tiny.safetensors")
+    model = part("nodes.comfy.loading").load_flux(tmp_path / "tiny.safetensors")
     patched = cached(model, **METHODS[method])
     captions, sigmas = ["a large red heart center", ""], sampler.schedule_sigmas(6)
     conds = [
@@ -370,9 +370,9 @@ def test_one_file_gives_one_result_in_comfyui_and_without_it(part, cached, tmp_p
         disable_pbar=True,
         seed=0,
     )
-    settings = part("nodes.comfy.patching").request_of(patched).settings
+    settings = part("nodes.comfy.requests").request_of(patched).settings
     expected = sampler.sample(net, captions[:1], sigmas=sigmas, guidance=2.0, size=64, settings=settings)
     assert [r.actual for r in expected.report.records] == [
-        r.actual for r in part("nodes.comfy.patching").request_of(patched).box.report.records
+        r.actual for r in part("nodes.comfy.requests").request_of(patched).box.report.records
     ]
     assert close(model.model.process_latent_in(out), expected.latents)

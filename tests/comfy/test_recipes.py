@@ -97,7 +97,7 @@ def test_guidance_in_one_call_equals_two_at_every_level(
 def test_the_output_of_an_unknown_model_can_be_cached(
     flux, feature_forecast, sample, report_of, ran, schedule, part, monkeypatch
 ):
-    for module in ("nodes.comfy.patching", "cache_core.hooks.model_binding"):
+    for module in ("nodes.comfy.requests", "cache_core.hooks.model_binding"):
         monkeypatch.setattr(part(module), "find_family", lambda model: None)
     model, _ = feature_forecast(flux, forecast="linear", level="output", schedule=schedule("FFFAAFAAF"))
     sample(model, steps=STEPS, cfg=2.0)
@@ -136,7 +136,7 @@ def test_families_that_no_row_names_are_told(flux, feature_forecast, sample, rep
     model, _ = feature_forecast(flux, recipe=part("cache_core.recipes").to_json(data))
     sample(model, steps=4)
     assert report_of(model).messages == [
-        "The recipe has settings for families that this pack does not know, which play no part: Flux."
+        "Ignored the recipe's settings for model families that this pack does not have: Flux."
     ]
 
 
@@ -155,7 +155,7 @@ def test_a_chosen_forecast_wins_over_that_of_a_plan(flux, feature_forecast, samp
     """The plan's steps count in any case."""
     table = (
         part("cache_core.predictors.solved_weights")
-        .Table.of(STEPS, {t: {0: 1.0} for t in range(1, STEPS)})
+        .SolvedWeights.of(STEPS, {t: {0: 1.0} for t in range(1, STEPS)})
         .to_dict()
     )
     plan = part("cache_core.schedule.plan").CacheSchedule(

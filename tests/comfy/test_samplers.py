@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from cache_core.schedule.sampler_traits import breaks
+from cache_core.schedule.sampler_traits import adds_noise, breaks
 
 STEPS = 6
 NAMES = comfy.samplers.SAMPLER_NAMES
@@ -69,11 +69,12 @@ def test_cached_runs_are_finite_and_counted(watched, calls, cached, sample, repo
     report = report_of(patched)
     records, totals = report.records, report.totals()
     assert [r.sigma for r in records] == levels and totals["evaluations"] == len(levels) >= STEPS - 1
-    # The model ran once more, without its blocks, when the first full step was checked.
-    checked = 0 if breaks(name) else 1
-    assert totals["calls"] == sum(r.calls for r in records) == len(calls) - checked and all(
-        r.calls >= 1 for r in records
-    )
+    # The model ran once more, without its blocks, when the first full step was checked; not where aggressive
+    # steps put back the model's output, whose head does not run either.
+    ran = totals["full_calls"] if adds_noise(name) and not breaks(name) else totals["calls"]
+    checked = 0 if breaks(name) or adds_noise(name) else 1
+    assert totals["calls"] == sum(r.calls for r in records) and ran == len(calls) - checked
+    assert all(r.calls >= 1 for r in records)
     assert all(r.full_calls == (r.calls if r.actual == "F" else 0) for r in records)
     # Never more skipped than planned: a step runs as planned or in full, and what the plan does not cover
     # runs in full.
@@ -108,7 +109,7 @@ def test_cached_runs_are_finite_and_counted(watched, calls, cached, sample, repo
 def test_samplers_that_stray_further_are_told(model, cached, sample, report_of, name, said):
     for patched, told in ((cached(model, "FFCAFA"), bool(said)), (cached(model, preset="off"), False)):
         sample(patched, sampler=name, **OPTIONS)
-        assert [said in m for m in report_of(patched).messages] == [True] * told
+        assert any(said in m for m in report_of(patched).messages) == told
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "cfg_pp" in name and "euler" not in name])
@@ -147,7 +148,8 @@ def test_samplers_with_a_fixed_number_of_evaluations_run_the_whole_plan(
     sample(patched, sampler=name, **OPTIONS)
     report = report_of(patched)
     assert max(r.phase for r in report.records) + 1 == stages
-    assert ran(patched) == "".join(kind * stages for kind in "FFCAFA")[: len(report.records)]
+    plan = "FFAAFA" if adds_noise(name) else "FFCAFA"
+    assert ran(patched) == "".join(kind * stages for kind in plan)[: len(report.records)]
     assert STEPS * stages - stages < len(report.records) <= STEPS * stages
 
 
@@ -180,3 +182,20 @@ def test_every_scheduler_runs_the_plan(model, cached, sample, report_of, ran, sc
     report = report_of(patched)
     assert report.steps == len(report.records) and ran(patched) == report.schedule["kinds"]
     assert torch.equal(sample(cached(model, preset="off"), **options), sample(model, **options))
+
+
+@pytest.mark.parametrize(
+    "name", ["euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "lcm", "res_multistep_ancestral"]
+)
+def test_forecasts_of_the_data_follow_samplers_that_add_noise(name):
+    """The embedded model at 12 steps, half of them skipped; forecasts of features end below 26 dB."""
+    from stress import embedded
+
+    base = embedded.model()
+    plain = embedded.sample(base, sampler=name)
+    patched = embedded.cached(base)
+    out = embedded.sample(patched, sampler=name)
+    report = embedded.report_of(patched)
+    assert report.totals()["skipped"] == 6 and any("prediction of the data" in m for m in report.messages)
+    error = (out - plain).square().mean()
+    assert 10 * torch.log10((plain.max() - plain.min()) ** 2 / error) > 27

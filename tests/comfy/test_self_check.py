@@ -33,8 +33,8 @@ def reuse_buffers(part, monkeypatch):
     def change(net):
         for block in blocks_of(part, net):
             real, outs = block.module.forward, []
-            outputs = getattr(block.adapter, "outputs", None)
-            paths = set(outputs.values() if outputs else block.adapter.modules)
+            outputs = getattr(block.spec, "outputs", None)
+            paths = set(outputs.values() if outputs else block.spec.modules)
             for module in (m for path, m in block.module.named_modules() if path in paths):
                 module.register_forward_hook(lambda m, a, out, outs=outs: outs.append(out))
 
@@ -93,7 +93,7 @@ def test_parts_of_blocks_that_are_not_what_they_were(made, runs, part, reuse_buf
     report = cache.finish()
     assert "".join(r.actual for r in report.records) == ran
     assert report.messages == [
-        f"The blocks of {tiny.TINY[name].row} do not behave as this pack's table says, or another node "
+        f"The blocks of {tiny.TINY[name].row} do not behave as registered in this pack, or another node "
         "has changed "
         f"them; {s}."
         for s in instead
@@ -130,8 +130,8 @@ def test_the_sentence_names_the_family_and_the_version(
     report = report_of(patched)
     assert "".join(r.actual for r in report.records) == "FFFAFA" and not shims(flux)
     assert [m for m in report.messages if "do not behave" in m] == [
-        f"The blocks of FLUX do not behave in ComfyUI {comfyui_version.__version__} as this pack's table "
-        "says, or another node has changed "
+        f"The blocks of FLUX do not behave in ComfyUI {comfyui_version.__version__} as registered in "
+        "this pack, or another node has changed "
         "them; aggressive steps put back the model's output."
     ]
     assert (

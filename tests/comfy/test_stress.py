@@ -34,7 +34,15 @@ def test_a_case_of_the_stress_run_holds(case):
     assert row.ok, row.said
 
 
-@pytest.mark.parametrize("name", [name for name in others.CASES if name.startswith("torch.compile")])
+COMPILED = [name for name in others.CASES if name.startswith("torch.compile")]
+LONG = ("before", "in place")
+"""Ways to compile that only differ in when: `after` and `of every block` take the same paths."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.long] if n.endswith(LONG) else []) for n in COMPILED],
+)
 def test_a_compiled_model_is_cached(name, monkeypatch):
     """With a backend that only traces, which is quick; the stress run has inductor where it can."""
     monkeypatch.setattr(others, "BACKEND", "eager")

@@ -47,7 +47,7 @@ PAIR = Scene(
     "plain",
     "black",
 )
-TINY = Options(scenes=(SCENES[0], PAIR), steps=6, size=SIZE, batch=1)
+TINY = Options(scenes=(SCENES[0], PAIR), steps=12, size=SIZE, batch=1)
 
 
 @pytest.fixture(scope="module")
@@ -376,20 +376,20 @@ def clock(monkeypatch):
 def test_runs_of_the_demo(model, clock):
     runs = sample_all(model, TINY, quiet=True)
     fulls = [
-        len(demo_run.settings_of(p, 6).schedule_for(6).full_steps) for p in ("duca", "balanced", "planned")
+        len(demo_run.settings_of(p, 12).schedule_for(12).full_steps) for p in ("duca", "balanced", "planned")
     ]
     assert [r.name for r in runs[:4]] == ["uncached", "duca", "balanced", "planned"] and [
         r.full_calls for r in runs[1:4]
     ] == fulls
-    assert fulls[2] == 2 and runs[3].reports[0].predictor == "table"
+    assert fulls[2] == 4 and runs[3].reports[0].predictor == "table"
     assert [r.steps for r in runs[4:]] == list(dict.fromkeys(fulls))
     assert runs[4].name.startswith(f"{fulls[0]} plain steps (time of duca")
     assert all(r.latents.shape == (2, 16, 8, 8) and torch.isfinite(r.latents).all() for r in runs)
     plain = torch.cat(
-        [sample(model, [c], seeds=[i], steps=6, size=SIZE).latents for i, c in enumerate(TINY.captions)]
+        [sample(model, [c], seeds=[i], steps=12, size=SIZE).latents for i, c in enumerate(TINY.captions)]
     )
     assert torch.equal(runs[0].latents, plain)
-    assert runs[0].seconds == 12 and len(runs[1].reports) == 2
+    assert runs[0].seconds == 24 and len(runs[1].reports) == 2
 
 
 def test_presets_of_equal_time_share_their_rival(model, clock):

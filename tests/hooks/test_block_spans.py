@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cache_core.base.names import LEVELS
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.hooks import model_binding as models
 from cache_core.memory.budget import Budget
@@ -85,7 +85,7 @@ def stack(monkeypatch):
 
 
 def keeping(*blocks, steps=5, full=(2,)):
-    return Settings(
+    return CacheConfig(
         mask=Mask.of(steps, {"*": full, **{f"block.{i}": range(steps) for i in blocks}}, runs=True)
     )
 
@@ -115,7 +115,7 @@ def test_a_run_adds_what_it_added_on_the_last_full_step(stack, kept):
         really, out = evaluate(cache, stack, sigma, (x, None))
         assert really == kind and (kind == "F" or stack.ran == list(kept))
         assert torch.allclose(out, h.cumsum(-1), atol=1e-5)
-    (branch,) = cache._branches.values()
+    (branch,) = cache._store.values()
     assert {name: site.bytes for name, site in branch.sites.items()} == {
         ("block", i, "x"): x.numel() * 4 for i in deltas
     }
@@ -141,7 +141,7 @@ def test_a_model_that_reads_blocks_inside_a_run_is_found_and_runs_in_full(stack)
         torch.equal(out, stack(x, 0.5)) for _, out in outs
     )
     assert cache.finish().messages == [
-        "The blocks of Stack do not behave in Host 1 as this pack's table says, or another node has changed "
+        "The blocks of Stack do not behave in Host 1 as registered in this pack, or another node has changed "
         "them; conservative steps run in full."
     ]
     assert_untouched(stack)
@@ -192,7 +192,7 @@ def test_tokens_of_another_number_run_in_full(stack):
 @pytest.mark.parametrize("level", LEVELS)
 def test_flux_is_exact_at_the_same_input_whatever_the_level(model, level, predictor):
     cache = Controller(
-        Settings(mask=MASK, level=level, predictor=forecast({"name": predictor})), [0.5] * 7 + [0.0]
+        CacheConfig(mask=MASK, level=level, predictor=forecast({"name": predictor})), [0.5] * 7 + [0.0]
     )
     kinds, outs = follow(cache, model, [0.5] * 7)
     assert kinds == MASK.kinds == "FCFCCCC"
@@ -205,10 +205,10 @@ def test_flux_is_exact_at_the_same_input_whatever_the_level(model, level, predic
 
 
 def test_kept_are_the_deltas_of_full_steps_and_nothing_else(model):
-    cache = Controller(Settings(mask=MASK, predictor=forecast({"name": "linear"})), SIGMAS)
+    cache = Controller(CacheConfig(mask=MASK, predictor=forecast({"name": "linear"})), SIGMAS)
     for step, sigma in enumerate(SIGMAS[:-1]):
         step_of(cache, model, sigma)
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         assert set(branch.sites) == DELTAS and not branch.kept
         nodes = [0.0] if step < 2 else [2.0, 0.0]
         assert all(
@@ -223,7 +223,7 @@ def test_only_kept_blocks_run(model):
     handles = [
         m.register_forward_pre_hook(lambda *_, name=name: seen.append(name)) for name, m in inner.items()
     ]
-    cache = Controller(Settings(mask=MASK), SIGMAS)
+    cache = Controller(CacheConfig(mask=MASK), SIGMAS)
     try:
         for sigma, kind in zip(SIGMAS, MASK.kinds):
             seen.clear()
@@ -246,7 +246,7 @@ def test_only_kept_blocks_run(model):
 @pytest.mark.parametrize("predictor", ["reuse", "newton"])
 def test_memory_is_one_tensor_per_run_and_foreseen(model, sampled, predictor):
     report = run(
-        model, Settings(mask=MASK, predictor=forecast({"name": predictor})), steps=7, **sampled
+        model, CacheConfig(mask=MASK, predictor=forecast({"name": predictor})), steps=7, **sampled
     ).report
     assert report.estimated_bytes == report.peak_bytes > 0 and not report.messages
     size = CostModel(width=128, image_tokens=16, text_tokens=TOKENS, double=3, single=4)
@@ -259,7 +259,7 @@ def test_memory_is_one_tensor_per_run_and_foreseen(model, sampled, predictor):
 
 
 def test_guidance_in_one_call_and_pictures_in_one_batch_change_nothing(model):
-    settings, kw = Settings(mask=MASK), {"guidance": 2, "steps": 7}
+    settings, kw = CacheConfig(mask=MASK), {"guidance": 2, "steps": 7}
     one_call = run(model, settings, (RED, STAR), **kw)
     assert torch.allclose(
         one_call.latents, run(model, settings, (RED, STAR), split=True, **kw).latents, atol=1e-5, rtol=0
@@ -270,7 +270,7 @@ def test_guidance_in_one_call_and_pictures_in_one_batch_change_nothing(model):
 
 
 def test_deltas_that_do_not_fit_are_not_kept(model):
-    cache = Controller(Settings(mask=MASK), SIGMAS, budget=Budget(1000))
+    cache = Controller(CacheConfig(mask=MASK), SIGMAS, budget=Budget(1000))
     outs = []
     for sigma in SIGMAS[:-1]:
         cache.begin_evaluation(sigma)
@@ -285,7 +285,7 @@ def test_deltas_that_do_not_fit_are_not_kept(model):
 
 def test_a_mask_that_keeps_every_block_computes_them_all(model):
     every = [f"double.{i}" for i in range(3)] + [f"single.{i}" for i in range(4)]
-    result = run(model, Settings(mask=Mask.of(6, {name: range(6) for name in every}, runs=True)))
+    result = run(model, CacheConfig(mask=Mask.of(6, {name: range(6) for name in every}, runs=True)))
     assert torch.equal(result.latents, run(model).latents) and result.report.peak_bytes == 0
 
 
@@ -293,7 +293,7 @@ def test_a_mask_that_keeps_every_block_computes_them_all(model):
 @pytest.mark.parametrize("kept", ["double.0", "double.1", "single.0", "single.1"])
 def test_layouts_are_exact_at_the_same_input(toy, kept, writes):  # noqa: F811
     net, given = toy(writes), data()
-    cache = Controller(Settings(mask=Mask.of(5, {"*": [2], kept: range(5)}, runs=True)), [0.5] * 5 + [0.0])
+    cache = Controller(CacheConfig(mask=Mask.of(5, {"*": [2], kept: range(5)}, runs=True)), [0.5] * 5 + [0.0])
     exact = net(given[0].clone(), 0.5, given[1].clone())
     for kind in "FCFCC":
         really, out = evaluate(cache, net, 0.5, given)

@@ -8,6 +8,7 @@ import torch
 from cache_core.controller import Controller
 from cache_core.hooks import compilation as compiled
 from cache_core.hooks.compilation import Compilation
+from cache_core.models.families import blocks_of, find_family
 from cache_core.recipes import from_preset
 from cache_core.schedule.plan import explicit
 from tests.tiny_flux import inputs, plain, random_flux
@@ -54,7 +55,7 @@ def evaluations(settings, graphs=None, model=None):
             found.append(plain_of(called, model, sigma, data))
     assert "".join(r.actual for r in cache.book.records) == settings.schedule_for(6).kinds
     report = cache.finish()
-    assert [m for m in model.modules() if "forward" in m.__dict__] == []
+    assert [m for m in model.modules() if "forward" in m.__dict__ and not hasattr(m, "dynamo_ctx")] == []
     return found, report.messages
 
 
@@ -141,12 +142,21 @@ def test_where_memory_runs_out_the_run_goes_on_with_its_compiled_blocks(graphs):
         ({"backend": "eager", "options": {}, "mode": None, "fullgraph": False, "dynamic": None}, False),
     ],
 )
-def test_cuda_graphs_are_left_out(asked, graphed):
+def test_cuda_graphs_are_left_out(monkeypatch, asked, graphed):
+    given, real = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: given.append(how) or real(function, **how))
     made = compiled.compiler(asked, "dual_cache")
-    assert (made is None) == graphed
-    assert Compilation(made).said == (compiled.NO_GRAPHS if graphed else compiled.SAID)
+    assert compiled.uses_graphs(asked) == graphed
+    said = Compilation(made, graphs=graphed).said
+    if asked.get("backend") == "cudagraphs":
+        assert made is None and said == compiled.NO_GRAPHS
+        return
+    assert said == (compiled.WITHOUT_GRAPHS if graphed else compiled.SAID)
+    function = made(lambda x: x + 1)
+    assert not any(map(compiled.uses_graphs, given)) and given
+    assert given[0].get("backend") == asked.get("backend")
     if asked.get("backend") == "eager":
-        assert made(lambda x: x + 1)(torch.ones(1)) == 2
+        assert function(torch.ones(1)) == 2
 
 
 def test_settings_of_a_run_are_not_guarded(monkeypatch):
@@ -176,3 +186,49 @@ def test_what_others_compile_inside_a_block_stays_compiled(graphs):
         plain_of(called, model, 1.0, data)
     cache.finish()
     assert len(other.traced) == 1
+
+
+def compile_in_place(graphs, *lists):
+    """As older nodes do by object patches: each block is replaced by its compiled form."""
+    for blocks in lists:
+        for i, block in enumerate(blocks):
+            blocks[i] = graphs.compile(block)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_blocks_that_another_node_has_compiled_in_place_are_found_and_counted_once(graphs, name):
+    preset, plan = LEVELS[name]
+    settings, model = from_preset(preset, explicit(plan, 0.3)), random_flux()
+    family = find_family(model)
+    before, ran = blocks_of(model, family), [0]
+    for block in before:
+        block.module.register_forward_pre_hook(lambda *_: ran.__setitem__(0, ran[0] + 1))
+    wanted, said = evaluations(settings, model=model)
+    calls, ran[0] = ran[0], 0
+    compile_in_place(graphs, model.double_blocks, model.single_blocks)
+    assert blocks_of(model, family) == before
+    found, told = evaluations(settings, model=model)
+    assert ran[0] == calls
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert set(told) - set(said) == {compiled.SAID}
+    assert not any("cache_core" in files for files in graphs.traced)
+    assert bool(graphs.traced) == (name not in ("module", "rows"))
+
+
+def test_only_the_blocks_that_another_node_has_compiled_are_compiled(graphs):
+    model = random_flux()
+    compile_in_place(graphs, model.double_blocks)
+    evaluations(from_preset("balanced", explicit(PLAN)), model=model)
+    assert any("img_attn" in files for files in graphs.traced)
+    assert not any("linear1" in files for files in graphs.traced)
+
+
+def test_a_run_that_skips_nothing_leaves_blocks_compiled_in_place_alone(graphs):
+    model = random_flux()
+    wanted = evaluations(from_preset("off"), model=model)[0]
+    compile_in_place(graphs, model.double_blocks, model.single_blocks)
+    found, told = evaluations(from_preset("off"), model=model)
+    assert told == [] and graphs.traced
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -4,16 +4,19 @@ shims.
 The oracle computes every token of a conservative step and keeps the chosen rows; the pack computes the chosen
 rows alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as nnf
 
 from cache_core.base.coordinates import Node
 from cache_core.cache.feature_cache import Batch, Branch
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.hooks.call_context import Call
-from cache_core.hooks.flux_adapter import FluxDouble, FluxSingle
+from cache_core.hooks.flux_adapter import FluxDouble, FluxSingle, adapter_of
+from cache_core.models.families import blocks_of, find_family
 from cache_core.schedule.plan import explicit
 from cache_core.selectors.token_selection import Selector, count_rows, value_norm
 from tests.tiny_flux import evaluate, inputs, random_flux
@@ -147,6 +150,8 @@ class Tape:
     def __init__(self, model, data, settings, monkeypatch, per_sample=False):
         self.inputs, self.finals, self.masks, self.kinds, self.rows = [], [], [], [], []
         chosen = []
+        # Value norms choose block by block and sample by sample.
+        settings = replace(settings, selector=Selector("value_norm_high"))
 
         def choose(selector, k, *, n, device=None, **_):
             rows = torch.stack(
@@ -219,13 +224,13 @@ class Tape:
 def test_reuse_and_conservative_steps_are_an_in_place_scatter(
     model, data, monkeypatch, attention, ratio, per_sample
 ):
-    settings = Settings(schedule=explicit(PLAN, ratio), attention=attention)
+    settings = CacheConfig(schedule=explicit(PLAN, ratio), attention=attention)
     Tape(model, data, settings, monkeypatch, per_sample).check(model, attention == "live")
 
 
 @pytest.mark.parametrize("attention", ["frozen", "live"])
 def test_text_and_image_have_ratios_of_their_own(model, data, monkeypatch, attention):
-    settings = Settings(schedule=explicit(PLAN, 0.5), text_ratio=0.2, attention=attention)
+    settings = CacheConfig(schedule=explicit(PLAN, 0.5), text_ratio=0.2, attention=attention)
     tape = Tape(model, data, settings, monkeypatch)
     counts = {k: int(m.sum()) for k, m in tape.masks[1].items()}
     assert counts == {("double", "txt"): 1, ("double", "img"): 8, ("single", "txt"): 1, ("single", "img"): 8}
@@ -237,7 +242,7 @@ def test_text_and_image_have_ratios_of_their_own(model, data, monkeypatch, atten
     "settings", [{"text_ratio": 0.0}, {"ratio": 0.0, "text_ratio": 0.6}], ids=["image only", "text only"]
 )
 def test_a_stream_may_stay_as_it_is(model, data, monkeypatch, attention, settings):
-    settings = Settings(schedule=explicit(PLAN, 0.5), attention=attention, **settings)
+    settings = CacheConfig(schedule=explicit(PLAN, 0.5), attention=attention, **settings)
     tape = Tape(model, data, settings, monkeypatch)
     if settings.ratio == 0.0 and attention == "frozen":
         # Text reaches the image through attention alone, so the oracle's own check that rows matter looks at
@@ -258,7 +263,7 @@ def test_a_conservative_step_without_rows_replays_every_module(model, data, monk
     )
     handles = [model.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: ran.append(n)) for n in names]
     try:
-        tape = Tape(model, data, Settings(schedule=explicit("FCCCCCC", 0.0)), monkeypatch)
+        tape = Tape(model, data, CacheConfig(schedule=explicit("FCCCCCC", 0.0)), monkeypatch)
     finally:
         for handle in handles:
             handle.remove()
@@ -288,7 +293,7 @@ def test_only_the_chosen_rows_are_computed(model, data, monkeypatch):
 
     handles = [model.get_submodule(n).register_forward_pre_hook(note(n)) for n in places]
     try:
-        Tape(model, data, Settings(schedule=explicit("FCAFCCA", 0.3)), monkeypatch)
+        Tape(model, data, CacheConfig(schedule=explicit("FCAFCCA", 0.3)), monkeypatch)
     finally:
         for handle in handles:
             handle.remove()
@@ -309,7 +314,7 @@ def test_value_norms_are_those_of_the_full_step(model, data, monkeypatch):
 
     monkeypatch.setattr(Selector, "choose", spy)
     cache = Controller(
-        Settings(schedule=explicit("FC", 0.3), selector=Selector("value_norm_high")), [1.0, 0.5, 0.0]
+        CacheConfig(schedule=explicit("FC", 0.3), selector=Selector("value_norm_high")), [1.0, 0.5, 0.0]
     )
     qkv = {}
 
@@ -361,15 +366,17 @@ def test_what_couples_tokens_in_another_way_is_refused_in_words(model, why):
     alone."""
     extra, word = REFUSALS[why]
     branch = Branch()
-    call = Call("F", Batch([branch], Node(0.0, 1.0)), Settings(), 0, 1, 0.1, (GRID, GRID), modules=True)
+    call = Call("F", Batch([branch], Node(0.0, 1.0)), CacheConfig(), 0, 1, 0.1, (GRID, GRID), modules=True)
     g = torch.Generator().manual_seed(3)
     x = torch.randn(1, IMAGE + TEXT, 256, generator=g)
     seen = {}
-    for adapter, block in ((FluxDouble, model.double_blocks[0]), (FluxSingle, model.single_blocks[0])):
+    blocks = blocks_of(model, find_family(model))
+    for block in blocks:
         bound = {"vec": torch.randn(1, 256, generator=g), "pe": None, **extra}
-        bound.update({"x": x} if adapter is FluxSingle else {"img": x[:, TEXT:], "txt": x[:, :TEXT]})
-        adapter.record(lambda **kw: seen.update(kw), block, (adapter.__name__, 0), call, dict(bound))
+        bound.update({"x": x} if block.spec.fused else {"img": x[:, TEXT:], "txt": x[:, :TEXT]})
+        adapter_of(block.spec).record(lambda **kw: seen.update(kw), block, call, dict(bound))
         assert seen.keys() == bound.keys() and all(seen[k] is bound[k] for k in bound)
         assert word in branch.refusal and not branch.sites and not branch.kept
         branch.refusal = None
         seen.clear()
+    assert {adapter_of(block.spec) for block in blocks} == {FluxDouble, FluxSingle}

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from cache_core.base.names import LEVELS, NAMES
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.hooks import model_binding as models
-from cache_core.hooks.layout_wiring import LayoutWiring
+from cache_core.hooks.wiring import Wiring
 from cache_core.models.block_spec import Family, one
 from cache_core.schedule.plan import explicit
 from demo.flux import DoubleStreamBlock, SingleStreamBlock
@@ -130,7 +130,7 @@ def sampled(model, settings, sigmas=SIGMAS, given=None):
 
 def told(*instead):
     return (
-        "The blocks of Toy do not behave in Host 1.2 as this pack's table says, or another node has "
+        "The blocks of Toy do not behave in Host 1.2 as registered in this pack, or another node has "
         "changed them; "
         f"{' and '.join(instead)}."
     )
@@ -146,7 +146,7 @@ STILL = [0.9] * 6 + [
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kinds", ["FAFAFA", "FCFCFC", "FACFAC"])
 def test_blocks_as_the_table_says_pass_and_nothing_is_said(toy, level, kinds):
-    report, right = sampled(toy(), Settings(schedule=explicit(kinds, 0.5), level=level), STILL)
+    report, right = sampled(toy(), CacheConfig(schedule=explicit(kinds, 0.5), level=level), STILL)
     assert "".join(r.actual for r in report.records) == kinds and all(right) and not report.messages
 
 
@@ -164,7 +164,7 @@ def test_blocks_as_the_table_says_pass_and_nothing_is_said(toy, level, kinds):
     ids=lambda v: getattr(v, "__name__", None),
 )
 def test_blocks_of_another_make_give_way_to_a_coarser_level(toy, block, level, kinds, ran, sentences):
-    report, right = sampled(toy(block), Settings(schedule=explicit(kinds, 0.5), level=level), STILL)
+    report, right = sampled(toy(block), CacheConfig(schedule=explicit(kinds, 0.5), level=level), STILL)
     assert ("".join(r.actual for r in report.records), report.messages) == (
         ran,
         [told(s) for s in sentences],
@@ -176,20 +176,20 @@ def test_what_reads_blocks_behind_the_last_one_is_found(toy, level):
     """As in a model whose last layers take what the first block gave too."""
     model = toy()
     model.memory = True
-    report, right = sampled(model, Settings(schedule=explicit("FAFAFA"), level=level), STILL)
+    report, right = sampled(model, CacheConfig(schedule=explicit("FAFAFA"), level=level), STILL)
     sentences = [told(PUT["final"]), told(PUT["output"])] if level == "stack" else [told(PUT["output"])]
     assert report.messages == sentences and all(right)
     assert "".join(r.actual for r in report.records) == "FFFAFA"
 
 
 def test_blocks_that_the_table_does_not_name_behind_the_last_one_still_run(toy):
-    report, right = sampled(toy(Block, Block), Settings(schedule=explicit("FAFAFA")), STILL)
+    report, right = sampled(toy(Block, Block), CacheConfig(schedule=explicit("FAFAFA")), STILL)
     assert not report.messages and all(right)
 
 
 @pytest.mark.parametrize("level", [x for x in LEVELS if x != "output"])
 def test_a_block_that_returns_something_else_is_never_put_back_as_another(toy, level):
-    assert all(sampled(toy(Returns), Settings(schedule=explicit("FAFAFA"), level=level), STILL)[1])
+    assert all(sampled(toy(Returns), CacheConfig(schedule=explicit("FAFAFA"), level=level), STILL)[1])
 
 
 @pytest.mark.parametrize("level", ["block", "module"])
@@ -197,7 +197,7 @@ def test_a_block_that_another_pack_has_rewritten_is_found_among_the_others(toy, 
     model = toy()
     rewritten = WritesInput.forward if level == "block" else WritesOutputs.forward
     model.blocks[1].forward = rewritten.__get__(model.blocks[1])
-    cache = Controller(Settings(schedule=explicit("FAFA"), level=level), [0.9] * 4 + [0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FAFA"), level=level), [0.9] * 4 + [0.0])
     for _ in range(4):
         exact = model(data(), 0.9)
         cache.begin_evaluation(0.9)
@@ -223,9 +223,11 @@ def test_the_check_runs_once_and_costs_a_block_or_less(toy, level, kinds, calls,
     counted = []
     for check in (True, False):
         model = toy()
-        cache = Controller(Settings(schedule=explicit(kinds, 0.5), level=level), SIGMAS[: len(kinds)] + [0.0])
+        cache = Controller(
+            CacheConfig(schedule=explicit(kinds, 0.5), level=level), SIGMAS[: len(kinds)] + [0.0]
+        )
         if not check:
-            cache._skips = False
+            cache._active = False
         Linear.runs = 0
         for i in range(3):
             cache.begin_evaluation(SIGMAS[i])
@@ -239,8 +241,8 @@ def test_the_check_runs_once_and_costs_a_block_or_less(toy, level, kinds, calls,
 def test_code_that_fails_on_other_blocks_leaves_the_step_as_it_is(toy, monkeypatch):
     """As where a name has changed on which an adapter relies."""
     model = toy()
-    monkeypatch.setattr(LayoutWiring, "_leave", lambda *_: None.missing)
-    report, right = sampled(model, Settings(schedule=explicit("FAFA")), [0.9] * 4 + [0.0])
+    monkeypatch.setattr(Wiring, "_keep", lambda *_: None.missing)
+    report, right = sampled(model, CacheConfig(schedule=explicit("FAFA")), [0.9] * 4 + [0.0])
     assert report.messages == [told(PUT["output"])] and all(right)
     assert "".join(r.actual for r in report.records) == "FFFA"
 
@@ -254,7 +256,7 @@ def test_errors_of_the_model_itself_are_its_own(toy, error):
         raise error("of the model")
 
     handle = model.head.register_forward_pre_hook(failing)
-    cache = Controller(Settings(schedule=explicit("FAFA")), SIGMAS[:5])
+    cache = Controller(CacheConfig(schedule=explicit("FAFA")), SIGMAS[:5])
     cache.begin_evaluation(1.0)
     with pytest.raises(error, match="of the model"), cache.call(model, ["cond"]):
         model(data(), 1.0)
@@ -271,7 +273,7 @@ def test_random_numbers_are_drawn_as_without_the_check(toy):
     model, outs = Noisy().eval().requires_grad_(False), []
     for kinds in ("FFFA", "FFFF"):
         torch.manual_seed(3)
-        cache = Controller(Settings(schedule=explicit(kinds)), SIGMAS[:5])
+        cache = Controller(CacheConfig(schedule=explicit(kinds)), SIGMAS[:5])
         for sigma in SIGMAS[:3]:
             cache.begin_evaluation(sigma)
             with cache.call(model, ["cond"]):
@@ -282,7 +284,7 @@ def test_random_numbers_are_drawn_as_without_the_check(toy):
 
 def test_results_that_are_not_finite_are_no_fault_of_the_table(toy):
     report, _ = sampled(
-        toy(), Settings(schedule=explicit("FAC", 0.5)), [0.9] * 3 + [0.0], data() * float("inf")
+        toy(), CacheConfig(schedule=explicit("FAC", 0.5)), [0.9] * 3 + [0.0], data() * float("inf")
     )
     assert not report.messages
 
@@ -298,7 +300,9 @@ def test_results_that_are_not_finite_are_no_fault_of_the_table(toy):
 def test_blocks_are_looked_at_again_after_results_that_are_not_finite(toy, block, level, kinds, ran):
     model = toy(block)
     cache, levels = (
-        Controller(Settings(schedule=explicit(kinds, 0.5), level=level), [0.9] * 4 + [0.0], host="Host 1.2"),
+        Controller(
+            CacheConfig(schedule=explicit(kinds, 0.5), level=level), [0.9] * 4 + [0.0], host="Host 1.2"
+        ),
         [],
     )
     model.memory = block is Block
@@ -345,7 +349,8 @@ def test_flux_blocks_pass_in_every_precision(level, attention, dtype):
     model = random_flux().to(dtype)
     given = tuple(t.to(dtype) for t in inputs(model))
     cache = Controller(
-        Settings(schedule=explicit("FACF", 0.3), attention=attention, **FLUX_LEVELS[level]), [0.9] * 4 + [0.0]
+        CacheConfig(schedule=explicit("FACF", 0.3), attention=attention, **FLUX_LEVELS[level]),
+        [0.9] * 4 + [0.0],
     )
     kinds = [evaluate_flux(cache, model, 0.9, data=given)[0] for _ in range(4)]
     assert kinds == list("FACF") and not cache.finish().messages
@@ -362,7 +367,9 @@ def test_flux_blocks_of_another_make(level, kind):
                 block.out = block.linear2
                 del block.linear2
     given = inputs(model)
-    cache = Controller(Settings(schedule=explicit("FACFACFA", 0.3), **FLUX_LEVELS[level]), [0.9] * 8 + [0.0])
+    cache = Controller(
+        CacheConfig(schedule=explicit("FACFACFA", 0.3), **FLUX_LEVELS[level]), [0.9] * 8 + [0.0]
+    )
     exact = plain(model, 0.9, given)
     for _ in range(8):
         ran, out = evaluate_flux(cache, model, 0.9, data=given)

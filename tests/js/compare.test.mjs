@@ -49,7 +49,7 @@ test("it tells in words what is seen and what came out", () => {
   assert.match(spokenPlace(data, { ...choice, difference: true }), /75 per cent difference of cached on the right/);
   assert.equal(spelled(data), "uncached: 30 steps, 9.00 seconds. cached: 30 steps, 4.00 seconds, 41.3 decibels to uncached. "
     + "fewer steps: 13 steps, 4.00 seconds, equal to uncached.");
-  assert.equal(legend(data), "Brightest: a mean difference of 0.12, where 1 is black against white.");
+  assert.equal(legend(data), "The brightest colour is a mean difference of 0.12 (1 is black against white).");
   const finished = comparison({ ways: [way("uncached", null, null), way("cached", null, null, 30)] });
   assert.equal(spelled(finished), "cached: 30.0 decibels to uncached.");
   const broken = comparison({ ways: [way("uncached", null, null), way("cached", null, null)] });

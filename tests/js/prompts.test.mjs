@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { isReachable, keyOf, nodeAt, track } from "../../web/prompts.js";
+import { isReachable, keyOf, nodeAt, trackPrompts } from "../../web/prompts.js";
 
 /** A workflow with a node 5, and a node 7 in a subgraph that node 6 stands for. */
 function workflow(name) {
@@ -53,7 +53,7 @@ test("what a cleared graph leaves behind is no longer in reach", () => {
 test("an event finds what was noted when its prompt was queued, whatever is shown by then", async () => {
   const { app, api, second, show, answer } = open(), heard = [];
   let setting = "asked";
-  const noted = track(app, api, (node) => (node.id === 6 ? null : `${setting} ${node.name} ${node.id}`));
+  const noted = trackPrompts(app, api, (node) => (node.id === 6 ? null : `${setting} ${node.name} ${node.id}`));
   const queued = api.queuePrompt(0, { output: OUTPUT });
   setting = "later";
   show(second);
@@ -67,7 +67,7 @@ test("an event finds what was noted when its prompt was queued, whatever is show
 
 test("a prompt that was queued elsewhere is taken for one of the graph that is shown", () => {
   const { app, api } = open(), heard = [];
-  const noted = track(app, api, (node) => node.id);
+  const noted = trackPrompts(app, api, (node) => node.id);
   for (const sender of [{ node: "5" }, { node: "6:7", prompt_id: "unknown" }, { node: "9" }]) noted(sender, (found) => heard.push(found));
   assert.deepEqual(heard, [5, 7]);
 });
@@ -75,7 +75,7 @@ test("a prompt that was queued elsewhere is taken for one of the graph that is s
 test("a prompt that the server refuses is refused here too, and nothing waits for it", async () => {
   const { app, api } = open(), heard = [];
   api.queuePrompt = () => Promise.reject(new Error("no"));
-  const noted = track(app, api, (node) => node.id), queued = api.queuePrompt(0, { output: OUTPUT });
+  const noted = trackPrompts(app, api, (node) => node.id), queued = api.queuePrompt(0, { output: OUTPUT });
   noted({ node: "5", prompt_id: "other" }, (found) => heard.push(found));
   await assert.rejects(queued, /no/);
   assert.deepEqual(heard, [5]);

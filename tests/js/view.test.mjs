@@ -4,7 +4,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PRESETS } from "../../web/presets.js";
 import { buildSchedule, fromJson, presetSchedule, toJson } from "../../web/schedule.js";
-import { describe, edited, nextKind, planOf, size, spelled, viewOf } from "../../web/view.js";
+import { describe, nextKind, spelled } from "../../web/sentences.js";
+import { edited, planOf, viewOf } from "../../web/view.js";
+import { size } from "../../web/wording.js";
 
 const VALUES = {
   preset: "custom", steps: 8, interval: 4, pattern: "conservative, aggressive", ratio: 0.1, warmup: 1, tail: 0, start: 0, end: 1,
@@ -40,7 +42,7 @@ test("what cannot be planned says why and draws nothing", () => {
   assert.equal(view.editable, false);
 });
 
-test("memory and speed-up stand in the summary", () => {
+test("the summary has memory and speed-up", () => {
   const view = viewOf(sampler());
   assert.match(view.summary[1], /^Estimated 2\.\d times as fast on FLUX\.1-dev at 1024 × 1024, cache 162 MiB\.$/);
   assert.equal(viewOf(sampler({ forecast: "reuse" })).bytes * 6, view.bytes);
@@ -103,7 +105,7 @@ test("a run fills in, marks what changed and sums up", () => {
   assert.equal(view.mode, "ran");
   assert.match(view.summary.join(" "), /Ran 8 steps in 1\.5 s: 4 full, 4 aggressive\./);
   assert.match(view.summary.join(" "), /About 2 times as fast as full steps only, by measured step times\. Cached at most 2 KiB\./);
-  assert.match(view.summary.join(" "), /1 step did not run as planned\. Worst forecast error 0\.031, relative: 1 is as large as the feature itself\./);
+  assert.match(view.summary.join(" "), /1 step did not run as planned\. Worst forecast error 0\.031 \(1 is as large as the feature\)\./);
   assert.deepEqual(view.warnings, ["A message.", "Nothing was skipped: no."]);
   assert.deepEqual(view.bars.filter((bar) => bar.changed).map((bar) => [bar.planned, bar.actual]), [["A", "F"]]);
   assert.match(describe(view, 2), /^Step 3 of 8, full in place of aggressive: the sampler went back to a higher noise level.*90 ms\.$/);
@@ -161,20 +163,20 @@ test("a forecast that is far off is warned of", () => {
   const view = (error) => viewOf(builder({}, {
     run: { steps: 8, asked: "FCACFCAC", records: [..."FCACFCAC"].map((kind, step) => record(step, kind, { forecast_error: step === 4 ? error : null })),
       report: { wall_seconds: 1 }, text: "" },
-  })).warnings.some((line) => line.startsWith("A forecast was off"));
+  })).warnings.some((line) => line.startsWith("A forecast error was above 0.5."));
   assert.deepEqual([0.3, 0.6, 1.04].map(view), [false, true, true]);
 });
 
 test("a list of one's own says that it stands above the settings", () => {
-  const said = (values, rest) => viewOf(builder(values, rest)).warnings.filter((line) => line.startsWith("A list of your own"));
+  const said = (values, rest) => viewOf(builder(values, rest)).warnings.filter((line) => line.startsWith("The list in explicit is in use"));
   assert.deepEqual(said({}), []);
-  assert.deepEqual(said({ explicit: "FFAAFFAA" }), ["A list of your own is in use; preset and the settings below do not count until you clear it."]);
-  assert.match(said({ explicit: "FFCAFFCA" })[0], /settings below, but for ratio, do not count/);
-  assert.match(said({ explicit: toJson(presetSchedule("duca", 8)) })[0], /settings below do not count/);
+  assert.deepEqual(said({ explicit: "FFAAFFAA" }), ["The list in explicit is in use: preset and the settings below have no effect until you clear it."]);
+  assert.match(said({ explicit: "FFCAFFCA" })[0], /until you clear it; ratio still applies\.$/);
+  assert.match(said({ explicit: toJson(presetSchedule("duca", 8)) })[0], /until you clear it\.$/);
 });
 
-test("a plan that is made when it runs is drawn as what stands in for it", () => {
-  const said = (context) => viewOf(context).warnings.some((line) => line.startsWith("Drawn as balanced;"));
+test("the plot of a plan that is solved in the run shows the plan of balanced", () => {
+  const said = (context) => viewOf(context).warnings.some((line) => line.startsWith("The plot shows the plan of balanced;"));
   const planned = { preset: "planned" };
   assert.ok(said(sampler(planned)) && !said(sampler()));
   assert.equal(viewOf(sampler(planned)).plan.kinds, viewOf(sampler()).plan.kinds, "which is balanced");
@@ -218,7 +220,7 @@ test("an edit writes letters where the ratio is the node's, else JSON; both read
 test("steps are described in words", () => {
   const view = viewOf(builder());
   assert.match(describe(view, 0), /^Step 1 of 8, full: every block runs on every token\. The first step is always full/);
-  assert.match(describe(view, 1), /^Step 2 of 8, conservative: attention is kept from step 1, 10 % .* Click to make it aggressive\.$/);
+  assert.match(describe(view, 1), /^Step 2 of 8, conservative: attention is replayed from step 1, 10 % .* Click to make it aggressive\.$/);
   assert.match(describe(view, 6), /^Step 7 of 8, aggressive: the blocks are skipped, their result is rebuilt from step 5 and earlier\./);
   assert.equal(describe(view, 8), "");
   assert.match(spelled(view), /Steps 1 full, 2 conservative, 3 aggressive, 4 conservative, 5 full/);

@@ -1,5 +1,5 @@
-"""Blocks that the table describes by their layout: what other nodes do to them, blocks that write in place,
-what a model cannot have."""
+"""Blocks that the registry describes by a spec: what other nodes do to them, blocks that write in place, what
+a model cannot have."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from torch import nn
 
 from cache_core.base.errors import CacheMismatch
 from cache_core.base.names import LEVELS
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.hooks import model_binding as models
-from cache_core.models.block_spec import Aside, Family, one, two
+from cache_core.models.block_spec import Family, SideModule, one, two
 from cache_core.models.capabilities import abilities, fit
 from cache_core.models.families import unknown_families
 from cache_core.predictors.build import forecast
@@ -99,7 +99,7 @@ def row(writes=False, **changes):
             "module": __name__,
             "model": "Toy",
             "lists": lists,
-            "asides": (Aside("refiner"),),
+            "side_modules": (SideModule("refiner"),),
             **changes,
         }
     )
@@ -137,11 +137,11 @@ def evaluate(cache, model, sigma, given):
 def test_blocks_that_write_into_their_input_spoil_nothing(toy, level, writes):
     model, now, later = toy(writes), data(), data(1)
     kept = now[0].clone()
-    cache = Controller(Settings(schedule=explicit("FFAAC", 1.0), level=level), SIGMAS)
+    cache = Controller(CacheConfig(schedule=explicit("FFAAC", 1.0), level=level), SIGMAS)
     kinds, outs = zip(*(evaluate(cache, model, s, d) for s, d in zip(SIGMAS, (later, now, now, now, now))))
     assert "".join(kinds) == "FFAAC" and torch.equal(now[0], kept)
     exact = model(now[0], 0.9, now[1])
-    cache = Controller(Settings(schedule=explicit("FAA"), level=level), [0.9, 0.9, 0.9, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FAA"), level=level), [0.9, 0.9, 0.9, 0.0])
     assert all(torch.allclose(evaluate(cache, model, 0.9, now)[1], exact, atol=1e-5) for _ in range(3))
     assert torch.equal(outs[2], outs[3]) or level in ("stack", "block", "module")
     assert_untouched(model)
@@ -152,7 +152,7 @@ def test_blocks_that_write_into_their_input_spoil_nothing(toy, level, writes):
 @pytest.mark.parametrize("steps", [(3,), (0, 1, 2), (1, 2), (0, 1, 2, 3, 4)], ids=str)
 def test_a_block_that_another_node_holds_back_never_spoils_the_result(toy, level, held, steps):
     model, given = toy(), data()
-    cache = Controller(Settings(schedule=explicit("FFFAC", 0.5), level=level), SIGMAS)
+    cache = Controller(CacheConfig(schedule=explicit("FFFAC", 0.5), level=level), SIGMAS)
     for i, sigma in enumerate(SIGMAS[:-1]):
         model.held = (held,) if i in steps else ()
         kind, out = evaluate(cache, model, sigma, given)
@@ -177,7 +177,7 @@ def test_blocks_called_in_another_way_than_the_table_says_run_in_full(toy, level
             [real(block, x[0], sigma)] if isinstance(x, list) else real(block, x, sigma)
         )
     wrappers = [block.forward for block in model.singles]
-    cache = Controller(Settings(schedule=explicit("FFFAC", 0.5), level=level), SIGMAS)
+    cache = Controller(CacheConfig(schedule=explicit("FFFAC", 0.5), level=level), SIGMAS)
     for sigma in SIGMAS[:-1]:
         kind, out = evaluate(cache, model, sigma, given)
         exact = model(given[0], sigma, given[1])
@@ -191,7 +191,7 @@ def test_what_only_the_blocks_read_is_not_computed_where_they_are_skipped(toy, u
     handle = model.refiner[0].register_forward_pre_hook(lambda *_: seen.append(1))
     for level, count in (("final", 1), ("stack", 2), ("block", 2)):
         seen.clear()
-        cache = Controller(Settings(schedule=explicit("FA"), level=level), [0.9, 0.9, 0.0])
+        cache = Controller(CacheConfig(schedule=explicit("FA"), level=level), [0.9, 0.9, 0.0])
         outs = [evaluate(cache, model, 0.9, data())[1] for _ in range(2)]
         assert torch.allclose(*outs, atol=1e-5) and len(seen) == count
     handle.remove()
@@ -199,7 +199,7 @@ def test_what_only_the_blocks_read_is_not_computed_where_they_are_skipped(toy, u
 
 def test_a_refused_family_is_sampled_plainly(toy):
     model = toy(lists=(), refusal="it is Monday")
-    cache = Controller(Settings(schedule=explicit("FAC")), [1.0, 0.8, 0.5, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FAC")), [1.0, 0.8, 0.5, 0.0])
     assert [evaluate(cache, model, s, data())[0] for s in (1.0, 0.8, 0.5)] == ["F", "F", "F"]
     assert cache.finish().messages == ["Toy is sampled plainly: it is Monday."]
 
@@ -232,7 +232,7 @@ def test_a_level_that_a_model_lacks_gives_way_to_a_coarser_one_with_a_sentence(t
         ("singles", "single", one("x")),
     )
     model, given = toy(lists=lists), data()
-    cache = Controller(Settings(schedule=explicit("FA"), level=level), [0.9, 0.9, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FA"), level=level), [0.9, 0.9, 0.0])
     outs = [evaluate(cache, model, 0.9, given) for _ in range(2)]
     assert outs[1][0] == "A" and torch.allclose(outs[0][1], outs[1][1], atol=1e-5)
     told = {
@@ -254,7 +254,7 @@ def test_masks_compute_what_they_name_and_replay_the_rest(toy, writes, level, na
     """The oracle overwrites by hooks what every other module gives."""
     model, data_at, kept = toy(writes), [data(i) for i in range(3)], {}
     cache = Controller(
-        Settings(mask=Mask.of(3, {name: [1] for name in names}), level=level), [1.0, 0.8, 0.5, 0.0]
+        CacheConfig(mask=Mask.of(3, {name: [1] for name in names}), level=level), [1.0, 0.8, 0.5, 0.0]
     )
     outs = [evaluate(cache, model, s, d) for s, d in zip((1.0, 0.8, 0.5), data_at)]
     assert [kind for kind, _ in outs][:2] == ["F", "C"] and not cache.finish().messages
@@ -282,7 +282,7 @@ def test_masks_compute_what_they_name_and_replay_the_rest(toy, writes, level, na
 def test_a_mask_of_a_model_without_modules_says_only_that(toy):
     """And nothing of tokens, which a mask does not choose."""
     model = toy(lists=(("singles", "single", one("x")),))
-    settings = Settings(
+    settings = CacheConfig(
         mask=Mask.of(3, {"single.0": [1]}), selector=Selector("value_norm_high"), attention="live"
     )
     cache = Controller(settings, [1.0, 0.8, 0.5, 0.0])
@@ -295,13 +295,13 @@ def test_a_mask_of_a_model_without_modules_says_only_that(toy):
 def test_a_forecast_that_a_coarser_level_cannot_have_is_told(toy):
     model = toy(lists=(), output_only="of this")
     rule = forecast({"by": "token", "pool": [{"name": "linear"}, {"name": "reuse"}]})
-    cache = Controller(Settings(schedule=explicit("FFA"), predictor=rule), [1.0, 0.8, 0.5, 0.0])
+    cache = Controller(CacheConfig(schedule=explicit("FFA"), predictor=rule), [1.0, 0.8, 0.5, 0.0])
     assert [evaluate(cache, model, s, data())[0] for s in (1.0, 0.8, 0.5)] == ["F", "F", "A"]
     assert cache.finish().messages == [
         "Toy can be cached at its output only, because of this; aggressive steps put back the model's "
         "output.",
-        "The forecast 2 rules by token looks at the first blocks of a step, which is of no use here; "
-        "linear stands in.",
+        "The forecast 2 rules by token needs the first blocks of a step, which do not run at this level; "
+        "data prediction, linear is used instead.",
     ]
 
 
@@ -311,11 +311,11 @@ def test_a_forecast_that_a_coarser_level_cannot_have_is_told(toy):
 )
 def test_families_that_are_in_no_row_are_told(names, told):
     sentence = unknown_families(names)
-    assert sentence is None if told is None else sentence.endswith(f"which play no part: {told}")
+    assert sentence is None if told is None else sentence.endswith(f"does not have: {told}")
 
 
 def test_blocks_that_are_not_where_the_table_says():
-    settings, said = fit(Settings(level="module"), row(), [], "Toy", False)
+    settings, said = fit(CacheConfig(level="module"), row(), [], "Toy", False)
     assert settings.level == "output" and said == [
         "The blocks of Toy are not where this pack knows them to be; aggressive steps put back the "
         "model's output."

@@ -9,7 +9,7 @@ from torch import nn
 
 from cache_core.base.errors import CacheMismatch
 from cache_core.base.names import OUTPUT
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
 from cache_core.predictors.build import forecast
 from cache_core.schedule.plan import explicit
@@ -110,7 +110,7 @@ def test_aggressive_steps_run_the_blocks_before_the_stack_and_those_of_the_probe
     deep, level, first, name, blocks, kinds
 ):
     model, sigmas = deep, schedule_sigmas(6)
-    method = Settings(
+    method = CacheConfig(
         schedule=explicit(kinds, 0.0), predictor=forecast(FORECASTS[name]), level=level, first=first
     )
     per_step = blocks_that_run(model, Controller(method, sigmas), sigmas[:-1])
@@ -119,7 +119,7 @@ def test_aggressive_steps_run_the_blocks_before_the_stack_and_those_of_the_probe
 
 @pytest.mark.parametrize(("blocks", "first"), [(2, 0), (3, 0), (64, 0), (1, 99), (2, 99)])
 def test_a_probe_leaves_at_least_one_block_to_skip(model, blocks, first):
-    method = Settings(
+    method = CacheConfig(
         schedule=explicit("FFFACA"),
         predictor=forecast({"name": "probe_gain", "blocks": blocks}),
         level="stack",
@@ -191,7 +191,7 @@ def test_a_probe_that_this_step_does_not_show_is_not_taken_from_an_earlier_one(m
     """The first block is held back; newest snapshot and first rule are then all there is."""
     sigmas, outs = schedule_sigmas(6), []
     for f in (forecast(data), forecast(FORECASTS["reuse"])):
-        cache = Controller(Settings(schedule=explicit("FFFFAA"), predictor=f), sigmas)
+        cache = Controller(CacheConfig(schedule=explicit("FFFFAA"), predictor=f), sigmas)
         follow(cache, model, sigmas[:5])
         model.held = (0,)
         outs += [evaluate(cache, model, sigmas[5])]
@@ -209,7 +209,7 @@ def test_a_forecast_by_band_knows_the_text_tokens_at_every_level(model, level):
     cache = Controller(cached(level, "band", "FFFA"), sigmas)
     for sigma in sigmas[:-1]:
         evaluate(cache, model, sigma)
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         tokens = {s.text_tokens for name, s in branch.sites.items() if name != OUTPUT}
         assert tokens == ({0, 5} if level in ("block", "module") else {5} if level != "output" else set())
 

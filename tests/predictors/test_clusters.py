@@ -14,11 +14,11 @@ from cache_core.cache.feature_cache import Site
 from cache_core.calibration.planner import magnitude_ratios, plan, pooled, segment_costs, solved
 from cache_core.calibration.profile import Clusters, Profile
 from cache_core.calibration.recorder import Recorder
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.predictors.build import forecast
 from cache_core.predictors.extrapolation import predictor
 from cache_core.predictors.grouped import descriptors, k_means
-from cache_core.predictors.solved_weights import ChannelTable, Table
+from cache_core.predictors.solved_weights import ClusterWeights, SolvedWeights
 from cache_core.recipes import parts_of_plan
 from cache_core.schedule.plan import explicit
 from demo.sampler import schedule_sigmas
@@ -67,7 +67,7 @@ def profile(features):
 
 def recorded(model, captions, seeds, clusters=0, labels=None, **how):
     recorder = Recorder(clusters=clusters, labels=labels)
-    run(model, Settings(predictor=recorder), captions=captions, seeds=seeds, **how)
+    run(model, CacheConfig(observer=recorder), captions=captions, seeds=seeds, **how)
     return recorder.profile(schedule_sigmas(6))
 
 
@@ -169,9 +169,9 @@ def test_each_cluster_is_solved_as_if_it_were_alone(profile, features):
     full = (0, 2, 3, 6)
     made = solved(profile, full, clusters=True)
     rule = forecast(json.loads(made.schedule.forecast))
-    assert isinstance(rule, ChannelTable) and rule.labels == "0110201200" and made.table == {}
+    assert isinstance(rule, ClusterWeights) and rule.labels == "0110201200" and made.table == {}
     for k, table in enumerate(rule.tables):
-        assert table == Table.of(STEPS, {**_rows(solved(alone(profile, k), full))}, SIGMAS)
+        assert table == SolvedWeights.of(STEPS, {**_rows(solved(alone(profile, k), full))}, SIGMAS)
     unit = features / features.square().sum((2, 3)).mean(1).sqrt()[:, None, None, None]
     weights = [{t: dict(row) for t, row in table.rows} for table in rule.tables]
     end = 0
@@ -277,7 +277,7 @@ def test_weights_are_not_kept_on_the_device_of_a_run():
 def test_a_plan_by_cluster_samples_and_a_batch_equals_its_pictures(model):
     whole = recorded(model, (RED, BLUE), (0, 1), clusters=2, guidance=1)
     made = solved(whole, (0, 1, 3), clusters=True)
-    settings = Settings(method="plan", **parts_of_plan(made.schedule))
+    settings = CacheConfig(method="plan", **parts_of_plan(made.schedule))
     both = run(model, settings, captions=(RED, BLUE))
     assert (
         ran(both) == "FFAFAA" and both.report.messages == [] and both.report.predictor == "table by channel"
@@ -287,16 +287,18 @@ def test_a_plan_by_cluster_samples_and_a_batch_equals_its_pictures(model):
             run(model, settings, captions=(caption,), seeds=[i]).latents, both.latents[i : i + 1], atol=1e-4
         )
     scaled = run(model, settings, steps=9)
-    assert any("solved for 6 steps; at 9 a linear one stands in for it" in m for m in scaled.report.messages)
+    assert any(
+        "solved for 6 steps, and this run has 9; using a linear forecast" in m for m in scaled.report.messages
+    )
 
 
 def test_one_cluster_is_the_plain_table(model):
     whole = recorded(model, (RED,), (0,), clusters=1, guidance=1)
     outs = [
-        run(model, Settings(**parts_of_plan(solved(whole, (0, 1, 3), clusters=c).schedule))).latents
+        run(model, CacheConfig(**parts_of_plan(solved(whole, (0, 1, 3), clusters=c).schedule))).latents
         for c in (False, True)
     ]
-    reused = run(model, Settings(schedule=explicit("FFAFAA"))).latents
+    reused = run(model, CacheConfig(schedule=explicit("FFAFAA"))).latents
     assert torch.allclose(*outs, atol=1e-4) and not torch.allclose(outs[0], reused, atol=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against their definitions, LPIPS only where it is at hand, and one clear sentence for bad
+"""PSNR and SSIM against their definitions, LPIPS only where it is installed, and one clear sentence for bad
 pictures."""
 
 import math

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.recipes import from_preset, preset_names, recipe_of, settings_of
 from cache_core.report import run_metadata as module
-from cache_core.report.run_metadata import MOST_BYTES, keepsake
+from cache_core.report.run_metadata import MOST_BYTES, metadata_of_run
 from cache_core.report.run_report import Report, StepRecord
 from cache_core.schedule.masks import Mask
 from cache_core.schedule.plan import explicit
@@ -101,12 +101,12 @@ def test_a_familys_plan_takes_the_place_of_list_and_ratios():
 
 def test_the_recipe_of_a_mask_has_it():
     mask = Mask.of(4, {"double.0.attn": [0, 2]})
-    assert settings_of(recipe_of(Settings(mask=mask))).mask == mask
+    assert settings_of(recipe_of(CacheConfig(mask=mask))).mask == mask
 
 
 def test_records_come_in_columns_and_say_the_same():
     report = report_of(9, messages=["A sentence."])
-    kept = json.loads(json.dumps(keepsake(report, from_preset("balanced")), allow_nan=False))
+    kept = json.loads(json.dumps(metadata_of_run(report, from_preset("balanced")), allow_nan=False))
     assert (
         kept["records"]["actual"] == "FAAFAAFAA"
         and kept["records"]["calls"] == 2
@@ -126,20 +126,20 @@ def test_records_come_in_columns_and_say_the_same():
 def test_numbers_that_are_not_finite_stay_json():
     report = report_of(3)
     report.records[1].forecast_error = math.nan
-    json.dumps(keepsake(report, from_preset("off")), allow_nan=False)
+    json.dumps(metadata_of_run(report, from_preset("off")), allow_nan=False)
 
 
 @pytest.mark.parametrize("count", [30, 200, 10000])
 def test_it_stays_small_and_names_what_it_left_out(count):
-    kept = keepsake(report_of(count, messages=["x" * 5000] * 50), from_preset("balanced"))
+    kept = metadata_of_run(report_of(count, messages=["x" * 5000] * 50), from_preset("balanced"))
     assert len(json.dumps(kept)) <= MOST_BYTES and kept["totals"]["evaluations"] == count
     assert kept.get("left_out", []) == (["records"] if count > 200 else [])
-    assert len(json.dumps(keepsake(report_of(30), from_preset("balanced")))) < 4096
+    assert len(json.dumps(metadata_of_run(report_of(30), from_preset("balanced")))) < 4096
 
 
 def test_what_is_largest_goes_first(monkeypatch):
     monkeypatch.setattr(module, "MOST_BYTES", 1500)
-    kept = keepsake(report_of(60), from_preset("balanced"))
+    kept = metadata_of_run(report_of(60), from_preset("balanced"))
     assert (
         kept["left_out"][0] == "records"
         and kept["totals"]["evaluations"] == 60

@@ -227,7 +227,7 @@ def test_why_nothing_of_a_model_that_never_came_by():
     [
         ("plain", "Wan is sampled plainly: it keeps its prefix between calls in a cache of its own."),
         ("refused", "Conservative steps ran in full: an attention mask is in use."),
-        ("mismatch", "The last block did not run, so nothing was put back and this call ran in full."),
+        ("mismatch", "The last block did not run, so nothing was put back; this call runs in full."),
     ],
 )
 def test_why_nothing_quotes_the_message_that_says_more(reason, message):

@@ -2,12 +2,12 @@
 
 import pytest
 
-from cache_core.schedule.evaluation_counter import Clock
+from cache_core.schedule.evaluation_counter import EvaluationCounter
 from cache_core.schedule.sampler_traits import adds_noise, stages_of
 
 
 def places(stages, steps, evaluations):
-    clock = Clock(steps, stages)
+    clock = EvaluationCounter(steps, stages)
     ticks = [clock.tick(1.0) for _ in range(evaluations)]
     return [(t.step, t.phase) for t in ticks], [t.beyond for t in ticks]
 
@@ -31,7 +31,7 @@ def test_unknown_and_adaptive_samplers_have_one():
 
 
 def test_going_back_to_a_higher_level_is_told():
-    clock = Clock(4)
+    clock = EvaluationCounter(4)
     assert [clock.tick(s).rising for s in (1.0, 0.5, 0.6, 0.602, 0.3)] == [False, False, True, False, False]
 
 

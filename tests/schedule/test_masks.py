@@ -1,14 +1,16 @@
 """A mask computes what it names and nothing else, and every other module gives what it gave last."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
-from cache_core.config import Settings
+from cache_core.config import CacheConfig
 from cache_core.controller import Controller
-from cache_core.hooks.flux_adapter import FluxSingle
+from cache_core.hooks import model_binding
+from cache_core.models.families import find_family
 from cache_core.predictors.build import forecast
 from cache_core.recipes import from_json, settings_of, to_json
 from cache_core.schedule.cost import CostModel, estimated_speedup, peak_bytes
@@ -90,7 +92,7 @@ def moving(model, count, batch=2):
 
 
 def of_steps(mask, predictor="reuse", level="module"):
-    return Settings(mask=mask, level=level, predictor=forecast({"name": predictor}))
+    return CacheConfig(mask=mask, level=level, predictor=forecast({"name": predictor}))
 
 
 EACH = {
@@ -149,7 +151,7 @@ def test_history_holds_full_steps_only(model):
     cache = Controller(of_steps(MIXED, "linear"), SIGMAS)
     for i, sigma in enumerate(SIGMAS[:-1]):
         evaluate(cache, model, sigma)
-        (branch,) = cache._branches.values()
+        (branch,) = cache._store.values()
         since = [s for s in range(7) if "*" in MIXED.at(s) and s <= i][-1]
         fresh = {p for s in range(since + 1, i + 1) for p in computed(MIXED, s)}
         for (kind, j, site), held in branch.sites.items():
@@ -191,7 +193,7 @@ def test_names_that_the_model_lacks_are_said_and_play_no_part(model):
     result = run(model, of_steps(more), steps=7)
     said = [m for m in result.report.messages if "does not have" in m]
     assert said == [
-        "The mask names what this model does not have, which plays no part: block.1, double.0.norm, "
+        "Ignored mask entries that this model does not have: block.1, double.0.norm, "
         "double.2.attn and 1 more."
     ]
     assert torch.equal(result.latents, run(model, of_steps(MIXED), steps=7).latents)
@@ -241,7 +243,7 @@ def test_scaling_leaves_nothing_out_and_keeps_together_what_belongs_together(ste
 def test_a_run_of_other_steps_says_that_the_mask_was_scaled(model):
     result = run(model, of_steps(MIXED), steps=5)
     assert result.report.messages == [
-        "The mask was made for 7 steps; its refreshes stand at the same places of the 5."
+        "The mask was made for 7 steps and has been scaled to the 5 steps of this run."
     ]
     assert ran(result) == MIXED.scaled(5).kinds
 
@@ -388,7 +390,9 @@ def test_bytes_are_foreseen(model):
 
 
 def test_models_whose_modules_cannot_be_chosen_run_in_full(model, monkeypatch):
-    monkeypatch.delattr(FluxSingle, "parts")
+    family = find_family(model)
+    lists = tuple((path, kind, replace(spec, modules=(), rows={})) for path, kind, spec in family.lists)
+    monkeypatch.setattr(model_binding, "find_family", lambda net: replace(family, lists=lists))
     result = run(model, of_steps(MIXED), steps=7)
     assert ran(result) == "F" * 7 and torch.equal(result.latents, run(model, steps=7).latents)
     assert (

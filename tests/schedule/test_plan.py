@@ -9,8 +9,8 @@ import pickle
 import pytest
 
 from cache_core.base.limits import MAX_STEPS
+from cache_core.schedule.generators import GENERATORS
 from cache_core.schedule.plan import (
-    GENERATORS,
     CacheSchedule,
     dual,
     duca_dit,

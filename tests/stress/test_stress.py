@@ -18,7 +18,7 @@ SHORT = [
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in SHORT])
-def test_strangers_files_are_read_or_refused_in_a_sentence(case):
+def test_files_of_others_are_read_or_refused_in_a_sentence(case):
     row = case()
     assert row.ok, row.said
 
