@@ -7,6 +7,7 @@ samples a tiny model of every row. Rows of models that ComfyUI has had since the
 from __future__ import annotations
 
 from .block_spec import BlockSpec, Family, SideModule, one, two
+from .embedded_rows import EMBEDDED_ROWS
 from .read_rows import READ_ROWS
 
 _LDM = "comfy.ldm."
@@ -383,21 +384,6 @@ FAMILIES = (
         "HunYuanDiTPlain",
         output_only="it exchanges the halves of a batch on its way",
     ),
-    # Further embedded models.
-    Family(
-        "Wan (embedded)",
-        "demo.wan",
-        "WanModel",
-        (("blocks", "block", one("x", "self_attn", "cross_attn", rows="ffn")),),
-    ),
-    Family(
-        "Skip-DiT (embedded)",
-        "demo.skip",
-        "SkipFlux",
-        (
-            ("double_blocks", "double", two(("img", 0), ("txt", 1))),
-            ("single_blocks", "single", one("x", joined=("txt", "img"))),
-        ),
-    ),
+    *EMBEDDED_ROWS,
     *READ_ROWS,
 )
