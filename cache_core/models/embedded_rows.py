@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .block_spec import Family
+from .block_spec import Family, one, two
 
 EMBEDDED_ROWS = (
     Family(
