@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,41 +42,44 @@ def noise_for(seeds, size: int = SIZE) -> torch.Tensor:
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
+def conditioned(encode: Callable, captions, guidance: float) -> dict[str, tuple[torch.Tensor, ...]]:
+    """The model's inputs behind latent and time, by branch: captions under "cond" and, for a guidance other
+    than 1, empty captions under "uncond". encode: one caption to a tuple of tensors."""
+    branches = ["cond"] if guidance == 1 else ["uncond", "cond"]
+    texts = {"cond": captions, "uncond": [""] * len(captions)}
+    return {b: tuple(torch.stack(v) for v in zip(*(encode(c) for c in texts[b]))) for b in branches}
+
+
 @torch.no_grad()
-def sample(
+def denoise(
     model,
-    captions,
+    x: torch.Tensor,
+    inputs: dict[str, tuple[torch.Tensor, ...]],
+    sigmas,
     *,
-    steps: int = 30,
-    seeds=None,
     guidance: float = 2.0,
     sampler: str = "euler",
     settings: CacheConfig | None = None,
     split: bool = False,
-    size: int = SIZE,
-    sigmas=None,
     progress=None,
     budget: Budget | None = None,
+    time_scale: float = 1.0,
 ) -> Sampled:
-    """Samples one latent per caption.
+    """Samples latents from unit noise x [B,16,h,w] or [B,16,F,h,w].
 
-    guidance 1 runs the captions alone; above it the empty caption runs beside them, in the same call or, with
-    `split`, in a second one. seeds default to 0, 1, 2 ... `settings` turns caching on, within `budget`.
-    Raises ValueError for an unknown sampler."""
+    inputs: what `conditioned` gives; the first tensor of a branch is its text [B,T,d].
+    Two branches run in one call or, with `split`, in two. `settings` turns caching on, within `budget`. The
+    model reads noise levels times `time_scale`. Raises ValueError for an unknown sampler."""
     if sampler not in STAGES:
         raise ValueError(f"sampler must be one of {', '.join(STAGES)}, not {sampler!r}.")
-    sigmas = sigmas or schedule_sigmas(steps)
-    x = noise_for(range(len(captions)) if seeds is None else seeds, size)
-    branches = ["cond"] if guidance == 1 else ["uncond", "cond"]
-    texts = {"cond": captions, "uncond": [""] * len(captions)}
-    encoded = {
-        b: tuple(torch.stack(v) for v in zip(*(encode_caption(c) for c in texts[b]))) for b in branches
-    }
+    device = next(model.parameters(), x).device
+    x, inputs = x.to(device), {b: tuple(t.to(device) for t in v) for b, v in inputs.items()}
+    branches = list(inputs)
     groups = [[b] for b in branches] if split else [branches]
     cache = Controller(settings, sigmas, STAGES[sampler], budget=budget) if settings else None
     if cache:
-        tokens, _ = encoded[branches[-1]]
-        cache.expect(model, [x.shape[1:]], tokens.shape[1], x.dtype, len(captions))
+        cache.expect(model, [x.shape[1:]], inputs["cond"][0].shape[1], x.dtype, len(x))
+    grid = (x.shape[-2] // 2, x.shape[-1] // 2)
     calls = 0
 
     def velocity(x, sigma):
@@ -84,13 +88,16 @@ def sample(
             cache.begin_evaluation(sigma)
         out = {}
         for group in groups:
-            tokens, pooled = (torch.cat([encoded[b][i] for b in group]) for i in range(2))
-            inputs = x.repeat(len(group), 1, 1, 1), torch.full((len(tokens),), sigma), tokens, pooled
-            run = partial(model, *inputs)
-            v = cache.guarded(run, model, group, (x.shape[2] // 2, x.shape[3] // 2)) if cache else run()
+            some = [torch.cat(v) for v in zip(*(inputs[b] for b in group))]
+            rows = x.repeat(len(group), *[1] * (x.ndim - 1))
+            times = torch.full((len(rows),), sigma * time_scale, device=device)
+            run = partial(model, rows, times, *some)
+            v = cache.guarded(run, model, group, grid) if cache else run()
             calls += 1
             out.update(zip(group, v.chunk(len(group))))
-        return out["cond"] if guidance == 1 else out["uncond"] + guidance * (out["cond"] - out["uncond"])
+        if "uncond" not in out:
+            return out["cond"]
+        return out["uncond"] + guidance * (out["cond"] - out["uncond"])
 
     steps_iter = list(zip(sigmas, sigmas[1:]))
     try:
@@ -102,3 +109,23 @@ def sample(
     finally:
         report = cache.finish() if cache else None
     return Sampled(x, calls, report)
+
+
+def sample(
+    model,
+    captions,
+    *,
+    steps: int = 30,
+    seeds=None,
+    guidance: float = 2.0,
+    size: int = SIZE,
+    sigmas=None,
+    **rest,
+) -> Sampled:
+    """Samples one latent per caption.
+
+    guidance 1 runs the captions alone; above it the empty caption runs beside them. seeds default to 0, 1, 2
+    ... `rest` goes to `denoise`: sampler, settings, split, progress, budget."""
+    x = noise_for(range(len(captions)) if seeds is None else seeds, size)
+    inputs = conditioned(encode_caption, captions, guidance)
+    return denoise(model, x, inputs, sigmas or schedule_sigmas(steps), guidance=guidance, **rest)

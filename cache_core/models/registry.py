@@ -7,6 +7,7 @@ samples a tiny model of every row. Rows of models that ComfyUI has had since the
 from __future__ import annotations
 
 from .block_spec import BlockSpec, Family, SideModule, one, two
+from .embedded_rows import EMBEDDED_ROWS
 from .read_rows import READ_ROWS
 
 _LDM = "comfy.ldm."
@@ -383,5 +384,6 @@ FAMILIES = (
         "HunYuanDiTPlain",
         output_only="it exchanges the halves of a batch on its way",
     ),
+    *EMBEDDED_ROWS,
     *READ_ROWS,
 )
