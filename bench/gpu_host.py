@@ -117,6 +117,10 @@ class Host:
             torch.cuda.empty_cache()
 
 
+OLDEST = (0, 4)
+"""Version of ComfyUI; older ones take no quantised weights and build every FLUX in one size."""
+
+
 def start(options: argparse.Namespace) -> Host:
     """Imports ComfyUI and the pack; options as `bench.gpu` reads them."""
     sys.dont_write_bytecode = True
@@ -132,7 +136,6 @@ def start(options: argparse.Namespace) -> Host:
         comfy_aimdo.control.init()
     cuda = torch.cuda.is_available() and not options.tiny
     sys.path.insert(0, str(options.comfy))
-    import comfy.options
     from comfy.cli_args import args
 
     args.cpu = not cuda
@@ -141,11 +144,15 @@ def start(options: argparse.Namespace) -> Host:
     if not cuda:
         torch.set_num_threads(1)
     import comfy.ldm.flux.math as flux_math
-    import comfy.quant_ops
-    import comfy.sample
+    import comfyui_version
 
-    if not hasattr(comfy.quant_ops, "ck"):  # without comfy_kitchen
-        comfy.quant_ops.ck = types.SimpleNamespace(
+    version = comfyui_version.__version__
+    if tuple(map(int, version.split(".")[:2])) < OLDEST:
+        raise SystemExit(f"bench.gpu needs ComfyUI {'.'.join(map(str, OLDEST))} or newer, not {version}.")
+    import comfy.quant_ops as quantised
+
+    if not hasattr(quantised, "ck"):  # without comfy_kitchen
+        quantised.ck = types.SimpleNamespace(
             apply_rope=flux_math._apply_rope, apply_rope1=flux_math._apply_rope1
         )
         notes["comfy_kitchen"] = "missing, so torch's own rotary embedding runs"

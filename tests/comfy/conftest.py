@@ -28,6 +28,18 @@ TEXT_WIDTH, POOLED_WIDTH = 48, 32
 EXTRAS = comfy_start.COMFYUI / "comfy_extras"
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves out tests that have no case in this ComfyUI version, whose lists of cases are empty."""
+    empty = [
+        item
+        for item in items
+        if any("empty parameter set" in str(m.kwargs.get("reason")) for m in item.iter_markers("skip"))
+    ]
+    if empty:
+        config.hook.pytest_deselected(items=empty)
+        items[:] = [item for item in items if item not in empty]
+
+
 @pytest.fixture(autouse=True)
 def _no_grad():
     with torch.no_grad():
