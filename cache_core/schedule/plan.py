@@ -37,7 +37,7 @@ class CacheSchedule:
     ratios: the fraction of tokens, 0..1, that a C step computes; one per step. F and A steps keep theirs too,
         so that a step that is
         later made a C step, by hand or by an indicator, has one.
-    parameters: the generator's settings as pairs, None for an explicit list. CacheConfig that do not produce
+    parameters: the generator's settings as pairs, None for an explicit list. Settings that do not produce
         exactly these kinds and ratios
         are dropped, so that a generated schedule with a step or ratio replaced is an explicit list.
 

@@ -16,7 +16,7 @@ from tests.browser.front_end import (
 )
 
 PANEL, STAGE = ".dual-cache-compare", ".dual-cache-stage"
-STEPS, RUN = 6, 120_000
+STEPS, RUN = 12, 120_000
 STATE = "() => document.querySelector('.dual-cache-compare')?.__dualCacheCompare"
 
 
@@ -38,8 +38,8 @@ def test_the_template_runs_and_compares(page, screens):
     )
     assert page.locator(f"{PANEL} tbody tr").count() == 3
     cells = page.locator(f"{PANEL} tbody tr").nth(2).locator("td").all_inner_texts()
-    assert cells[:3] == ["4", "4", "4"] and 10 < float(cells[4]) < 80
-    assert "uncached: 6 steps" in page.locator(f"{PANEL} [aria-live]").inner_text()
+    assert cells[:3] == ["6", "6", "6"] and 10 < float(cells[4]) < 80
+    assert "uncached: 12 steps" in page.locator(f"{PANEL} [aria-live]").inner_text()
     centre(page)
     page.screenshot(path=screens / f"compare-{page.renderer}.png")
     drag(page)

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from tests.browser.front_end import load, node, open_workflow, press_run, set_widget, state, template, wait
 
-SAMPLER, REPORT, STEPS, RUN = "DualCacheSampler", "pre[aria-label='Cache report']", 6, 120_000
+SAMPLER, REPORT, STEPS, RUN = "DualCacheSampler", "pre[aria-label='Cache report']", 12, 120_000
 seeds = count(1001)  # ComfyUI does not run again what it has just run
 
 
